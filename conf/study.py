@@ -1,0 +1,109 @@
+"""The Study: everything the sites of a federation agree on, as data.
+
+Hydra composes it once, where the study starts. From then on it is frozen, travels as one JSON string, and the SHA-256 of
+that JSON is its identity: what a person at a hospital approves is this hash, and nothing else is run under it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+SCHEMA = 1
+
+
+class Frozen(BaseModel):
+    """Settings that can't change once read, and that refuse a key they don't know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Privacy(Frozen):
+    """What a patient is promised. The unit is one patient with all images; adjacency is add or remove one patient.
+
+    `kind: none` promises nothing and runs the same loop with no clipping and no noise.
+    """
+
+    kind: Literal["patient", "none"] = "patient"
+    epsilon: Annotated[float, Field(gt=0)] = 8.0
+    delta: Annotated[float, Field(gt=0, lt=0.1)] = 1e-3
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # bound on one patient's gradient, L2 over all parameters
+
+
+class LocalTraining(Frozen):
+    """What a site does in one round."""
+
+    steps: Annotated[int, Field(ge=1)] = 1  # gradient steps per round
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0  # Poisson probability that a patient takes part in one step
+    views: Annotated[int, Field(ge=1)] = 4  # rows drawn from one patient in one step, inside the clipping
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Strategy(Frozen):
+    """How the coordinator makes one model of the sites' answers."""
+
+    name: Literal["fedavg", "fedprox", "fedadam", "fedmedian"] = "fedavg"
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.0  # fedprox: pull of the global model during local steps
+    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0  # fedadam: step along the averaged update
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # final model = exponential mean of the rounds' models; 0 = last
+    quorum: Annotated[int, Field(ge=1)] = 1  # a round with fewer usable answers keeps the old model
+    round_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+
+
+class Study(Frozen):
+    """One federated study: who may differ in nothing that stands here."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "rehearsal"
+    konsil_version: str
+    task: dict[str, JsonValue]  # {"name": folder of tasks/, ...its settings}
+    rounds: Annotated[int, Field(ge=1)]
+    sites: tuple[str, ...]  # hospitals asked to take part, by name
+    seed: Annotated[int, Field(ge=0)] = 0  # initial weights and sampling order; never the privacy noise
+    initial_model_sha256: str | None = None  # of the arrays that round 1 starts from, when they were pre-trained
+    privacy: Privacy = Privacy()
+    training: LocalTraining = LocalTraining()
+    strategy: Strategy = Strategy()
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        if len(set(self.sites)) != len(self.sites) or not self.sites:
+            raise ValueError(f"sites must name at least one hospital, each once, not {list(self.sites)}")
+        if self.strategy.quorum > len(self.sites):
+            raise ValueError(f"strategy.quorum is {self.strategy.quorum}, but only {len(self.sites)} sites take part")
+        return self
+
+    @property
+    def noise_steps(self) -> int:
+        """Noisy gradient releases of one site over the whole study."""
+        return self.rounds * self.training.steps
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no white space. Equal studies give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Study:
+        """Read a study strictly: unknown keys, wrong types and NaN are refused (`pydantic.ValidationError`)."""
+        return cls.model_validate_json(text, strict=False)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON, 64 hexadecimal digits: the study's identity."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def words(error: Any) -> str:
+    """A pydantic `ValidationError` as sentences: path, what is wrong, the value, what is allowed."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"]) or "study"
+        value = "" if item["type"] in ("missing", "extra_forbidden") else f" (got {item['input']!r})"
+        message = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
+        lines.append(f"{path}: {message}{value}")
+    return "\n".join(lines)
