@@ -144,8 +144,3 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
 
 def _unit_interval(patient: str) -> float:
     return int.from_bytes(hashlib.sha256(f"split/{patient}".encode()).digest()[:8], "big") / 2**64
-
-
-def scanner_text(scanner: Mapping[str, float | str]) -> str:
-    """`SIEMENS 1.5 T`, for tables and figures."""
-    return " ".join(filter(None, [str(scanner.get("manufacturer", "")), f"{scanner['field_strength_t']:g} T" if "field_strength_t" in scanner else ""]))

@@ -1,0 +1,121 @@
+"""The study record: one JSON file that says what was asked, who answered in each round, and what came of it.
+
+Every report reads this file and nothing else it would have to guess at. Its schema is versioned; fields are only added
+within a version. Numbers that belong to nobody in particular (Dice by arm and seed, timings) stand under `baselines`,
+`held_out` and `timings`; what concerns a hospital stands under its name in `sites`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from conf.study import Study
+
+SCHEMA = "konsil-record/1"
+Outcome = Literal["complete", "degraded", "failed"]
+Answer = Literal["used", "declined", "failed", "quarantined", "absent"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SiteRound(_Part):
+    """What one planned site did in one round. Every planned site has one; there are no silent losses."""
+
+    answer: Answer
+    reason: str = ""  # words, for every answer but "used"
+    epsilon: float | None = None  # total at this hospital's ledger after the round, as the hospital says; None: no privacy
+
+
+class Round(_Part):
+    """One round: who answered, how long it took, and the fingerprint of the model it ended with."""
+
+    round: int
+    sites: dict[str, SiteRound]
+    seconds: float
+    arrays_sha256: str
+
+
+class SiteRecord(_Part):
+    """One hospital. Case counts are None where the hospital is real: exact counts don't leave it."""
+
+    declared_size: int | None = None
+    cases_expected: int | None = None
+    cases_used: int | None = None
+    cases_refused: int | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    scanner: str = ""
+    dice: dict[str, float] = {}  # structure -> mean over the hospital's test patients, private federation, mean over seeds
+
+
+class Record(_Part):
+    """The whole study, as `record.json` holds it."""
+
+    schema_name: str = SCHEMA
+    verdict: Outcome = "failed"
+    reasons: list[str] = []  # why the verdict is not "complete"
+    name: str
+    study: dict[str, Any]
+    study_hash: str
+    versions: dict[str, str] = {}
+    seed: int = 0
+    seeds: list[int] = []
+    profile: str = ""  # small, standard, ...: figures of a small profile are shown as such
+    engine: str = ""
+    device: str = ""
+    rounds: list[Round] = []
+    sites: dict[str, SiteRecord] = {}
+    held_out: dict[str, Any] = {}
+    baselines: dict[str, Any] = {}
+    timings: dict[str, float] = {}
+    peak_memory_mb: float | None = None
+
+    @classmethod
+    def begin(cls, study: Study, **fields: Any) -> Record:
+        """A record of a study that has not run yet; its verdict is `failed` until rounds say otherwise."""
+        sites = {name: SiteRecord() for name in study.sites}
+        return cls(name=study.name, study=study.model_dump(mode="json"), study_hash=study.hash, seed=study.seed, sites=sites, **fields)
+
+    def judge(self) -> None:
+        """Set `verdict` and `reasons` from the rounds: complete only if every planned site was used in every round."""
+        planned = int(self.study["rounds"])
+        self.reasons = [
+            f"round {r.round}: {name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
+            for r in self.rounds
+            for name, site in r.sites.items()
+            if site.answer != "used"
+        ]
+        if len(self.rounds) < planned:
+            self.reasons.append(f"{len(self.rounds)} of {planned} rounds were run")
+        used = any(site.answer == "used" for r in self.rounds for site in r.sites.values())
+        if not used or len(self.rounds) < planned:
+            self.verdict = "failed"
+        else:
+            self.verdict = "degraded" if self.reasons else "complete"
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON, atomically. The key of the schema's name is `schema`."""
+        data = self.model_dump(mode="json")
+        text = json.dumps({"schema": data.pop("schema_name"), **data}, indent=1)
+        part = path.with_suffix(".part")
+        with open(part, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """Read a record. Raises `ValueError` for another schema."""
+        data = json.loads(path.read_text())
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"{path} has schema {data.get('schema')!r}; this konsil reads {SCHEMA!r}")
+        data["schema_name"] = data.pop("schema")
+        return cls.model_validate(data)
