@@ -35,8 +35,8 @@ class GeneratedHospitals(Frozen):
     patients: Annotated[int, Field(ge=2)]  # per hospital of relative size 1, training and test patients together
     first_seed: Annotated[int, Field(ge=0)] = 1_000_000  # patients of hospital i: first_seed + 10 000 i + 0, 1, 2, ...
     series: tuple[Literal["cine_ed", "cine_es", "lge"], ...]
-    oversampling: Annotated[int, Field(ge=1, le=4)] = 2  # in-plane sub-voxels of the drawn anatomy
-    subslices: Annotated[int, Field(ge=1, le=8)] = 3
+    oversampling: Annotated[int, Field(ge=1, le=4)]
+    subslices: Annotated[int, Field(ge=1, le=8)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     sites: dict[str, GeneratedHospital]
     held_out: dict[str, GeneratedHospital] = {}
@@ -78,11 +78,20 @@ class Pretraining(Frozen):
     subslices: Annotated[int, Field(ge=1, le=8)] = 2
 
 
+class Size(Frozen):
+    """How large the rehearsal is; the profile's name stands in the record, so that small figures are read as such."""
+
+    profile: str
+    patients: Annotated[int, Field(ge=2)]  # of a hospital of relative size 1
+    oversampling: Annotated[int, Field(ge=1, le=4)] = 2  # in-plane sub-voxels of the drawn anatomy
+    subslices: Annotated[int, Field(ge=1, le=8)] = 3
+
+
 class Simulation(Frozen):
     """One run of `konsil-simulate`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-    profile: str
+    size: Size
     runs_folder: str = "runs"
     seed: Annotated[int, Field(ge=0)] = 0
     repeats: Annotated[int, Field(ge=1)] = 1  # seeds: seed, seed + 1, ...

@@ -45,8 +45,11 @@ class GradientTask(Protocol):
     def trainable(self, model: torch.nn.Module) -> list[str]:
         """Names of the parameters that this task's settings let move."""
 
-    def score(self, model: torch.nn.Module, case: Case) -> dict[str, float]:
-        """Quality on one case, larger names first: `dice/<structure>`, ... NaN where it is undefined for this case."""
+    def score(self, model: torch.nn.Module, case: Case, *, full: bool = True) -> dict[str, float]:
+        """Quality on one case: `dice/<structure>`, ...; NaN where it is undefined for this case.
+
+        `full` adds what takes longer than the plain score (distances, volumes).
+        """
 
 
 def load(settings: Mapping[str, Any]) -> GradientTask:
