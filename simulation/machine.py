@@ -1,0 +1,106 @@
+"""What the rehearsal costs the machine: processes that share the work, memory of all of them, seconds by phase.
+
+Workers are forked from a clean server process that has imported torch once, with one thread each: two hospitals on two
+cores are faster than one hospital on two threads, and the numbers don't depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+import psutil
+
+T = TypeVar("T")
+
+
+class Immediately(Executor):
+    """An executor without workers: everything happens here, when it is submitted."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run the call and hand back a finished future."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def executor(workers: int | None) -> Executor:
+    """Worker processes; None: one per core; 0: no processes."""
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers == 0:
+        return Immediately()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["simulation.scoring", "simulation.hospital"])
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread)
+
+
+def one_thread() -> None:
+    """Give this process one computing thread: floating-point sums then don't depend on the machine's cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def unordered(pool: Executor, call: Callable[..., T], jobs: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+    """Results of `call(*job)` as they are ready. The first failure cancels what has not begun, and is raised."""
+    futures = [pool.submit(call, *job) for job in jobs]
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+class Meter:
+    """Seconds by phase, and the peak memory of this process and its children (proportional set size, MiB)."""
+
+    def __init__(self, *, interval_s: float = 0.5) -> None:
+        self.timings: dict[str, float] = {}
+        self.peak_memory_mb = 0.0
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Meter:
+        self._begin = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        self.timings["total"] = time.monotonic() - self._begin
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds of the `with` block to the phase."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begin
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self._look()
+
+    def _look(self) -> None:
+        me = psutil.Process()
+        total = 0
+        for process in [me, *me.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):  # a worker may have ended meanwhile
+                info = process.memory_full_info()
+                total += getattr(info, "pss", info.rss)  # shared pages count once; not every system knows them
+        self.peak_memory_mb = max(self.peak_memory_mb, total / 2**20)
