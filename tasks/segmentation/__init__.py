@@ -1,0 +1,22 @@
+"""Segmentation with a U-Net: cardiac structures in short-axis MR by default, any labelled structure in 2D or 3D by settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from conf.study import words
+from tasks.segmentation.settings import Settings
+from tasks.segmentation.task import SegmentationTask
+
+__all__ = ["SegmentationTask", "Settings", "build"]
+
+
+def build(settings: Mapping[str, Any]) -> SegmentationTask:
+    """The task with these settings. Raises `ValueError` saying which setting is wrong, its value and what is right."""
+    try:
+        return SegmentationTask(Settings.model_validate(dict(settings)))
+    except ValidationError as error:
+        raise ValueError(f"task segmentation: {words(error)}") from error
