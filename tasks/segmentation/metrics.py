@@ -25,20 +25,20 @@ KNOWN_BORDER = 0.5
 """Share of the voxels around a structure, within its slices, that must be labelled for its scores to be defined."""
 
 
-def case_scores(pairs: Sequence[tuple[Volume, Mask]], settings: Settings, *, surfaces: bool) -> dict[str, float]:
+def case_scores(pairs: Sequence[tuple[Volume, Mask]], settings: Settings, *, full: bool) -> dict[str, float]:
     """Scores of one case from its volumes and their predicted masks (mask values as in `settings.structures`).
 
-    `dice/<structure>`; with `surfaces` also `hd95_mm/...`, `surface_dice/...`, `volume_error_ml/...` (predicted minus
+    `dice/<structure>`; if `full` also `hd95_mm/...`, `surface_dice/...`, `volume_error_ml/...` (predicted minus
     drawn); each is the mean over the case's volumes in which it is defined, NaN if it is in none. `ef_error` (predicted
     minus drawn ejection fraction, as a fraction of 1) if the structures have a `blood_pool` and the case cine_ed and cine_es.
     """
     found: dict[str, list[float]] = {}
     blood: dict[str, tuple[float, float]] = {}
     for volume, predicted in pairs:
-        scores = volume_scores(volume, predicted, settings, surfaces=surfaces)
+        scores = volume_scores(volume, predicted, settings, full=full)
         for name, value in scores.items():
             found.setdefault(name, []).append(value)
-        if surfaces and "blood_pool" in settings.structures:
+        if full and "blood_pool" in settings.structures:
             blood[volume.series] = _drawn_and_predicted_ml(volume, predicted, "blood_pool", settings)
     result = {name: _mean(values) for name, values in found.items()}
     if {"cine_ed", "cine_es"} <= blood.keys():
@@ -46,13 +46,13 @@ def case_scores(pairs: Sequence[tuple[Volume, Mask]], settings: Settings, *, sur
     return result
 
 
-def volume_scores(volume: Volume, predicted: Mask, settings: Settings, *, surfaces: bool) -> dict[str, float]:
+def volume_scores(volume: Volume, predicted: Mask, settings: Settings, *, full: bool) -> dict[str, float]:
     """Scores of one volume, as `case_scores` names them. Raises `ValueError` if the volume has no mask."""
     result: dict[str, float] = {}
     for name in settings.structures:
         truth, guess, defined = _compared(volume, predicted, name, settings)
         scores = _overlap(truth, guess)
-        if surfaces:
+        if full:
             scores |= _surfaces(truth, guess, volume.spacing_mm, settings.surface_tolerance_mm)
             ml = float(np.prod(volume.spacing_mm)) / 1000
             scores["volume_error_ml"] = (float(guess.sum()) - float(truth.sum())) * ml

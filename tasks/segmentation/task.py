@@ -56,16 +56,10 @@ class SegmentationTask:
         """A segmentation for each of the case's volumes that this task is about, by series; masks aren't needed."""
         return {v.series: segment(model, self.settings, v) for v in case.volumes if v.series in self.settings.series}
 
-    def score(self, model: torch.nn.Module, case: Case) -> dict[str, float]:
-        """All metrics of `metrics.case_scores` on the original grid."""
-        return self._scores(model, case, surfaces=True)
-
-    def dice_only(self, model: torch.nn.Module, case: Case) -> dict[str, float]:
-        """`dice/<structure>` alone: the quick score that is taken after every round."""
-        return self._scores(model, case, surfaces=False)
-
-    def _scores(self, model: torch.nn.Module, case: Case, *, surfaces: bool) -> dict[str, float]:
+    def score(self, model: torch.nn.Module, case: Case, *, full: bool = True) -> dict[str, float]:
+        """The metrics of `metrics.case_scores` on the original grid; `full=False` leaves only `dice/<structure>`."""
         volumes = [v for v in case.volumes if v.series in self.settings.series and v.mask is not None]
         if not volumes:
             raise ValueError(f"case {case.patient} has no mask for any of {', '.join(self.settings.series)}")
-        return case_scores([(v, segment(model, self.settings, v).mask) for v in volumes], self.settings, surfaces=surfaces)
+        pairs = [(volume, segment(model, self.settings, volume).mask) for volume in volumes]
+        return case_scores(pairs, self.settings, full=full)
