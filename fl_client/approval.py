@@ -1,0 +1,103 @@
+"""What a person at the hospital has said about studies: yes or no, to one hash, at a stated price.
+
+A study that comes for the first time is put down in `studies/` to be read; who decides writes one line in
+`approvals.jsonl`. Nothing is run under a hash that nobody said yes to, unless the site's own settings say so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from conf.study import Study
+from fl_client.site import Site
+
+Decision = Literal["approved", "declined"]
+
+
+class Declined(Exception):
+    """The hospital does not do what it was asked. The text goes to the coordinator: it names no patient and no file."""
+
+
+class Approval(BaseModel):
+    """One line of `approvals.jsonl`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hash: str
+    study: str  # its name, for the reader
+    decision: Decision
+    who: str
+    when: str  # ISO 8601, UTC
+    epsilon: float | None  # the price that was named at the time of the decision; None: a study without privacy
+
+
+class Approvals:
+    """The studies a hospital has been asked to join, and what was decided. The last line about a hash counts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "approvals.jsonl"
+        self.studies_folder = folder / "studies"
+
+    def put_down(self, study: Study) -> None:
+        """Keep the study's text, so that a person can read what was asked."""
+        self.studies_folder.mkdir(parents=True, exist_ok=True)
+        path = self.studies_folder / f"{study.hash}.json"
+        if not path.exists():
+            part = path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(study.to_json())
+            part.replace(path)
+
+    def find(self, start_of_hash: str) -> Study:
+        """The study that was put down under this hash, or the only one whose hash starts so. Raises `ValueError`."""
+        found = [study for key, study in self.studies.items() if start_of_hash and key.startswith(start_of_hash)]
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} studies have a hash that starts with '{start_of_hash}'; name one in full")
+        return found[0]
+
+    @property
+    def studies(self) -> dict[str, Study]:
+        """Every study that was put down, by hash."""
+        paths = sorted(self.studies_folder.glob("*.json"))
+        return {path.stem: Study.from_json(path.read_text()) for path in paths}
+
+    def decide(self, study: Study, decision: Decision, *, who: str, epsilon: float | None) -> Approval:
+        """Write the decision, and make sure that it is on the disk."""
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        line = Approval(hash=study.hash, study=study.name, decision=decision, who=who, when=when, epsilon=epsilon)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(line.model_dump_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return line
+
+    @property
+    def decisions(self) -> dict[str, Approval]:
+        """The decision in force for each hash."""
+        if not self.path.exists():
+            return {}
+        lines = [Approval.model_validate(json.loads(line)) for line in self.path.read_text().splitlines()]
+        return {line.hash: line for line in lines}
+
+
+def require_approval(site: Site, study: Study) -> None:
+    """Return if the hospital takes part in this study; otherwise raise `Declined` with the reason."""
+    if site.name not in study.sites:
+        raise Declined(f"study {study.name} does not name {site.name} among its sites")
+    if study.privacy.kind == "none" and not site.accept_no_privacy:
+        raise Declined(f"study {study.name} has privacy.kind 'none'; {site.name} lets nothing leave without noise")
+    approvals = Approvals(site.folder)
+    approvals.put_down(study)
+    approval = approvals.decisions.get(study.hash)
+    if approval is None:
+        if site.approve_all:
+            return
+        raise Declined(f"nobody at {site.name} has approved study {study.name} ({study.hash[:12]}) yet")
+    if approval.decision == "declined":
+        raise Declined(f"{site.name} declined study {study.name} ({study.hash[:12]}) on {approval.when[:10]}")

@@ -1,0 +1,109 @@
+"""The door out: the only place where an answer to the coordinator is built.
+
+What passes: trained parameters by name, the size that the hospital declares in public, and the epsilon of its ledger; or
+a refusal in words; or the bare fact that something failed. What does not pass: buffers, losses, counts of patients, texts
+of exceptions, timings. The reader of this file has read everything that leaves the hospital.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import traceback
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+
+from fl_client.approval import Declined
+from fl_client.privacy.ledger import BudgetSpent
+from fl_client.site import Site
+
+DECLINED = 100
+"""Code of an error reply that is a refusal in words. Flower's own strategies leave error replies out and go on."""
+
+FAILED = 101
+"""Code of an error reply for work that failed at the site. The reason stays in the site's log."""
+
+FAILED_WORDS = "training failed at this site; its log says why"
+
+Answer = Callable[[Message, Context], Message]
+
+
+def reply(question: Message, model: torch.nn.Module, *, names: Collection[str], declared_size: int, epsilon: float) -> Message:
+    """The trained parameters `names` of `model`, and what the hospital says in public.
+
+    `epsilon` is what its ledger stands at; infinite once anything has left without noise.
+
+    Raises `ValueError` for a name that is no parameter (a buffer, say), for an array that is not of floating point or
+    not finite, and when nothing is left to send.
+    """
+    parameters = dict(model.named_parameters())
+    arrays = ArrayRecord()
+    for name in names:
+        if name not in parameters:
+            raise ValueError(f"'{name}' is no parameter of the model; only parameters may leave")
+        tensor = parameters[name].detach().cpu()
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"parameter '{name}' is not finite floating point; it may not leave")
+        arrays[name] = Array(tensor.numpy())
+    if not arrays:
+        raise ValueError("no parameter was named; an empty answer may not leave")
+    metrics = MetricRecord({"num-examples": declared_size, "epsilon": float(epsilon)})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=question)
+
+
+def enrolment(question: Message, site: Site, *, konsil: str, refusal: str, epsilon: float) -> Message:
+    """Who this hospital is, and whether it takes part: `refusal` is empty or says why not.
+
+    `epsilon` is what its ledger would stand at after the whole study; 0 with a refusal.
+    """
+    answer = ConfigRecord({"site": site.name, "declared-size": site.declared_size, "konsil-version": konsil})
+    answer["takes-part"], answer["reason"] = not refusal, refusal
+    answer["epsilon"], answer["delta"] = float(epsilon), site.budget.delta
+    return Message(RecordDict({"enrolment": answer}), reply_to=question)
+
+
+def decline(question: Message, reason: str) -> Message:
+    """A refusal; `reason` is read by the coordinator."""
+    return Message(Error(DECLINED, reason), reply_to=question)
+
+
+def failure(question: Message) -> Message:
+    """The fact that the work failed, and nothing else."""
+    return Message(Error(FAILED, FAILED_WORDS), reply_to=question)
+
+
+def guarded(answer: Answer) -> Answer:
+    """Let no exception of `answer` leave: refusals become declines, everything else a bare failure and a line in the log."""
+
+    @functools.wraps(answer)
+    def inside(question: Message, context: Context) -> Message:
+        try:
+            return answer(question, context)
+        except (Declined, BudgetSpent) as refusal:
+            return decline(question, str(refusal))
+        except Exception:
+            write_log(context, traceback.format_exc())
+            return failure(question)
+
+    return inside
+
+
+def write_log(context: Context, text: str) -> None:
+    """Append to `log/failures.log` (mode 0600) in the hospital's folder; to Python's log if there is no such folder."""
+    try:
+        folder = _folder(context) / "log"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = os.open(folder / "failures.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with open(file, "a") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} run {context.run_id}\n{text}\n")
+    except Exception:  # a full disk must not turn into a text that leaves
+        logging.getLogger("konsil").exception("this site's log could not be written; what it should have said:\n%s", text)
+
+
+def _folder(context: Context) -> Path:
+    return Site.load(str(context.node_config["site"])).folder

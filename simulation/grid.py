@@ -1,0 +1,208 @@
+"""Flower's grid without a network: the coordinator's messages reach the sites' ClientApp inside this process.
+
+The same ServerApp, ClientApp and strategies run as in a deployment; only the wire is missing, so a round costs
+milliseconds where a simulation engine costs seconds. Messages are copied at the wall, node state lives as long as the
+grid, and with `workers` the sites train in that many processes, with the same numbers. Works for any Flower app.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfigValue
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+FIRST_NODE = 2  # Flower's SuperLink is node 1, and writes its own error replies under that number
+
+_Answer = tuple[Message, Context, float]  # the reply, the node's context afterwards, seconds the site took
+
+
+class InProcessGrid(Grid):
+    """A `Grid` whose nodes are contexts in this process. Node i of `node_configs` has the id `FIRST_NODE + i`.
+
+    Parameters
+    ----------
+    client_app
+        The ClientApp, or its import path `"package.module:attribute"`; with workers it has to be the path.
+    node_configs
+        One mapping per node, which the ClientApp sees as `context.node_config`.
+    run_config
+        What every ClientApp sees as `context.run_config`.
+    workers
+        0: sites work one after the other in this process. n: in n processes, started when first needed.
+    pool
+        Worker processes that exist already, instead of `workers`; they stay open when the grid closes.
+    threads
+        Torch threads of one site's work, in either case. Sums over threads are rounded in another order, so the numbers
+        are equal between engines only at an equal number of threads.
+
+    A message lives `ttl` seconds, and a reply that took a site longer than the timeout is not delivered, as on a real
+    grid. Each site's own working time counts, not the time it waited for a worker: real sites work side by side.
+
+    Creating a grid sets Flower's process-wide `TaskIdentity`, without which no `Message` can be made.
+
+    >>> grid = InProcessGrid("fl_client.app:app", [{"site": "hospitals/a/site.yaml"}], {"study": "..."})
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp | str,
+        node_configs: Sequence[Mapping[str, UserConfigValue]],
+        run_config: Mapping[str, UserConfigValue] | None = None,
+        *,
+        workers: int = 0,
+        pool: Executor | None = None,
+        threads: int = 1,
+        run_id: int = 1,
+    ) -> None:
+        if workers < 0 or threads < 1:
+            raise ValueError(f"workers must be 0 or more and threads 1 or more, not {workers} and {threads}")
+        if (workers or pool) and not isinstance(client_app, str):
+            raise ValueError('with workers the ClientApp must be given by its import path, like "fl_client.app:app"')
+        self._app = client_app
+        self._workers, self._threads = workers, threads
+        self._in_processes = bool(workers or pool)
+        self._run = Run.create_empty(run_id=run_id)
+        self._replies: dict[str, Message] = {}
+        self._seconds: dict[str, float] = {}
+        self._given, self._pool = pool, pool
+        self.contexts = {
+            FIRST_NODE + i: Context(run_id, FIRST_NODE + i, dict(config), RecordDict(), dict(run_config or {}))
+            for i, config in enumerate(node_configs)
+        }
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
+
+    # -- what a ServerApp asks of a grid ---------------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Use Flower's description of this run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of this run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message for one node; the same as `flwr.app.Message(...)`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Ids of all nodes, in the order of their configurations."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Have every message answered, and return their ids in the order given; the replies wait to be pulled."""
+        messages = list(messages)
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = uuid4().hex  # as Flower's own grids do
+            if message.metadata.dst_node_id not in self.contexts:
+                raise ValueError(f"no node {message.metadata.dst_node_id}; this grid has {self.get_node_ids()}")
+        answer = self._in_workers if self._in_processes else self._in_turn
+        for message, (reply, context, seconds) in answer(messages):
+            self.contexts[message.metadata.dst_node_id] = context
+            reply.metadata.__dict__["_message_id"] = uuid4().hex
+            if time.time() <= message.metadata.created_at + message.metadata.ttl:
+                self._replies[message.metadata.message_id] = reply
+                self._seconds[message.metadata.message_id] = seconds
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies that are there, each once."""
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push, and pull the replies of those sites that took no longer than `timeout` seconds."""
+        ids = self.push_messages(messages)
+        return self.pull_messages(i for i in ids if timeout is None or self._seconds.get(i, 0.0) <= timeout)
+
+    # -- the sites at work --------------------------------------------------------------------------------------------
+
+    def _in_turn(self, messages: list[Message]) -> Iterable[tuple[Message, _Answer]]:
+        for message in messages:
+            if time.time() <= message.metadata.created_at + message.metadata.ttl:
+                context = self.contexts[message.metadata.dst_node_id]
+                yield message, _work(self._app, self._threads, message, context)
+
+    def _in_workers(self, messages: list[Message]) -> Iterable[tuple[Message, _Answer]]:
+        # a node answers one message at a time, as a SuperNode does: its second message waits for its first
+        while messages:
+            now = {message.metadata.dst_node_id: message for message in reversed(messages)}
+            futures: dict[Future[_Answer], Message] = {}
+            for message in (m for m in messages if now[m.metadata.dst_node_id] is m):
+                context = self.contexts[message.metadata.dst_node_id]
+                futures[self._pool_of_workers().submit(_work, self._app, self._threads, message, context)] = message
+            wait(futures)
+            for future, message in futures.items():
+                try:
+                    yield message, future.result()
+                except BrokenProcessPool:
+                    self.close()  # the next message starts a new pool
+                    error = Error(ErrorCode.CLIENT_APP_CRASHED, "the worker process died while this site was at work")
+                    yield message, (Message(error, reply_to=message), self.contexts[message.metadata.dst_node_id], 0.0)
+            messages = [m for m in messages if now[m.metadata.dst_node_id] is not m]
+
+    def _pool_of_workers(self) -> Executor:
+        if self._pool is None:
+            # spawn, not fork: torch's threads and CUDA don't survive a fork
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._workers, spawn, initializer=_begin, initargs=(sys.path,))
+        return self._pool
+
+    def close(self) -> None:
+        """End the worker processes that this grid started, if any."""
+        if self._pool is not None and self._given is None:
+            self._pool.shutdown(wait=True)
+            self._pool = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _begin(path: list[str]) -> None:
+    sys.path[:] = path
+
+
+def _work(client_app: ClientApp | str, threads: int, message: Message, context: Context) -> _Answer:
+    """One site answers one message. An exception becomes an error reply, with the text Flower's runtimes give it."""
+    start, before = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    context = copy.deepcopy(context)
+    try:
+        app = _load(client_app) if isinstance(client_app, str) else client_app
+        reply = app(copy.deepcopy(message), context)  # a wire copies; without it a site could change the server's arrays
+    except Exception as error:
+        reason = f"{type(error)}:<'{error}'>"
+        reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    finally:
+        torch.set_num_threads(before)
+    return copy.deepcopy(reply), context, time.perf_counter() - start
+
+
+def _load(path: str) -> ClientApp:
+    module, _, attribute = path.partition(":")
+    app = getattr(importlib.import_module(module), attribute or "app")
+    if not isinstance(app, ClientApp):
+        raise TypeError(f"{path} is a {type(app).__name__}, not a flwr.clientapp.ClientApp")
+    return app
