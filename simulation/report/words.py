@@ -1,0 +1,193 @@
+"""The report's sentences: what was reached, what it cost in privacy, and what it does not show.
+
+Written for a radiologist or a data protection officer who has met neither Dice nor epsilon. A sentence claims that one arm
+is better than another only where `statistics` says that this was shown.
+"""
+
+from __future__ import annotations
+
+from math import ceil, exp, isfinite
+
+from fl_server.record import Record
+from simulation.report.results import ALONE_ELSEWHERE, PLAIN, PRIVATE, Run
+from simulation.report.statistics import SEEDS_FOR_A_CLAIM, Estimate, difference, mean
+
+VERDICTS = {
+    "complete": "Complete: every hospital was used in every round.",
+    "degraded": "Degraded: the study ran to its end, but not with everyone in every round.",
+    "failed": "Failed: the study did not reach its end.",
+}
+
+
+def structure(name: str) -> str:
+    """`blood_pool` as it is said: Blood pool."""
+    text = name.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """A number with a true minus sign; an en dash where there is none."""
+    if value is None or not isfinite(value):
+        return "–"
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.replace("-", "").replace("+", "")  # rounded to nothing: no direction
+    return text.replace("-", "−")
+
+
+def interval(estimate: Estimate, digits: int = 3, *, sign: bool = False) -> str:
+    """`0.781 to 0.823`, or an empty string without an interval."""
+    if not isfinite(estimate.low):
+        return ""
+    return f"{number(estimate.low, digits, sign=sign)} to {number(estimate.high, digits, sign=sign)}"
+
+
+def epsilon(value: float | None) -> str:
+    """Two digits, rounded up: a report must not state less privacy loss than there was."""
+    return "–" if value is None else f"{ceil(value * 100 - 1e-9) / 100:.2f}"
+
+
+def count(n: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
+def rehearsal_banner(run: Run) -> str:
+    """What a small profile's figures are, or an empty string for a study of full size with at least three seeds."""
+    seeds = len(run.seeds)
+    if run.record.profile not in ("small", "tiny") and seeds >= SEEDS_FOR_A_CLAIM:
+        return ""
+    used = [site.cases_used for site in run.record.sites.values() if site.cases_used is not None]
+    size = ""
+    if used:
+        size = f"{min(used)}" if min(used) == max(used) else f"{min(used)}–{max(used)}"
+        size += " patients per hospital, "
+    kind = "Rehearsal-size figures" if run.record.profile in ("small", "tiny") else "Too few seeds for a claim"
+    return f"{kind}: {size}{count(seeds, 'seed')}; not evidence."
+
+
+def result(run: Run) -> str:
+    """The result in one paragraph, in plain language."""
+    record, arm = run.record, run.headline
+    sites = len(record.sites)
+    text = [f"{sites} hospitals" if sites != 1 else "One hospital"]
+    planned = int(record.study.get("rounds", len(record.rounds)))
+    text[0] += f" trained one model together over {len(record.rounds)} of {count(planned, 'planned round')}; images stayed where they were."
+    if not record.rounds:
+        text[0] = f"No round was run, so there is no trained model to speak of ({sites} hospitals were asked)."
+    tested = {(s.hospital, s.patient) for s in run.scores if s.arm == arm and s.role == "site"}
+    found = {name: mean(run.values(f"dice/{name}", arm, "site")) for name in run.structures}
+    parts = [f"{structure(name).lower()} {number(e.value)} (95% CI {interval(e)})" for name, e in found.items() if e and interval(e)]
+    parts += [f"{structure(name).lower()} {number(e.value)}" for name, e in found.items() if e and not interval(e)]
+    if not parts:
+        text.append("No test patient was scored with its model.")
+        return " ".join(text)
+    text.append(f"On {count(len(tested), 'patient')} of these hospitals that no training had seen, its outlines overlapped the reader's")
+    text[-1] += f" with a mean Dice of: {', '.join(parts)}. (Dice 1: the two outlines are the same; 0: they don't touch.)"
+    elsewhere = mean(run.dice(arm, "held_out"))
+    if elsewhere:
+        names = " and ".join(run.hospitals("held_out"))
+        text.append(f"At {names}, which took no part in the training, the mean Dice over the structures was {number(elsewhere.value)}.")
+    if arm == PRIVATE:
+        text.append(_claim(difference(run.dice(PRIVATE, "site"), run.dice(PLAIN, "site")), "the same federation without privacy", "on the sites"))
+        alone = difference(run.dice(PRIVATE, "held_out"), run.dice(ALONE_ELSEWHERE, "held_out"))
+        text.append(_claim(alone, "the average hospital training alone", "at the hospital that took no part"))
+    return " ".join(part for part in text if part)
+
+
+def _claim(gap: Estimate, other: str, where: str) -> str:
+    if not gap:
+        return ""
+    size = f"{number(abs(gap.value))} {'higher' if gap.value >= 0 else 'lower'} than {other} {where}"
+    verdict = f"the 95% CI of the difference, {interval(gap, sign=True)}, leaves 0 out"
+    if gap.above_zero or gap.below_zero:
+        return f"Its Dice was {size}; {verdict} ({count(gap.seeds, 'seed')})."
+    return f"Its Dice was {size}; a difference between the two is not shown ({why_not(gap)})."
+
+
+def why_not(gap: Estimate) -> str:
+    """Why a difference is not shown."""
+    if gap.seeds < SEEDS_FOR_A_CLAIM:
+        return f"{count(gap.seeds, 'seed')}; {SEEDS_FOR_A_CLAIM} are needed"
+    return f"95% CI {interval(gap, sign=True)} holds 0"
+
+
+def comparison(gap: Estimate) -> str:
+    """One word on a difference: higher, lower or not shown."""
+    if gap.above_zero or gap.below_zero:
+        return "higher" if gap.above_zero else "lower"
+    return "not shown"
+
+
+def privacy(run: Run) -> list[str]:
+    """What was promised to a patient and what left the hospitals, as paragraphs."""
+    settings = run.record.study.get("privacy", {})
+    if settings.get("kind") == "none":
+        return [
+            "This study ran without a privacy promise: what the hospitals sent was neither bounded per patient nor noised. "
+            "Images stayed in the house, but a model update computed without noise can reveal images it was computed from. "
+            "Do not run a study like this one on patients who were promised privacy."
+        ]
+    spent = [value for value in map(run.epsilon, run.sites) if value is not None]
+    delta = float(settings.get("delta", 0))
+    worst = max(spent, default=None)
+    left = (
+        "What left a hospital: per training step, one sum over its patients of bounded contributions, with random noise added "
+        "before it left. Each patient's contribution (all slices, all images) was cut to the same maximal length, so that no "
+        "one can stand out. No image, outline, single patient's score, exact patient count or free text is part of it. The "
+        "hospital's own ledger wrote the cost down before each release."
+    )
+    if worst is None:
+        return ["No privacy was spent: no hospital released anything.", left]
+    factor = f"{exp(worst):,.0f}" if worst > 3 else f"{exp(worst):.1f}"
+    meaning = (
+        f"The unit is the patient, not the image: the promise holds for everything a patient contributed. ε (epsilon) bounds what "
+        f"a release can tell about one patient: whoever sees everything a hospital sent can raise the odds they would give to "
+        f"“this patient took part” by at most a factor of e^ε, here e^{epsilon(worst)} ≈ {factor}. δ (delta) = {delta:g} is the "
+        "probability with which this bound may fail. ε = 0 would be no information at all; smaller is better."
+    )
+    strength = (
+        "By the usual reading, ε up to 1 is a strong guarantee, up to 10 a reasonable one for a trained model, and above that a "
+        "weak one (Ponomareva et al., Journal of Artificial Intelligence Research 2023). It is a worst case over all attackers "
+        "and patients; attacks that are known in practice reach much less."
+    )
+    return [meaning, strength, left]
+
+
+def limits(run: Run) -> list[str]:
+    """What this report does not show."""
+    lines = [
+        "The hospitals of this study are simulated on one computer: their patients were generated by konsil or dealt out from a "
+        "public data set, not recruited. Generated scans are cleaner and more alike than real ones.",
+        "Scores by patient, exact counts and picture examples are in this report because the simulation can see them. At a real "
+        "hospital they would not leave the house.",
+        "Intervals describe sampling of test patients, and of training seeds where there are several. Hospitals were not "
+        "sampled: nothing here says how a further hospital would do, beyond the one held out. With few patients or three seeds, "
+        "bootstrap intervals are somewhat too narrow.",
+        "Several comparisons are shown and none is corrected for their number.",
+        "Dice and distances measure agreement with a reader, not clinical benefit. No diagnosis was made or tested. The models are "
+        "for research and are not a medical device.",
+    ]
+    if run.record.study.get("privacy", {}).get("kind") != "none":
+        lines.append(
+            "Privacy holds against whoever sees what left a hospital. It does not cover a hospital's own staff, and in a rehearsal "
+            "the noise may be seeded so that a run can be repeated; a hospital's own noise is not."
+        )
+    if any(arm in {score.arm for score in run.scores} for arm in (PLAIN, "pooled")):
+        lines.append("Arms without privacy may use their own optimizer settings; they are compared at the same number of training steps.")
+    if not run.hospitals("real"):
+        lines.append("No real patient was tested: how the model does on clinical scans is not shown.")
+    if len(run.seeds) < SEEDS_FOR_A_CLAIM:
+        lines.append(f"{count(len(run.seeds), 'seed')}: how much of a difference is the luck of one training run can't be told.")
+    return lines
+
+
+def refused(record: Record, role: str) -> list[tuple[str, str]]:
+    """Patients refused at the door, with the reason, from `held_out[role]["refused"]`: a list of objects or a mapping."""
+    entry = record.held_out.get(role)
+    found = entry.get("refused", []) if isinstance(entry, dict) else []
+    if isinstance(found, dict):
+        return [(str(what), str(reason)) for what, reason in found.items()]
+    if not isinstance(found, list):
+        return []
+    return [(str(e.get("what", e.get("patient", ""))), str(e.get("reason", ""))) if isinstance(e, dict) else (str(e), "") for e in found]
