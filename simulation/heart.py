@@ -1,0 +1,187 @@
+"""The heart of a generated patient as polar contours: for each short-axis level, radius over angle around the long axis.
+
+Everything that a reader would draw (endocardium, epicardium, right ventricle) is a row of a small table, so volumes can be set
+exactly (end-diastolic volume, ejection fraction), muscle is conserved from diastole to systole, and drawing an image is a table
+look-up. Conventions of contouring: Schulz-Menger et al. 2020, JCMR 22:19 (papillary muscles belong to the blood pool here; a
+basal slice counts where muscle surrounds more than half of the cavity).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+if TYPE_CHECKING:
+    from simulation.phantom import Patient
+
+Floats = npt.NDArray[np.float32]
+
+ANGLES = 512
+"""Rows of the tables span the circle in this many steps; angle 0 is lateral, 90 degrees anterior, 180 septal, 270 inferior."""
+THETA: Floats = (np.arange(ANGLES, dtype=np.float32) + 0.5) * np.float32(2 * np.pi / ANGLES)
+
+
+@dataclass(frozen=True, eq=False)
+class Contours:
+    """Radii in mm around the long axis, each (levels, ANGLES); from inside out they never decrease.
+
+    `endo` and `epi` are what a reader draws; `cavity` is the jagged tissue border of the blood with trabeculae cut out.
+    `surrounded` (levels,) is the fraction of the cavity's rim that is muscle; `zn` (levels,) is the normalised height, 0 at the valve
+    plane and 1 at the tip of the cavity.
+    """
+
+    zn: Floats
+    cavity: Floats
+    endo: Floats
+    epi: Floats
+    right_cavity: Floats
+    right: Floats
+    right_wall: Floats
+    fat: Floats
+    surrounded: Floats
+
+    @property
+    def in_mask(self) -> npt.NDArray[np.bool_]:
+        """Levels (levels,) that a reader contours: muscle around more than half of the cavity, or the muscle of the apex."""
+        return (self.surrounded > 0.5) & (self.epi.max(axis=1) > 1.0)
+
+
+def _bump(theta: Floats, centre: float, width: float) -> Floats:
+    """1 at `centre`, falling to about 0.37 one `width` (radians) away, periodic."""
+    return np.asarray(np.exp((np.cos(theta - centre) - 1) * 2 / width**2), np.float32)
+
+
+def shortening(patient: Patient, phase: float) -> float:
+    """Length of the ventricle at this phase relative to diastole; about 0.85 at the end of a normal systole (assumed)."""
+    return 1.0 - 0.25 * patient.ejection_fraction * phase
+
+
+def _diastole(patient: Patient, zn: Floats) -> tuple[Floats, Floats]:
+    """Endocardial radius for unit size and wall thickness in mm at end-diastole, both (levels, ANGLES)."""
+    z = zn[:, None]
+    inside = np.clip(z, 0, 1)
+    profile = np.sqrt(np.clip(1 - inside**patient.apex_power, 0, 1)) * (1 - 0.10 * np.clip(-z * 5, 0, 1))
+    shape = np.ones((len(zn), ANGLES), np.float32)
+    for order, (size, angle) in enumerate(zip(patient.lobes, patient.lobe_angles, strict=True), start=2):
+        shape += size * np.cos(order * (THETA[None] - angle) + 0.6 * z)
+    shape -= patient.septal_flattening * _bump(THETA, np.pi, 0.75)[None] * np.clip(1.1 - inside, 0, 1)
+    wall = patient.wall_mm * (1 - 0.38 * inside**2) * (1 + 0.06 * np.cos(THETA[None] - 2.2))
+    hypertrophy = _bump(THETA, patient.hypertrophy_angle, 1.0)[None] * np.clip(1.25 - inside, 0, 1)
+    wall = wall * (1 + (patient.septal_ratio - 1) * hypertrophy)
+    if patient.disease == "infarct":  # old scars are thin
+        wall = wall * (1 - 0.35 * scar_field(patient, zn))
+    return (profile * shape).astype(np.float32), wall.astype(np.float32)
+
+
+def scar_field(patient: Patient, zn: Floats) -> Floats:
+    """How much of each place of the wall belongs to a transmural lesion, 0..1, (levels, ANGLES)."""
+    field = np.zeros((len(zn), ANGLES), np.float32)
+    for lesion in patient.lesions:
+        along = np.exp(-(((zn - lesion.height) / max(lesion.extent, 0.05)) ** 2))[:, None]
+        field = np.maximum(field, _bump(THETA, lesion.angle, lesion.width / 2)[None] * along * min(1.0, lesion.outer))
+    return field
+
+
+def _size(patient: Patient) -> float:
+    """The radius (mm) that gives the cavity below the valve plane the patient's end-diastolic volume."""
+    zn = (np.arange(96, dtype=np.float32) + 0.5) / 96
+    unit, _ = _diastole(patient, zn)
+    millilitres_per_mm2 = 0.5 * float((unit**2).mean()) * 2 * np.pi * patient.length_mm / 1000
+    return float(np.sqrt(patient.edv_ml / millilitres_per_mm2))
+
+
+def _contraction(patient: Patient, zn: Floats, phase: float, size: float) -> Floats:
+    """Factor on the endocardial radius at this phase, (levels, ANGLES); scars move little, the rest makes up the volume."""
+    stiff = 0.8 * scar_field(patient, zn) if patient.disease == "infarct" else np.zeros((len(zn), ANGLES), np.float32)
+    levels = (np.arange(48, dtype=np.float32) + 0.5) / 48
+    unit, _ = _diastole(patient, levels)
+    held = 0.8 * scar_field(patient, levels) if patient.disease == "infarct" else np.zeros_like(unit)
+    wanted = (1 - patient.ejection_fraction * phase) / shortening(patient, phase) * float((unit**2).sum())
+    low, high = 0.05, 1.2
+    for _ in range(24):  # bisection: the volume grows with the factor
+        middle = (low + high) / 2
+        volume = float((unit**2 * (middle + (1 - middle) * held) ** 2).sum())
+        low, high = (middle, high) if volume < wanted else (low, middle)
+    factor = (low + high) / 2
+    return np.asarray(factor + (1 - factor) * stiff, np.float32)
+
+
+def _noise(rng: np.random.Generator, levels: Floats, smooth: float, spacing_mm: float) -> Floats:
+    """Unit-variance noise over (levels, angle), smooth over `smooth` table steps and `spacing_mm` along the axis.
+
+    It is drawn on fixed heights and interpolated, so that the same patient has the same muscle in every scan.
+    """
+    knots = np.arange(-30.0, 180.0, spacing_mm)
+    field = ndimage.gaussian_filter1d(rng.standard_normal((len(knots), ANGLES)).astype(np.float32), smooth, axis=1, mode="wrap")
+    field /= field.std()
+    place = np.clip((levels - knots[0]) / spacing_mm, 0, len(knots) - 1.001)
+    below = place.astype(np.intp)
+    part = (place - below).astype(np.float32)[:, None]
+    return np.asarray(field[below] * (1 - part) + field[below + 1] * part, np.float32)
+
+
+def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float) -> Contours:
+    """Contours at the heights `z_mm` (levels,) below the diastolic valve plane; phase 0 is end-diastole, 1 end-systole."""
+    z = np.asarray(z_mm, np.float32)
+    rng = np.random.default_rng([patient.seed, 11])
+    length = patient.length_mm * shortening(patient, phase)
+    descent = patient.length_mm - length  # the valve plane moves, the apex stays
+    zn = np.where(z < patient.length_mm, (z - descent) / length, 1 + (z - patient.length_mm) / patient.length_mm).astype(
+        np.float32
+    )
+    size = _size(patient)
+    unit, wall = _diastole(patient, zn)
+    beyond = np.sqrt(np.clip(1 - ((z - patient.length_mm) / (0.7 * patient.wall_mm)).clip(0) ** 2, 0, 1))[:, None]
+    relaxed_endo = size * unit
+    # towards the tip the wall is cut obliquely and looks thicker
+    relaxed_epi = (relaxed_endo + wall * (1 + 0.5 * np.clip(zn[:, None], 0, 1) ** 6)) * beyond
+    endo = relaxed_endo * _contraction(patient, zn, phase, size)
+    epi = np.sqrt(endo**2 + (relaxed_epi**2 - relaxed_endo**2).clip(0) * (patient.length_mm / length))
+    # the valve plane is tilted: the wall opens first towards the outflow tract
+    height = (z - descent)[:, None] - patient.base_tilt_mm * np.cos(THETA[None] - patient.outflow_angle)
+    closed = np.clip(height / 7.0 + 0.3, 0, 1)
+    closed = closed * closed * (3 - 2 * closed)
+    epi = endo + (epi - endo) * closed
+    surrounded = (closed > 0.3).mean(axis=1)
+    # trabeculae: spikes of muscle into the cavity, longer towards the apex and on the free wall
+    spikes = np.abs(_noise(rng, z, 5.0, 9.0)) - 0.45
+    depth = patient.trabeculation_mm * (0.35 + 0.9 * np.clip(zn, 0, 1))[:, None] * (1 + 0.3 * phase)
+    depth = depth * (0.35 + 0.65 * (0.5 + 0.5 * np.cos(THETA[None] + 0.4)))
+    cavity = np.maximum(endo - np.clip(spikes, 0, 1.6) * depth * closed, 0.25 * endo)
+    right, right_cavity, right_wall = _right_ventricle(patient, zn, endo, epi, phase, _noise(rng, z, 7.0, 9.0))
+    right_wall = np.maximum(right_wall, epi + 1.6 * (1 - closed))  # above the valve plane the atrium has a thin wall
+    hull = np.maximum(right_wall, epi + 0.3)
+    hull = np.maximum(ndimage.gaussian_filter1d(hull, 17.0, axis=1, mode="wrap"), hull)
+    groove = 1 + 1.2 * np.clip(1 - np.abs(zn[:, None]) * 3, 0, 1)
+    pad = 0.6 + 0.9 * _bump(THETA, 2.3, 1.0) + 0.5 * _bump(THETA, 4.1, 0.7)
+    fat = hull + patient.epicardial_fat_mm * pad[None] * groove + 0.5 + 0.4 * np.abs(_noise(rng, z, 14.0, 18.0))
+    tables = (zn, cavity, endo, epi, right_cavity, right, right_wall, fat, surrounded)
+    return Contours(*(np.asarray(table, np.float32) for table in tables))
+
+
+def _right_ventricle(
+    patient: Patient, zn: Floats, endo: Floats, epi: Floats, phase: float, noise: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Outer border of the right-ventricular blood as drawn, as jagged tissue, and of the free wall, each (levels, ANGLES).
+
+    A crescent on the septum between two insertion angles; it narrows towards the apex, leans to the outflow tract at the base.
+    """
+    height = np.clip(zn, 0, 1)[:, None]
+    taper = np.sqrt(np.clip(1 - (height / patient.right_apex) ** 1.9, 0, 1))
+    above = np.clip(-zn * 4, 0, 1)[:, None]
+    anterior = np.pi - (1.12 + 0.35 * np.clip(1 - height * 2, 0, 1)) * patient.right_span * (0.35 + 0.65 * taper)
+    inferior = np.pi + (1.12 - 0.10 * above) * patient.right_span * (0.35 + 0.65 * taper)
+    along = np.clip((THETA[None] - anterior) / (inferior - anterior), 0, 1)
+    lean = 1 + (0.9 * np.clip(1 - height * 1.6, 0, 1) + 0.3 * above) * (0.45 - along) * patient.right_lean - 0.25 * (1 - taper)
+    emptied = 1 - 0.55 * min(patient.ejection_fraction + 0.05, 0.65) * phase
+    thickness = patient.right_width_mm * taper * np.power(4 * along * (1 - along), 0.62) * lean * emptied
+    thickness = np.where(taper > 0.12, thickness, 0) * (1 + 0.05 * np.cos(3 * THETA[None] + patient.lobe_angles[0]))
+    right = epi + thickness
+    spikes = np.clip(np.abs(noise) - 0.5, 0, 1.6) * patient.trabeculation_mm * (0.5 + 1.0 * height)
+    right_cavity = np.maximum(right - spikes, epi + 0.35 * thickness)
+    free_wall = right + np.where(thickness > 0.2, patient.right_wall_mm * np.clip(thickness / 4, 0.3, 1), 0)
+    return right, np.where(thickness > 0.2, right_cavity, epi), free_wall
