@@ -11,12 +11,13 @@ import functools
 import logging
 import os
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
 
 from fl_client.approval import Declined
 from fl_client.privacy.ledger import BudgetSpent
@@ -29,8 +30,6 @@ FAILED = 101
 """Code of an error reply for work that failed at the site. The reason stays in the site's log."""
 
 FAILED_WORDS = "training failed at this site; its log says why"
-
-Answer = Callable[[Message, Context], Message]
 
 
 def reply(question: Message, model: torch.nn.Module, *, names: Collection[str], declared_size: int, epsilon: float) -> Message:
@@ -77,7 +76,7 @@ def failure(question: Message) -> Message:
     return Message(Error(FAILED, FAILED_WORDS), reply_to=question)
 
 
-def guarded(answer: Answer) -> Answer:
+def guarded(answer: ClientAppCallable) -> ClientAppCallable:
     """Let no exception of `answer` leave: refusals become declines, everything else a bare failure and a line in the log."""
 
     @functools.wraps(answer)
@@ -91,6 +90,11 @@ def guarded(answer: Answer) -> Answer:
             return failure(question)
 
     return inside
+
+
+def guarded_mod(question: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """`guarded` as a Flower mod: what comes after it in the chain lets no exception out."""
+    return guarded(call_next)(question, context)
 
 
 def write_log(context: Context, text: str) -> None:

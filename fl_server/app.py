@@ -1,0 +1,62 @@
+"""The coordinator's ServerApp: a study in, a model and a record out.
+
+The study comes as one JSON string in the run's configuration (`study`), written there by `konsil-study` or by hand in a
+TOML file. Where the results go and where pre-trained weights lie are matters of the coordinator's machine, not of the
+study, so they come from its environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from pydantic import ValidationError
+
+from conf.study import Study, words
+from fl_server.rounds import State, initial_state, run
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study over the connected hospitals; write `record.json` and `model.pt`.
+
+    Environment: `KONSIL_RUNS` (default `runs`) is the folder that gets a folder for this study;
+    `KONSIL_INITIAL_MODEL` is the file that a study with `initial_model_sha256` starts from.
+    Raises `RuntimeError` if the verdict is `failed`, so that Flower reports the run as failed too.
+    """
+    study = study_of(context)
+    folder = Path(os.environ.get("KONSIL_RUNS", "runs")).resolve() / study.name
+    timeout_s = float(context.run_config.get("enrol-timeout-s", 600))
+    _, record = run(grid, study, start_of(study), folder=folder, enrol_timeout_s=timeout_s, engine="flower")
+    told = "\n".join([f"study {study.name}: {record.verdict}; {folder / 'record.json'}", *record.reasons])
+    if record.verdict == "failed":
+        raise RuntimeError(told)
+    logging.getLogger("flwr").info(told)
+
+
+def study_of(context: Context) -> Study:
+    """The study of this run. Raises `ValueError`, in words, if there is none or it can't be read."""
+    text = str(context.run_config.get("study", ""))
+    if not text:
+        raise ValueError("this run has no study: pass its JSON as `study` in a TOML file (flwr run . --run-config study.toml)")
+    try:
+        return Study.from_json(text)
+    except ValidationError as error:
+        raise ValueError(f"this run's study can't be read: {words(error)}") from None
+
+
+def start_of(study: Study) -> State:
+    """The weights of round 1: drawn from the study's seed or, if it names some by hash, read from `KONSIL_INITIAL_MODEL`."""
+    if study.initial_model_sha256 is None:
+        return initial_state(study)
+    path = os.environ.get("KONSIL_INITIAL_MODEL", "")
+    if not path:
+        raise ValueError(f"the study starts from weights {study.initial_model_sha256}; say where in KONSIL_INITIAL_MODEL")
+    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    return state
