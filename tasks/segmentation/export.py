@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 import torch
+from torch.jit._trace import TracerWarning
 
 from tasks.case import Volume
 from tasks.segmentation.settings import Settings
@@ -30,6 +31,7 @@ def export_torchscript(model: torch.nn.Module, settings: Settings, path: Path | 
     example = torch.rand(2, 1, *settings.voxels, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is frozen but loads everywhere
+        warnings.simplefilter("ignore", TracerWarning)  # group norm checks its input's shape while it is traced
         torch.jit.trace(frozen, example, check_trace=False).save(str(path))  # type: ignore[no-untyped-call]
         loaded = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
         expected = frozen(example[:1])

@@ -32,7 +32,7 @@ def prepare(case: Case, settings: Settings) -> Arrays:
     images, masks, centres = [], [], []
     for volume in volumes:
         image, mask = working_image(volume, settings), working_mask(volume, settings)
-        known = (mask != UNKNOWN).reshape(len(mask), -1).any(axis=1)
+        known = (np.asarray(volume.mask) != UNKNOWN).reshape(len(mask), -1).any(axis=1)
         images.append(image[known].astype(np.float16))
         masks.append(mask[known])
         centres.append(np.repeat(_centre_mm(mask, settings)[None], known.sum(), axis=0))
@@ -68,7 +68,10 @@ def working_image(volume: Volume, settings: Settings) -> npt.NDArray[np.float32]
 
 
 def working_mask(volume: Volume, settings: Settings) -> npt.NDArray[np.uint8]:
-    """The mask on the working grid, as classes in the settings' order; unknown stays 255, other labels are background."""
+    """The mask on the working grid, as classes in the settings' order; unknown stays 255, other labels are background.
+
+    Outside the image is background, so that the network learns to find nothing there.
+    """
     if volume.mask is None:
         raise ValueError(f"{volume.series} has no mask")
     return _to_working(classes_of(volume.mask, settings).astype(np.float32), volume, settings, nearest=True).astype(np.uint8)
