@@ -1,0 +1,154 @@
+"""The Sunnybrook Cardiac Data: DICOM frames with contours in text files.
+
+Source: Radau et al., MIDAS Journal 2009, hdl.handle.net/10380/3070; public domain (CC0).
+
+    dicom/<patient>/IM-0001-NNNN.dcm       contours/<original>/i-contours/IM-0001-NNNN-icontour-manual.txt (endocardium)
+    link.csv: patient_id, original_id      contours/<original>/o-contours/IM-0001-NNNN-ocontour-manual.txt (epicardium)
+
+Experts drew both contours at end-diastole and the endocardium alone at end-systole, so a frame with an epicardial contour is
+end-diastolic. At end-systole nobody said where the myocardium ends: everything outside the cavity is unknown there.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fl_client.cohort import Cohort
+from fl_client.intake.admit import Door, Intake, Progress, read_header, unsuitable
+from fl_client.intake.deidentify import Deidentifier, discreet
+from fl_client.intake.labels import LabelMap, UnmappedLabel
+from fl_client.intake.mask import MaskRefused, check_mask
+from fl_client.intake.volume import Frame, GeometryRefused, to_volume
+from tasks.case import UNKNOWN, Case, Volume
+
+ENDO, EPI = "icontour", "ocontour"
+Flags = npt.NDArray[np.bool_]
+
+
+class ContourRefused(ValueError):
+    """A contour file can't be read or doesn't belong to the images; the text says why."""
+
+
+def admit_sunnybrook(folder: Path, cohort: Cohort, *, key: bytes, labels: LabelMap, progress: Progress | None = None) -> Intake:
+    """Let in a folder in the layout above; each patient gives the series `cine_ed` and `cine_es`.
+
+    `labels` maps `icontour` (what lies inside it) and `ocontour` (what lies between the two). Raises `NotADirectoryError` or
+    `FileNotFoundError` for a folder that has another layout and `OSError` if the cohort can't be written.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder with dicom/, contours/ and link.csv")
+    deidentify = Deidentifier(key, words=labels.words)
+    door = Door(cohort, deidentify)
+    with open(folder / "link.csv", newline="") as file:
+        link = {row["patient_id"]: row["original_id"] for row in csv.DictReader(file)}
+    with discreet():
+        for done, (patient, original) in enumerate(sorted(link.items()), 1):
+            pseudonym = deidentify.pseudonym(patient)
+            try:
+                case = _case(pseudonym, folder / "dicom" / patient, folder / "contours" / original, labels, deidentify)
+            except (ContourRefused, GeometryRefused, MaskRefused, UnmappedLabel) as reason:
+                door.refuse(pseudonym, str(reason))
+            except Exception as error:  # a header that breaks an assumption is a reason, never a traceback
+                door.refuse(pseudonym, f"its files can't be understood ({type(error).__name__})")
+            else:
+                door.admit(case)
+            if progress:
+                progress(done, len(link))
+    return door.summary(len(link))
+
+
+def _case(pseudonym: str, images: Path, contours: Path, labels: LabelMap, deidentify: Deidentifier) -> Case:
+    frames: dict[str, Frame] = {}
+    for path in sorted(images.glob("*.dcm")):
+        header = read_header(path, deidentify)
+        reason = unsuitable(header)
+        if reason:
+            raise GeometryRefused(reason)
+        if header.PatientID != pseudonym:
+            raise GeometryRefused("an image of another patient lies in this patient's folder")
+        frames[path.stem] = Frame(path, header)
+    if not frames:
+        raise GeometryRefused("no DICOM images")
+    endo, epi = _contours(contours, ENDO), _contours(contours, EPI)
+    phases = {"cine_ed": sorted(frames.keys() & epi.keys()), "cine_es": sorted(frames.keys() - epi.keys())}
+    volumes = []
+    for series, stems in phases.items():
+        if not stems:
+            raise ContourRefused(
+                f"no {series}: of {len(frames)} images none {'has' if series == 'cine_ed' else 'lacks'} an epicardial contour"
+            )
+        try:
+            # the published files carry a frame of reference of their own each; their positions do form a regular stack
+            volume, ordered = to_volume(series, [frames[stem] for stem in stems], one_frame_of_reference=False)
+            stem_of = [frame.path.stem for frame in ordered]
+            volumes.append(_drawn(volume, stem_of, endo, epi if series == "cine_ed" else {}, labels))
+        except (GeometryRefused, MaskRefused, ContourRefused) as reason:
+            raise type(reason)(f"{series}: {reason}") from None
+    first = next(iter(frames.values())).header
+    scanner: dict[str, float | str] = {
+        "manufacturer": str(first.get("Manufacturer", "other")),
+        "field_strength_t": float(first.get("MagneticFieldStrength", 0)),
+    }
+    return Case(pseudonym, tuple(volumes), {}, scanner)
+
+
+def _contours(folder: Path, kind: str) -> dict[str, Path]:
+    """Contour files by the stem of the image they were drawn on."""
+    suffix = f"-{kind}-manual.txt"
+    return {path.name.removesuffix(suffix): path for path in sorted((folder / f"{kind[0]}-contours").glob(f"*{suffix}"))}
+
+
+def _drawn(volume: Volume, stems: Sequence[str], endo: dict[str, Path], epi: dict[str, Path], labels: LabelMap) -> Volume:
+    """The volume with the mask of its contours, checked."""
+    shape = volume.image.shape[1:]
+    empty = np.zeros(shape, bool)
+    cavity = np.stack([fill(read_contour(endo[stem]), shape) if stem in endo else empty for stem in stems])
+    epicardium = np.stack([fill(read_contour(epi[stem]), shape) if stem in epi else empty for stem in stems])
+    # without an epicardial contour, what isn't cavity may be myocardium or not
+    mask = np.full(volume.image.shape, UNKNOWN, np.uint8)
+    mask[epicardium.any(axis=(1, 2))] = 0
+    mask[epicardium] = labels.of_source(EPI)
+    mask[cavity] = labels.of_source(ENDO)
+    check_mask(mask, volume.spacing_mm, labels, epicardium=epicardium, cavity=cavity)
+    return Volume(volume.series, volume.image, volume.affine, mask)
+
+
+def read_contour(path: Path) -> npt.NDArray[np.float64]:
+    """Vertices of a contour file, (points, 2): column and row in pixels, whole numbers at pixel centres."""
+    try:
+        points = np.array(
+            [[float(number) for number in line.split()] for line in path.read_text().splitlines() if line.strip()]
+        )
+    except (ValueError, OSError) as error:
+        raise ContourRefused(f"a contour file can't be read ({type(error).__name__}); each line holds column and row") from None
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
+        raise ContourRefused(
+            f"a contour needs at least 3 points of 2 finite numbers; there is an array of shape {points.shape}"
+        )
+    return points
+
+
+def fill(points: npt.NDArray[np.float64], shape: Sequence[int]) -> Flags:
+    """Pixels (rows, columns) whose centre lies inside the closed polygon, by the even-odd rule.
+
+    A centre on the outline counts on the outline's upper and left side only, so that two polygons that share an edge share no
+    pixel and areas have no bias. Raises `ContourRefused` for a polygon that leaves the image.
+    """
+    rows, columns = shape
+    if points.min() < -0.5 or points[:, 0].max() > columns - 0.5 or points[:, 1].max() > rows - 0.5:
+        raise ContourRefused(f"a contour leaves the image of {rows} x {columns} pixels")
+    inside = np.zeros((rows, columns), bool)
+    x0, y0 = points.T
+    x1, y1 = np.roll(points, -1, axis=0).T
+    for row in range(max(0, int(np.ceil(y0.min()))), min(rows - 1, int(np.floor(y0.max()))) + 1):
+        crosses = (np.minimum(y0, y1) <= row) & (row < np.maximum(y0, y1))
+        at = np.sort(x0[crosses] + (row - y0[crosses]) * (x1 - x0)[crosses] / (y1 - y0)[crosses])
+        for left, right in zip(at[::2], at[1::2], strict=True):
+            inside[row, int(np.ceil(left)) : int(np.ceil(right))] = True
+    return inside

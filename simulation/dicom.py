@@ -1,0 +1,200 @@
+"""A generated patient as a hospital's archive would hold it: MR series, DICOM SEG masks, and a row in endpoints.csv.
+
+The headers carry invented personal data at the top level, in nested sequences and in a private block, so that the door in has
+something to remove. Image values are written as they are (no rescaling), so that what comes back through the intake is the
+same array.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
+
+from fl_client.intake.labels import LabelMap
+from fl_client.intake.write_back import write_seg
+from tasks.case import Case, Volume
+
+FAMILY_NAMES = ("Abendroth", "Brunnthaler", "Castellani", "Dubrovin", "Eskilsson", "Fontanarosa", "Grzeszczak", "Haraldsen")
+GIVEN_NAMES = ("Annelore", "Bertrand", "Concetta", "Dagobert", "Eleonora", "Frederika", "Gianluca", "Hildegund")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A person who does not exist. Dates are YYYYMMDD."""
+
+    patient_id: str
+    name: str  # DICOM PN: family^given
+    birth_date: str
+    sex: str
+    institution: str
+    address: str
+    physician: str
+    operator: str
+    accession: str
+    device_serial: str
+    study_date: str
+    study_time: str
+
+    @classmethod
+    def invent(cls, patient: str) -> Identity:
+        """The same person for the same pseudonym, each time."""
+        seed = hashlib.sha256(f"identity/{patient}".encode()).digest()
+        family, other, given = FAMILY_NAMES[seed[0] % 8], FAMILY_NAMES[seed[1] % 8], GIVEN_NAMES[seed[2] % 8]
+        return cls(
+            patient_id=f"MRN-{int.from_bytes(seed[3:7], 'big'):010d}",
+            name=f"{family}^{given}",
+            birth_date=f"{1930 + seed[7] % 70}{1 + seed[8] % 12:02d}{1 + seed[9] % 28:02d}",
+            sex="FM"[seed[10] % 2],
+            institution=f"Clinic of Nowhere {seed[11]}",
+            address=f"{seed[12]} Invented Lane, Nowhere",
+            physician=f"{other}^Doctor{seed[13]}",
+            operator=f"{other}^Operator{seed[14]}",
+            accession=f"ACC{int.from_bytes(seed[15:19], 'big'):010d}",
+            device_serial=f"SN{int.from_bytes(seed[19:23], 'big'):010d}",
+            study_date=f"20{15 + seed[23] % 10}{1 + seed[24] % 12:02d}{1 + seed[25] % 28:02d}",
+            study_time=f"{8 + seed[26] % 10:02d}{seed[27] % 60:02d}00",
+        )
+
+
+def write_patient(
+    case: Case,
+    folder: Path,
+    *,
+    identity: Identity | None = None,
+    labels: LabelMap | None = None,
+    inversion_time_ms: float = 300.0,
+    trigger_times_ms: Mapping[str, float] | None = None,
+) -> None:
+    """Write every volume of the case as a series of MR Image Storage, every mask as DICOM SEG, and a row of endpoints.csv.
+
+    Files lie in `folder/<patient id>/<series>/`. `labels` names the mask's values (default: the cardiac map).
+    `inversion_time_ms` is written for series named `lge`, `trigger_times_ms` (by series name) for cine. Manufacturer and field
+    strength come from `case.scanner`. Raises `ValueError` for values that 16 bits can't hold exactly and for a sheared affine.
+    """
+    person = identity or Identity.invent(case.patient)
+    label_map = labels or LabelMap.load("cardiac")
+    times = trigger_times_ms or {"cine_ed": 0.0, "cine_es": 320.0}
+    study = generate_uid(entropy_srcs=["study", person.patient_id, person.study_date])
+    for number, volume in enumerate(case.volumes, 1):
+        place = Path(folder) / person.patient_id / volume.series
+        place.mkdir(parents=True, exist_ok=True)
+        headers = []
+        stored = _stored(volume)
+        for index in range(len(volume.image)):
+            dataset = _header(case, volume, person, study, number, index)
+            if volume.series == "lge":
+                dataset.ScanningSequence, dataset.InversionTime = ["GR", "IR"], _ds(inversion_time_ms)
+            if volume.series in times:
+                dataset.ScanOptions, dataset.TriggerTime = "CG", _ds(times[volume.series])  # cardiac gating
+            _add_pixels(dataset, stored[index])
+            dataset.save_as(place / f"IM{index + 1:04d}.dcm", enforce_file_format=True)
+            headers.append(dataset)
+        if volume.mask is not None and volume.mask.any():
+            write_seg(volume.mask, headers, place.with_name(f"{volume.series}-mask.dcm"), label_map, algorithm=None)
+    _append_endpoints(Path(folder) / "endpoints.csv", person.patient_id, case.endpoints)
+
+
+def _stored(volume: Volume) -> npt.NDArray[np.uint16] | npt.NDArray[np.int16]:
+    """The image as 16-bit integers, exactly."""
+    low, high = float(volume.image.min()), float(volume.image.max())
+    kind: type[np.uint16] | type[np.int16] = np.int16 if low < 0 or volume.image.dtype == np.int16 else np.uint16
+    limits = np.iinfo(kind)
+    if not (limits.min <= low and high <= limits.max) or not np.array_equal(np.rint(volume.image), volume.image):
+        raise ValueError(
+            f"{volume.series} ranges from {low:g} to {high:g}; DICOM holds whole numbers of 16 bits: scale and round first"
+        )
+    return volume.image.astype(np.int16) if kind is np.int16 else volume.image.astype(np.uint16)
+
+
+def _header(case: Case, volume: Volume, person: Identity, study: str, number: int, index: int) -> Dataset:
+    """Everything but the pixels of slice `index`, after PS3.3 A.4 (MR Image IOD)."""
+    steps = volume.affine[:3, :3]
+    spacing = volume.spacing_mm
+    normal = np.cross(steps[:, 2] / spacing[2], steps[:, 1] / spacing[1])
+    if abs(abs(float(normal @ steps[:, 0])) - spacing[0]) > 1e-4 * spacing[0] or abs(float(steps[:, 1] @ steps[:, 2])) > 1e-4:
+        raise ValueError(f"the affine of {volume.series} is sheared; DICOM slices are stacked along their normal")
+    uid = [person.patient_id, person.study_date, volume.series]
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = MRImageStorage
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=["instance", *uid, str(index)])
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+
+    dataset.PatientName, dataset.PatientID = person.name, person.patient_id
+    dataset.PatientBirthDate, dataset.PatientSex = person.birth_date, person.sex
+    dataset.StudyInstanceUID, dataset.StudyID, dataset.AccessionNumber = study, "1", person.accession
+    dataset.StudyDate = dataset.SeriesDate = dataset.AcquisitionDate = dataset.ContentDate = person.study_date
+    dataset.StudyTime = dataset.SeriesTime = dataset.AcquisitionTime = dataset.ContentTime = person.study_time
+    dataset.ReferringPhysicianName, dataset.OperatorsName = person.physician, person.operator
+    dataset.InstitutionName, dataset.InstitutionAddress = person.institution, person.address
+    dataset.StudyDescription = f"Cardiac MR of {person.name.replace('^', ' ')}"
+    dataset.SeriesDescription = volume.series
+    request = Dataset()
+    request.RequestedProcedureID = person.accession
+    request.ScheduledProcedureStepID = "1"
+    request.RequestedProcedureDescription = f"Viability, {person.name.replace('^', ' ')}, born {person.birth_date}"
+    dataset.RequestAttributesSequence = [request]
+    block = dataset.private_block(0x0019, "KONSIL REHEARSAL", create=True)
+    block.add_new(0x01, "LO", f"{person.name} {person.patient_id}")
+
+    dataset.Modality, dataset.BodyPartExamined = "MR", "HEART"
+    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["series", *uid])
+    dataset.SeriesNumber, dataset.InstanceNumber, dataset.AcquisitionNumber = number, index + 1, 1
+    dataset.PatientPosition, dataset.PositionReferenceIndicator = "HFS", ""
+    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame", *uid])
+    dataset.Manufacturer = str(case.scanner.get("manufacturer", "konsil"))
+    dataset.ManufacturerModelName, dataset.DeviceSerialNumber = "rehearsal", person.device_serial
+    if "field_strength_t" in case.scanner:
+        dataset.MagneticFieldStrength = _ds(float(case.scanner["field_strength_t"]))
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]
+    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "GR", "SS", ""
+    dataset.MRAcquisitionType, dataset.RepetitionTime, dataset.EchoTime, dataset.EchoTrainLength = "2D", "3.2", "1.6", "1"
+
+    dataset.ImagePositionPatient = [_ds(value) for value in volume.affine[:3] @ [index, 0, 0, 1]]
+    dataset.ImageOrientationPatient = [_ds(value) for axis in (2, 1) for value in steps[:, axis] / spacing[axis]]
+    dataset.PixelSpacing = [_ds(spacing[1]), _ds(spacing[2])]
+    dataset.SliceThickness = dataset.SpacingBetweenSlices = _ds(spacing[0])
+    return dataset
+
+
+def _add_pixels(dataset: Dataset, stored: npt.NDArray[np.uint16] | npt.NDArray[np.int16]) -> None:
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.Rows, dataset.Columns = stored.shape
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit, dataset.PixelRepresentation = 15, int(stored.dtype == np.int16)
+    dataset.PixelData = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
+
+
+def _ds(value: float) -> str:
+    """A decimal string of at most 16 characters (PS3.5 6.2): 10 significant digits and more."""
+    return format_number_as_ds(float(value))
+
+
+def _append_endpoints(path: Path, patient_id: str, endpoints: Mapping[str, float | int | str | None]) -> None:
+    """Add or replace the patient's row; the columns are those of all patients so far."""
+    rows: dict[str, dict[str, str]] = {}
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = {row["patient_id"]: row for row in csv.DictReader(file)}
+    rows[patient_id] = {
+        "patient_id": patient_id,
+        **{name: "" if value is None else str(value) for name, value in endpoints.items()},
+    }
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    part = path.with_suffix(".part")
+    with open(part, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows.values())
+    part.replace(path)
