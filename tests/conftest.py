@@ -1,0 +1,105 @@
+"""Small hospitals for tests: a few patients of 3 slices with a disc and a ring in them, in real cohorts on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conf.study import LocalTraining, Study
+from fl_client.cohort import Cohort
+from fl_client.site import Budget, Site
+from tasks.case import Case, Volume
+
+SMALL_TASK = {
+    "name": "segmentation",
+    "voxels": 16,
+    "field_mm": 80,
+    "roi_mm": None,
+    "working_mm": 4,
+    "channels": [4, 8],
+    "strides": [2],
+    "groups": 2,
+    "head_channels": 4,
+}
+"""The segmentation task at a size that trains in milliseconds."""
+
+
+def small_case(patient: str, seed: int) -> Case:
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:32, :32]
+    volumes = []
+    for series in ("cine_ed", "cine_es"):
+        radius = np.hypot(rows - 16 - rng.normal(), columns - 16 - rng.normal())
+        mask = np.stack([np.where(radius < 5, 1, np.where(radius < 8, 2, 0)).astype(np.uint8)] * 3)
+        image = 100 + 100.0 * (mask == 1) - 50.0 * (mask == 2) + 10 * rng.normal(size=mask.shape)
+        volumes.append(Volume(series, image.astype(np.float32), np.diag([8.0, 3.0, 3.0, 1.0]), mask))
+    return Case(patient, tuple(volumes))
+
+
+class SmallHospitals:
+    """Hospitals in a folder, each with its own `site.yaml`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sites: dict[str, Path] = {}
+
+    def add(self, name: str, *, patients: int = 4, **settings: Any) -> Site:
+        folder = self.folder / name
+        number = len(self.sites)
+        cohort = Cohort(folder / "cohort")
+        for i in range(patients):
+            cohort.admit(small_case(f"p{number}-{i}", 100 * number + i))
+        fields = {"declared_size": 5, "approve_all": True, "noise_seed": number, "test_fraction": 0.0}
+        site = Site(name=name, folder=folder, **{**fields, **settings})
+        self.save(site)
+        return site
+
+    def save(self, site: Site) -> None:
+        self.sites[site.name] = site.folder / "site.yaml"
+        site.save(self.sites[site.name])
+
+    def site(self, name: str) -> Site:
+        return Site.load(self.sites[name])
+
+    @property
+    def nodes(self) -> list[dict[str, str]]:
+        return [{"site": str(path)} for path in self.sites.values()]
+
+    def study(self, **settings: Any) -> Study:
+        fields = {
+            "konsil_version": version("konsil"),
+            "task": SMALL_TASK,
+            "rounds": 2,
+            "sites": tuple(self.sites),
+            "training": LocalTraining(views=2),
+        }
+        return Study.model_validate({**fields, **settings})
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path) -> SmallHospitals:
+    """Three hospitals `a`, `b`, `c` of different declared sizes, willing and with a budget of epsilon 10."""
+    small = SmallHospitals(tmp_path / "hospitals")
+    for name, size in (("a", 5), ("b", 10), ("c", 25)):
+        small.add(name, declared_size=size, budget=Budget(epsilon=10.0, delta=1e-3))
+    return small
+
+
+@pytest.fixture
+def new_hospitals(tmp_path: Path) -> Callable[[str], SmallHospitals]:
+    """Makes further sets of hospitals, each in a folder of its own."""
+    return lambda name: SmallHospitals(tmp_path / name)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

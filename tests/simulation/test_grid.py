@@ -1,0 +1,140 @@
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from fl_server.rounds import initial_state, run
+from simulation.grid import FIRST_NODE, InProcessGrid
+
+echo = ClientApp()
+
+
+@echo.train()
+def train(message: Message, context: Context) -> Message:
+    seen = context.state.config_records.setdefault("seen", ConfigRecord({"count": 0}))
+    seen["count"] = int(seen["count"]) + 1
+    array = message.content["arrays"]["w"].numpy() + float(context.node_config["plus"])
+    message.content["arrays"].pop("w")  # a site may do with its copy what it likes
+    content = {"arrays": ArrayRecord([array]), "metrics": MetricRecord({"num-examples": 1, "count": seen["count"]})}
+    return Message(RecordDict(content), reply_to=message)
+
+
+@echo.query("raise")
+def fail(message: Message, context: Context) -> Message:
+    raise RuntimeError("as any app may")
+
+
+@echo.query("die")
+def die(message: Message, context: Context) -> Message:
+    if context.node_config["plus"] == 0:
+        os._exit(9)
+    return Message(RecordDict(), reply_to=message)
+
+
+@echo.query("sleep")
+def sleep(message: Message, context: Context) -> Message:
+    time.sleep(float(context.node_config["plus"]) / 10)
+    return Message(RecordDict(), reply_to=message)
+
+
+APP = f"{__name__}:echo"
+NODES = [{"plus": 0}, {"plus": 1}, {"plus": 2}]
+
+
+def messages(grid: Grid, kind: str = "train", **more: float) -> list[Message]:
+    arrays = ArrayRecord({"w": Array(np.ones(3, np.float32))})
+    return [Message(RecordDict({"arrays": arrays}), node, kind, **more) for node in grid.get_node_ids()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_message_is_answered_by_the_node_it_was_sent_to(workers):
+    with InProcessGrid(APP, NODES, workers=workers) as grid:
+        asked = messages(grid)
+        replies = grid.send_and_receive(asked)
+    assert [r.metadata.reply_to_message_id for r in replies] == [m.metadata.message_id for m in asked]
+    assert [r.metadata.src_node_id for r in replies] == [FIRST_NODE, FIRST_NODE + 1, FIRST_NODE + 2]
+    assert [r.content["arrays"]["0"].numpy()[0] for r in replies] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_nodes_state_lives_from_message_to_message_and_messages_are_copied_at_the_wall(workers):
+    with InProcessGrid(APP, NODES, workers=workers) as grid:
+        asked = messages(grid)
+        grid.send_and_receive(asked)
+        assert all("w" in message.content["arrays"] for message in asked)
+        again = [m for node in grid.get_node_ids() for m in messages(grid) if m.metadata.dst_node_id == node]
+        counts = [r.content["metrics"]["count"] for r in grid.send_and_receive(again + messages(grid))]
+    assert counts == [2, 2, 2, 3, 3, 3]
+
+
+def test_an_exception_becomes_the_error_reply_that_flowers_runtimes_send():
+    (reply, *_) = InProcessGrid(echo, NODES).send_and_receive(messages(InProcessGrid(echo, NODES), "query.raise"))
+    assert reply.error.code == 2
+    assert "as any app may" in reply.error.reason
+
+
+def test_a_dead_worker_is_an_error_reply_and_the_grid_goes_on():
+    with InProcessGrid(APP, NODES[:1], workers=1) as grid:
+        (reply,) = grid.send_and_receive(messages(grid, "query.die"))
+        assert reply.error.code == 8
+        (reply,) = grid.send_and_receive(messages(grid))
+        assert reply.has_content()
+
+
+def test_a_site_that_takes_longer_than_the_timeout_is_not_heard():
+    grid = InProcessGrid(echo, NODES)
+    replies = grid.send_and_receive(messages(grid, "query.sleep"), timeout=0.15)
+    assert [r.metadata.src_node_id for r in replies] == [FIRST_NODE, FIRST_NODE + 1]
+
+
+def test_a_message_whose_time_is_over_is_not_worked_on():
+    grid = InProcessGrid(echo, NODES)
+    late = messages(grid, ttl=1.0)
+    for message in late:
+        message.metadata.created_at -= 10
+    assert grid.send_and_receive(late) == []
+    assert all(not context.state for context in grid.contexts.values())
+
+
+def test_flowers_own_strategies_run_on_it():
+    def evaluate(number, arrays):
+        return MetricRecord({"mean": float(arrays["0"].numpy().mean())})
+
+    app = ClientApp()
+
+    @app.train()
+    def one_step(message: Message, context: Context) -> Message:
+        array = message.content["arrays"]["0"].numpy() + float(context.node_config["plus"])
+        return Message(
+            RecordDict({"arrays": ArrayRecord([array]), "metrics": MetricRecord({"num-examples": 1})}), reply_to=message
+        )
+
+    strategy = FedAvg(fraction_evaluate=0.0)
+    start = ArrayRecord([np.zeros(2, np.float32)])
+    result = strategy.start(InProcessGrid(app, NODES), start, num_rounds=3, evaluate_fn=evaluate)
+    assert result.evaluate_metrics_serverapp[3]["mean"] == pytest.approx(3.0)  # the mean of 0, 1, 2, three times
+
+
+def test_workers_must_be_able_to_import_the_app():
+    with pytest.raises(ValueError, match="import path"):
+        InProcessGrid(echo, NODES, workers=1)
+
+
+def test_a_study_has_the_same_numbers_at_any_number_of_workers(new_hospitals):
+    ends = []
+    for workers in (0, 2):
+        hospitals = new_hospitals(f"workers{workers}")
+        for name in ("a", "b", "c"):
+            hospitals.add(name)
+        study = hospitals.study()
+        with InProcessGrid("fl_client.app:app", hospitals.nodes, {"study": study.to_json()}, workers=workers) as grid:
+            state, record = run(grid, study, initial_state(study), folder=hospitals.folder / "run")
+        assert record.verdict == "complete"
+        ends.append(state)
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
