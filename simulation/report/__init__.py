@@ -43,7 +43,8 @@ def summary_lines(folder: Path) -> list[str]:
     shown += [(name, "held_out", "  held out") for name in run.hospitals("held_out")]
     shown += [(name, "real", "  real patients") for name in run.hospitals("real")]
     for name, role, note in shown:
-        dice = [f"{structure} {words.number(mean(run.values(f'dice/{structure}', run.headline, role, name)).value)}" for structure in run.structures]
+        means = {s: mean(run.values(f"dice/{s}", run.headline, role, name)).value for s in run.structures}
+        dice = [f"{structure.replace('_', ' ')} {words.number(value)}" for structure, value in means.items()]
         spent = f"  ε {words.epsilon(run.epsilon(name))}" if role == "site" and run.epsilon(name) is not None else ""
         lines.append(f"  {name:<{width}}  Dice {', '.join(dice) or '–'}{spent}{note}")
     lines.append(f"Report: {folder / 'report.html'}")

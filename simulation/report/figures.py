@@ -1,16 +1,8 @@
-"""The report's charts: matplotlib drawings as inline SVG whose colours and fonts are the page's own.
-
-Every chart is drawn in stand-in colours that are replaced by CSS variables, so that one drawing reads well on white, on
-dark and in print. Hospitals are told apart by the colour-blind safe palette of Okabe and Ito (2008) and by their markers.
-"""
+"""The report's charts, drawn with matplotlib: what is plotted against what. How it looks stands in `drawing`."""
 
 from __future__ import annotations
 
-import io
-import re
-import zlib
 from collections.abc import Mapping, Sequence
-from html import escape
 from math import isfinite
 
 import matplotlib as mpl
@@ -21,52 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from simulation.report.drawing import ACCENT, INK, MARKERS, MUTED, PAPER, STYLE, colour, svg
 from simulation.report.statistics import Agreement, Estimate, Spread
-
-INK, MUTED, RULE, ACCENT, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
-SERIES = tuple(f"#f0f0{i:02x}" for i in range(1, 9))
-MARKERS = "os^Dv<>p"
-_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent", PAPER: "--paper"} | {
-    colour: f"--series-{i}" for i, colour in enumerate(SERIES, start=1)
-}
-
-STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, copied and read aloud
-    "svg.hashsalt": "konsil",
-    "font.size": 9.5,
-    "font.family": "DejaVu Sans",
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": RULE,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10.0,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.major.size": 3.0,
-    "ytick.major.size": 0.0,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-
-
-def colour(index: int) -> str:
-    """Stand-in colour of the hospital (or arm) with this place in the list."""
-    return SERIES[index % len(SERIES)]
 
 
 def curves(
@@ -89,7 +37,7 @@ def curves(
         _rounds_axis(axes)
         axes.set_ylabel("Dice")
         axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def epsilons(title: str, by_name: Mapping[str, Mapping[int, float]], *, promise: float | None, alt: str) -> Markup:
@@ -100,25 +48,31 @@ def epsilons(title: str, by_name: Mapping[str, Mapping[int, float]], *, promise:
             marks = MARKERS[i % len(MARKERS)]
             x = list(rounds)
             axes.plot(
-                x, list(rounds.values()), color=colour(i), marker=marks, markevery=_sparse(x), markeredgecolor=PAPER, markeredgewidth=0.6
+                x,
+                list(rounds.values()),
+                color=colour(i),
+                marker=marks,
+                markevery=_sparse(x),
+                markeredgecolor=PAPER,
+                markeredgewidth=0.6,
             )
         axes.set_ylim(bottom=0)
         if promise is not None:
             axes.axhline(promise, color=MUTED, linestyle=(0, (4, 2)), linewidth=1.2)
             axes.set_ylim(top=max(axes.get_ylim()[1], promise * 1.12))
-            axes.annotate(f"promised: ε ≤ {promise:g}", (0.0, promise), (4, 4), ("axes fraction", "data"), "offset points", color=MUTED)
+            axes.annotate(
+                f"promised: ε ≤ {promise:g}", (0.0, promise), (4, 4), ("axes fraction", "data"), "offset points", color=MUTED
+            )
         _rounds_axis(axes)
         axes.set_ylabel("ε spent")
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
-def forest(
-    title: str, rows: Mapping[str, tuple[Estimate, Sequence[float]]], *, headline: str, unit: str, zero: bool = False, alt: str
-) -> Markup:
+def forest(title: str, rows: Mapping[str, tuple[Estimate, Sequence[float]]], *, headline: str, unit: str, alt: str) -> Markup:
     """One row per arm: mean with 95 % interval, small ticks for the single seeds. `headline` is set off in colour."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 0.75 + 0.46 * len(rows)))
-        axes = figure.add_axes((0.44, 0.52 / figure.get_figheight(), 0.53, 1 - 0.9 / figure.get_figheight()))
+        figure = Figure(figsize=(4.6, 0.85 + 0.44 * len(rows)))
+        axes = figure.add_axes((0.41, 0.52 / figure.get_figheight(), 0.56, 1 - 0.86 / figure.get_figheight()))
         for y, (name, (estimate, seeds)) in enumerate(rows.items()):
             shade = ACCENT if name == headline else INK
             if len(seeds) > 1:
@@ -126,8 +80,6 @@ def forest(
             if isfinite(estimate.low):
                 axes.plot([estimate.low, estimate.high], [y, y], color=shade, linewidth=2.0, solid_capstyle="butt")
             axes.plot([estimate.value], [y], "o", color=shade, markersize=6)
-        if zero:
-            axes.axvline(0, color=MUTED, linewidth=1.0)
         axes.set_yticks(range(len(rows)), [_two_lines(name) for name in rows])
         for label, name in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_color(ACCENT if name == headline else INK)
@@ -135,26 +87,24 @@ def forest(
         axes.grid(False)
         axes.xaxis.grid(True)
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.margins(x=0.08)
         axes.set_xlabel(unit)
-        figure.text(0.01, 1 - 0.06 / figure.get_figheight(), title, weight="bold", size=10.5, va="top")
-        return _svg(figure, alt)
+        figure.text(0, 1 - 0.05 / figure.get_figheight(), title, weight="bold", size=12, va="top")
+        return svg(figure, alt)
 
 
 def patients(title: str, by_name: Mapping[str, npt.NDArray[np.float64]], *, unit: str, alt: str) -> Markup:
     """One dot per patient, one column per hospital, with the median as a line; seeds averaged."""
     with mpl.rc_context(STYLE):
         figure, axes = _panel(title)
-        rng = np.random.default_rng(7)
+        _dots(axes, by_name)
         for i, values in enumerate(by_name.values()):
-            x = i + rng.uniform(-0.2, 0.2, len(values))
-            axes.plot(x, values, MARKERS[i % len(MARKERS)], color=colour(i), markersize=4.2, alpha=0.75, markeredgewidth=0)
             if len(values):
                 axes.plot([i - 0.33, i + 0.33], [float(np.median(values))] * 2, color=INK, linewidth=1.6)
         _names_axis(axes, list(by_name))
         axes.set_ylabel(unit)
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def scatter(title: str, spreads: Mapping[str, Spread], *, alt: str) -> Markup:
@@ -169,54 +119,47 @@ def scatter(title: str, spreads: Mapping[str, Spread], *, alt: str) -> Markup:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("mean Dice (further right: less error)")
         axes.set_ylabel("SD across seeds")
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def bland_altman(
-    title: str,
-    points: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
-    limits: Agreement,
-    *,
-    unit: str,
-    means: bool,
-    alt: str,
+    title: str, by_name: Mapping[str, npt.NDArray[np.float64]], limits: Agreement, *, unit: str, alt: str
 ) -> Markup:
-    """Model minus reader per patient: against the mean of both where it is known, else one column per hospital.
-
-    `points` holds, by hospital, x (ignored without `means`) and the difference, both of shape (patients,).
-    """
+    """Model minus reader, one dot per patient and one column per hospital, with bias and limits of agreement."""
     with mpl.rc_context(STYLE):
         figure, axes = _panel(title)
-        rng = np.random.default_rng(7)
-        for i, (x, y) in enumerate(points.values()):
-            place = x if means else i + rng.uniform(-0.2, 0.2, len(y))
-            axes.plot(place, y, MARKERS[i % len(MARKERS)], color=colour(i), markersize=4.5, alpha=0.8, markeredgewidth=0)
+        axes.set_position((0.17, 0.18, 0.69, 0.69))
+        axes.set_title(title, x=-0.17 / 0.69)
+        _dots(axes, by_name)
         for value, style in ((limits.bias, "-"), (limits.low, (0, (4, 2))), (limits.high, (0, (4, 2)))):
             if isfinite(value):
                 axes.axhline(value, color=INK, linestyle=style, linewidth=1.2)
                 axes.annotate(
                     f"{value:+.1f}".replace("-", "−"),
                     (1.0, value),
-                    (4, 0),
-                    ("axes fraction", "data"),
-                    "offset points",
+                    xytext=(4, 0),
+                    xycoords=("axes fraction", "data"),
+                    textcoords="offset points",
                     va="center",
                     annotation_clip=False,
                 )
         axes.margins(y=0.1)
-        axes.set_position((0.15, 0.17, 0.72, 0.69))
-        if means:
-            axes.set_xlabel(f"mean of model and reader ({unit})")
-        else:
-            _names_axis(axes, list(points))
+        _names_axis(axes, list(by_name))
         axes.set_ylabel(f"model − reader ({unit})")
-        return _svg(figure, alt)
+        return svg(figure, alt)
+
+
+def _dots(axes: Axes, by_name: Mapping[str, npt.NDArray[np.float64]]) -> None:
+    rng = np.random.default_rng(7)  # spread sideways only, so that dots don't hide one another
+    for i, values in enumerate(by_name.values()):
+        x = i + rng.uniform(-0.22, 0.22, len(values))
+        axes.plot(x, values, MARKERS[i % len(MARKERS)], color=colour(i), markersize=4.5, alpha=0.8, markeredgewidth=0)
 
 
 def _panel(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.2, 3.3))
-    axes = figure.add_axes((0.13, 0.17, 0.84, 0.69))
-    axes.set_title(title, x=-0.13 / 0.84 + 0.01)
+    figure = Figure(figsize=(4.6, 3.1))
+    axes = figure.add_axes((0.17, 0.18, 0.81, 0.69))
+    axes.set_title(title, x=-0.17 / 0.81)
     return figure, axes
 
 
@@ -228,8 +171,10 @@ def _rounds_axis(axes: Axes) -> None:
 def _names_axis(axes: Axes, names: Sequence[str]) -> None:
     """Hospital names under the columns, two lines deep when they would touch."""
     longest = max((len(name) for name in names), default=0)
-    crowded = longest * len(names) > 46
-    shown = [("\n" if crowded and i % 2 else "") + (name if len(name) < 15 else name[:13] + "…") for i, name in enumerate(names)]
+    crowded = longest * len(names) > 40
+    shown = [
+        ("\n" if crowded and i % 2 else "") + (name if len(name) < 15 else name[:13] + "…") for i, name in enumerate(names)
+    ]
     axes.set_xticks(range(len(names)), shown)
     axes.set_xlim(-0.6, len(names) - 0.4)
 
@@ -245,25 +190,3 @@ def _two_lines(name: str) -> str:
     breaks = [i for i, c in enumerate(name) if c == " "]
     at = next((i for i in breaks if name[i - 1] == ","), min(breaks, key=lambda i: abs(i - len(name) / 2), default=0))
     return f"{name[:at]}\n{name[at + 1 :]}" if at else name
-
-
-def _svg(figure: Figure, alt: str) -> Markup:
-    """The figure as an `<svg>` element: no preamble, no namespaces, ids of its own, the page's colours and font."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    prefix = f"f{zlib.crc32(text.encode()):08x}-"  # ids must differ between the figures of one page
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"\bid=\"([^\"]+)\"", rf'id="{prefix}\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", text)
-    text = re.sub(r"xlink:href=\"#([^\"]+)\"", rf'href="#{prefix}\1"', text)
-    text = re.sub(r"<defs>\s*<style.*?</defs>", "", text, count=1, flags=re.DOTALL)  # would hold for the whole page
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
-    text = re.sub(r"\s*\n\s*", " ", text)
-    text = re.sub("|".join(_VARIABLES), lambda found: f"var({_VARIABLES[found.group()]})", text)
-    box = re.search(r"viewBox=\"([^\"]+)\"", text)
-    if box is None:
-        raise RuntimeError("matplotlib wrote an SVG without a viewBox")
-    head = f'<svg viewBox="{box.group(1)}" role="img" aria-label="{escape(alt)}">'
-    return Markup(re.sub(r"<svg[^>]*>", lambda _: head, text, count=1))

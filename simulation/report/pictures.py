@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
+from scipy import ndimage
 
 from tasks.case import UNKNOWN
-
 
 READER, MODEL = "reader", "model"
 VIEW_MM = 130.0
@@ -63,14 +63,18 @@ def examples(folder: Path, *, cardiac: bool) -> Iterator[Example]:
             words = {key: str(arrays[key]) if key in arrays else "" for key in ("hospital", "patient", "series", "arm")}
             dice = json.loads(str(arrays["dice"])) if "dice" in arrays else {}
         labelled = np.where((mask != UNKNOWN) & (mask > 0) | (prediction > 0), 1, 0)
-        window = _crop(labelled.any(0), spacing[1:], VIEW_MM)
+        window = _crop(labelled.sum(0) > 0, spacing[1:], VIEW_MM)
         grey = _grey(image[(slice(None), *window)])
         slices = []
         for where, z in _levels(labelled, cardiac=cardiac):
-            alt = f"Slice {z + 1} of {len(image)} ({where}) of patient {words['patient']}: contours of the reader and the model."
+            alt = (
+                f"Slice {z + 1} of {len(image)} ({where}) of patient {words['patient']}: contours of the reader and the model."
+            )
             lines = [(mask[z][window], READER), (prediction[z][window], MODEL)]
             slices.append((where, _drawing(grey[z], lines, spacing[1:], alt=alt)))
-        yield Example(rank=rank, dice={_bare(name): float(v) for name, v in dice.items() if v is not None}, slices=slices, **words)
+        yield Example(
+            rank=rank, dice={_bare(name): float(v) for name, v in dice.items() if v is not None}, slices=slices, **words
+        )
 
 
 def scanners(path: Path) -> list[View]:
@@ -82,7 +86,7 @@ def scanners(path: Path) -> list[View]:
         found: list[tuple[str, str, npt.NDArray[Any], npt.NDArray[Any] | None, tuple[float, float]]] = []
         for hospital in hospitals:
             spacing = arrays[f"{hospital}/spacing_mm"].ravel()[-2:]
-            mask = arrays[f"{hospital}/mask"] if f"{hospital}/mask" in arrays else None
+            mask = arrays.get(f"{hospital}/mask")
             label = str(arrays[f"{hospital}/label"]) if f"{hospital}/label" in arrays else ""
             found.append((hospital, label, arrays[f"{hospital}/image"], mask, (float(spacing[0]), float(spacing[1]))))
     side = min((min(image.shape[0] * s[0], image.shape[1] * s[1]) for _, _, image, _, s in found), default=0.0)
@@ -92,7 +96,7 @@ def scanners(path: Path) -> list[View]:
         window = _crop(anywhere, spacing_mm, side, fixed=True)
         lines = [] if mask is None else [(mask[window], READER)]
         alt = f"Middle slice from {hospital}, {label or 'scanner not named'}, {side:.0f} mm wide, with the reader's contour."
-        views.append(View(hospital, label, _drawing(_grey(image[window]), lines, spacing_mm, alt=alt, bar_mm=50)))
+        views.append(View(hospital, label, _drawing(_grey(image[window]), lines, spacing_mm, alt=alt, bar_mm=50, text=0.055)))
     return views
 
 
@@ -103,8 +107,12 @@ def _drawing(
     *,
     alt: str,
     bar_mm: float = 20,
+    text: float = 0.042,
 ) -> Markup:
-    """An `<svg>` of a grey slice (rows, columns), contours of label images by class, and a scale bar."""
+    """An `<svg>` of a grey slice (rows, columns), contours of label images by class, and a scale bar.
+
+    The bar's text is `text` of the width high.
+    """
     dy, dx = spacing_mm
     height, width = grey.shape[0] * dy, grey.shape[1] * dx
     buffer = io.BytesIO()
@@ -113,7 +121,7 @@ def _drawing(
     paths = "".join(f'<path class="{kind}" d="{_contours(labels, dy, dx)}"/>' for labels, kind in lines)
     x, y = 0.04 * width, 0.955 * height
     bar = f'<path class="bar" d="M{x:.1f} {y:.1f}h{bar_mm:g}"/><text x="{x:.1f}" y="{y - 0.02 * height:.1f}" '
-    bar += f'font-size="{0.042 * width:.1f}">{bar_mm:g} mm</text>'
+    bar += f'font-size="{text * width:.1f}">{bar_mm:g} mm</text>'
     return Markup(
         f'<svg class="slice" viewBox="0 0 {width:.2f} {height:.2f}" role="img" aria-label="{escape(alt)}">'
         f'<image href="data:image/png;base64,{data}" width="{width:.2f}" height="{height:.2f}" preserveAspectRatio="none"/>'
@@ -125,7 +133,8 @@ def _contours(labels: npt.NDArray[Any], dy: float, dx: float) -> str:
     """SVG path data of the outlines of every label, in millimetres; pixel centres lie at (index + 0.5) * spacing."""
     data = []
     for label in sorted(set(np.unique(labels).tolist()) - {0, UNKNOWN}):
-        inside = np.pad((labels == label).astype(np.float32), 1)  # padded: outlines close at the image's edge
+        filled = ndimage.binary_fill_holes(labels == label) & (labels > 0)  # a ring's inner edge is its neighbour's outer one
+        inside = np.pad(filled.astype(np.float32), 1)  # padded: outlines close at the image's edge
         for line in contourpy.contour_generator(z=inside).lines(0.5):
             points = np.asarray(line)
             smooth = _rounded(points) if len(points) > 8 else points
@@ -136,10 +145,13 @@ def _contours(labels: npt.NDArray[Any], dy: float, dx: float) -> str:
 def _rounded(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A closed line (points, 2) without the staircase of the pixel grid: moved by less than half a pixel."""
     ring = points[:-1]
-    return (np.roll(ring, 1, 0) + 2 * ring + np.roll(ring, -1, 0)) / 4
+    smooth: npt.NDArray[Any] = (np.roll(ring, 1, 0) + 2 * ring + np.roll(ring, -1, 0)) / 4
+    return smooth
 
 
-def _crop(objects: npt.NDArray[np.bool_], spacing_mm: Sequence[float], side_mm: float, *, fixed: bool = False) -> tuple[slice, slice]:
+def _crop(
+    objects: npt.NDArray[np.bool_], spacing_mm: Sequence[float], side_mm: float, *, fixed: bool = False
+) -> tuple[slice, slice]:
     """A square window around the objects of (rows, columns), at least `side_mm` wide (`fixed`: exactly), inside the image."""
     found = np.argwhere(objects)
     if not len(found):

@@ -31,6 +31,10 @@ ARMS = {
 """The arms in the order in which a report lists them, in words."""
 
 
+ROLES = {"site": "On the hospitals that trained", "held_out": "On the hospital that took no part", "real": "On real patients"}
+"""In what role a hospital's patients were tested."""
+
+
 @dataclass(frozen=True)
 class Score:
     """What one model had on one patient."""
@@ -108,6 +112,10 @@ class Run:
             if (hospital is None or score.hospital == hospital) and isfinite(value):
                 collected.setdefault((score.seed, score.hospital, score.patient), []).append(value)
         return {where: sum(several) / len(several) for where, several in collected.items()}
+
+    def fixed(self, arm: str) -> bool:
+        """Whether this arm is one model that doesn't depend on the study's seed: where every seed starts from."""
+        return arm == "pretrained" and len({score.seed for score in self.scores if score.arm == arm}) == 1
 
     def dice(self, arm: str, role: str, hospital: str | None = None) -> Values:
         """A patient's Dice, averaged over the structures it is defined for."""

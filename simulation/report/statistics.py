@@ -87,8 +87,14 @@ def mean(values: Values, *, resamples: int = 2000, seed: int = 20_261, confidenc
     return Estimate(value, float(low), float(high), patients, len(seeds))
 
 
-def difference(first: Values, second: Values) -> Estimate:
-    """Mean of first - second over the seeds and patients that both have: paired, so that hard patients cancel."""
+def difference(first: Values, second: Values, *, fixed: bool = False) -> Estimate:
+    """Mean of first - second over the seeds and patients that both have: paired, so that hard patients cancel.
+
+    `fixed`: second is one given model, with scores of a single seed, and every seed of first is compared with it.
+    """
+    if fixed:
+        given = {key[1:]: value for key, value in second.items()}
+        second = {key: given[key[1:]] for key in first if key[1:] in given}
     return mean({key: first[key] - second[key] for key in first if key in second})
 
 

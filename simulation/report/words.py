@@ -14,7 +14,7 @@ from simulation.report.statistics import SEEDS_FOR_A_CLAIM, Estimate, difference
 
 VERDICTS = {
     "complete": "Complete: every hospital was used in every round.",
-    "degraded": "Degraded: the study ran to its end, but not with everyone in every round.",
+    "degraded": "Degraded: the study ran to its end, but not all of it went as planned.",
     "failed": "Failed: the study did not reach its end.",
 }
 
@@ -39,6 +39,8 @@ def interval(estimate: Estimate, digits: int = 3, *, sign: bool = False) -> str:
     """`0.781 to 0.823`, or an empty string without an interval."""
     if not isfinite(estimate.low):
         return ""
+    while digits < 5 and any(bound and not round(bound, digits) for bound in (estimate.low, estimate.high)):
+        digits += 1  # a bound close to 0 must show on which side it lies
     return f"{number(estimate.low, digits, sign=sign)} to {number(estimate.high, digits, sign=sign)}"
 
 
@@ -55,54 +57,69 @@ def count(n: int, noun: str) -> str:
 def rehearsal_banner(run: Run) -> str:
     """What a small profile's figures are, or an empty string for a study of full size with at least three seeds."""
     seeds = len(run.seeds)
-    if run.record.profile not in ("small", "tiny") and seeds >= SEEDS_FOR_A_CLAIM:
+    full_size = run.record.profile == "standard"
+    if full_size and seeds >= SEEDS_FOR_A_CLAIM:
         return ""
     used = [site.cases_used for site in run.record.sites.values() if site.cases_used is not None]
     size = ""
     if used:
         size = f"{min(used)}" if min(used) == max(used) else f"{min(used)}–{max(used)}"
         size += " patients per hospital, "
-    kind = "Rehearsal-size figures" if run.record.profile in ("small", "tiny") else "Too few seeds for a claim"
+    kind = "Too few seeds for a claim" if full_size else "Rehearsal-size figures"
     return f"{kind}: {size}{count(seeds, 'seed')}; not evidence."
 
 
-def result(run: Run) -> str:
-    """The result in one paragraph, in plain language."""
+def result(run: Run) -> list[str]:
+    """The result in plain language: what was trained and how well it does, then what it is compared with."""
     record, arm = run.record, run.headline
-    sites = len(record.sites)
-    text = [f"{sites} hospitals" if sites != 1 else "One hospital"]
-    planned = int(record.study.get("rounds", len(record.rounds)))
-    text[0] += f" trained one model together over {len(record.rounds)} of {count(planned, 'planned round')}; images stayed where they were."
+    hospitals = count(len(record.sites), "hospital")
     if not record.rounds:
-        text[0] = f"No round was run, so there is no trained model to speak of ({sites} hospitals were asked)."
+        return [f"No round was run, so there is no model to speak of ({hospitals} were asked to take part)."]
+    planned = int(record.study.get("rounds", len(record.rounds)))
+    of = f"{planned}" if len(record.rounds) == planned else f"{len(record.rounds)} of {planned}"
+    promise = "with a privacy promise to every patient" if arm == PRIVATE else "without a privacy promise"
+    text = [f"{hospitals} trained one model together over {of} rounds, {promise}; no image left a hospital."]
     tested = {(s.hospital, s.patient) for s in run.scores if s.arm == arm and s.role == "site"}
     found = {name: mean(run.values(f"dice/{name}", arm, "site")) for name in run.structures}
-    parts = [f"{structure(name).lower()} {number(e.value)} (95% CI {interval(e)})" for name, e in found.items() if e and interval(e)]
-    parts += [f"{structure(name).lower()} {number(e.value)}" for name, e in found.items() if e and not interval(e)]
+    parts = [f"{number(e.value)} for the {structure(name).lower()}{_bracket(e)}" for name, e in found.items() if e]
     if not parts:
-        text.append("No test patient was scored with its model.")
-        return " ".join(text)
-    text.append(f"On {count(len(tested), 'patient')} of these hospitals that no training had seen, its outlines overlapped the reader's")
-    text[-1] += f" with a mean Dice of: {', '.join(parts)}. (Dice 1: the two outlines are the same; 0: they don't touch.)"
+        return [*text, "No test patient was scored with this model."]
+    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    text.append(
+        f"On {count(len(tested), 'patient')} of these hospitals whom no training had seen, its outlines matched the reader's"
+    )
+    text[-1] += f" with a mean Dice of {listed}. Dice is 1 where two outlines are the same and 0 where they do not touch."
     elsewhere = mean(run.dice(arm, "held_out"))
     if elsewhere:
         names = " and ".join(run.hospitals("held_out"))
-        text.append(f"At {names}, which took no part in the training, the mean Dice over the structures was {number(elsewhere.value)}.")
+        text.append(
+            f"At {names}, which took no part in the training, it was {number(elsewhere.value)}, averaged over the structures."
+        )
+    real = mean(run.dice(arm, "real"))
+    if real:
+        patients = count(run.patients("real"), "real patient")
+        text.append(f"On {patients} from {' and '.join(run.hospitals('real'))} it was {number(real.value)}{_bracket(real)}.")
+    claims = []
     if arm == PRIVATE:
-        text.append(_claim(difference(run.dice(PRIVATE, "site"), run.dice(PLAIN, "site")), "the same federation without privacy", "on the sites"))
+        gap = difference(run.dice(PRIVATE, "site"), run.dice(PLAIN, "site"))
+        claims.append(_claim(gap, "the same federation without privacy", "on the hospitals that trained"))
         alone = difference(run.dice(PRIVATE, "held_out"), run.dice(ALONE_ELSEWHERE, "held_out"))
-        text.append(_claim(alone, "the average hospital training alone", "at the hospital that took no part"))
-    return " ".join(part for part in text if part)
+        claims.append(_claim(alone, "the average hospital training alone", "at the hospital that took no part"))
+    return [" ".join(text), *([" ".join(filter(None, claims))] if any(claims) else [])]
+
+
+def _bracket(estimate: Estimate) -> str:
+    return f" (95% CI {interval(estimate)})" if interval(estimate) else ""
 
 
 def _claim(gap: Estimate, other: str, where: str) -> str:
     if not gap:
         return ""
-    size = f"{number(abs(gap.value))} {'higher' if gap.value >= 0 else 'lower'} than {other} {where}"
-    verdict = f"the 95% CI of the difference, {interval(gap, sign=True)}, leaves 0 out"
     if gap.above_zero or gap.below_zero:
-        return f"Its Dice was {size}; {verdict} ({count(gap.seeds, 'seed')})."
-    return f"Its Dice was {size}; a difference between the two is not shown ({why_not(gap)})."
+        size = f"{number(abs(gap.value))} {'higher' if gap.value > 0 else 'lower'}"
+        shown = f"95% CI {interval(gap, sign=True)}, {count(gap.seeds, 'seed')}"
+        return f"Compared with {other}, its mean Dice was {size} {where} ({shown})."
+    return f"A difference from {other} is not shown: {number(gap.value, sign=True)} {where} ({why_not(gap)})."
 
 
 def why_not(gap: Estimate) -> str:
@@ -132,24 +149,25 @@ def privacy(run: Run) -> list[str]:
     delta = float(settings.get("delta", 0))
     worst = max(spent, default=None)
     left = (
-        "What left a hospital: per training step, one sum over its patients of bounded contributions, with random noise added "
-        "before it left. Each patient's contribution (all slices, all images) was cut to the same maximal length, so that no "
-        "one can stand out. No image, outline, single patient's score, exact patient count or free text is part of it. The "
-        "hospital's own ledger wrote the cost down before each release."
+        "What left a hospital: per training step, one sum over its patients of bounded contributions, with random noise "
+        "added before it left. Each patient's contribution (all slices, all images) was cut to the same maximal length, "
+        "so that no one can stand out. No image, outline, single patient's score, exact patient count or free text is "
+        "part of it. The hospital's own ledger wrote the cost down before each release."
     )
     if worst is None:
         return ["No privacy was spent: no hospital released anything.", left]
     factor = f"{exp(worst):,.0f}" if worst > 3 else f"{exp(worst):.1f}"
     meaning = (
-        f"The unit is the patient, not the image: the promise holds for everything a patient contributed. ε (epsilon) bounds what "
-        f"a release can tell about one patient: whoever sees everything a hospital sent can raise the odds they would give to "
-        f"“this patient took part” by at most a factor of e^ε, here e^{epsilon(worst)} ≈ {factor}. δ (delta) = {delta:g} is the "
-        "probability with which this bound may fail. ε = 0 would be no information at all; smaller is better."
+        f"The unit is the patient, not the image: the promise holds for everything a patient contributed. ε (epsilon) "
+        f"bounds what a release can tell about one patient: whoever sees everything a hospital sent can raise the odds "
+        f"they would give to “this patient took part” by at most a factor of {factor} (e to the power of "
+        f"{epsilon(worst)}, the highest ε of any hospital). δ (delta) = {delta:g} is the probability with which this "
+        "bound may fail. With ε = 0 nothing could be told; smaller is better."
     )
     strength = (
-        "By the usual reading, ε up to 1 is a strong guarantee, up to 10 a reasonable one for a trained model, and above that a "
-        "weak one (Ponomareva et al., Journal of Artificial Intelligence Research 2023). It is a worst case over all attackers "
-        "and patients; attacks that are known in practice reach much less."
+        "By the usual reading, ε up to 1 is a strong guarantee, up to 10 a reasonable one for a trained model, and "
+        "above that a weak one (Ponomareva et al., Journal of Artificial Intelligence Research 2023). It is a worst "
+        "case over all attackers and patients; attacks that are known in practice reach much less."
     )
     return [meaning, strength, left]
 
@@ -157,37 +175,42 @@ def privacy(run: Run) -> list[str]:
 def limits(run: Run) -> list[str]:
     """What this report does not show."""
     lines = [
-        "The hospitals of this study are simulated on one computer: their patients were generated by konsil or dealt out from a "
-        "public data set, not recruited. Generated scans are cleaner and more alike than real ones.",
-        "Scores by patient, exact counts and picture examples are in this report because the simulation can see them. At a real "
-        "hospital they would not leave the house.",
+        "The hospitals of this study are simulated on one computer: their patients were generated by konsil or dealt "
+        "out from a public data set, not recruited. Generated scans are cleaner and more alike than real ones.",
+        "Scores by patient, exact counts and picture examples are in this report because the simulation can see them. "
+        "At a real hospital they would not leave the house.",
         "Intervals describe sampling of test patients, and of training seeds where there are several. Hospitals were not "
-        "sampled: nothing here says how a further hospital would do, beyond the one held out. With few patients or three seeds, "
-        "bootstrap intervals are somewhat too narrow.",
+        "sampled: nothing here says how a further hospital would do, beyond the one held out. With few patients or "
+        "three seeds, bootstrap intervals are somewhat too narrow.",
         "Several comparisons are shown and none is corrected for their number.",
-        "Dice and distances measure agreement with a reader, not clinical benefit. No diagnosis was made or tested. The models are "
-        "for research and are not a medical device.",
+        "Dice and distances measure agreement with a reader, not clinical benefit. No diagnosis was made or tested. The "
+        "models are for research and are not a medical device.",
     ]
     if run.record.study.get("privacy", {}).get("kind") != "none":
         lines.append(
-            "Privacy holds against whoever sees what left a hospital. It does not cover a hospital's own staff, and in a rehearsal "
-            "the noise may be seeded so that a run can be repeated; a hospital's own noise is not."
+            "Privacy holds against whoever sees what left a hospital. It does not cover a hospital's own staff, and in "
+            "a rehearsal the noise may be seeded so that a run can be repeated; a hospital's own noise is not."
         )
     if any(arm in {score.arm for score in run.scores} for arm in (PLAIN, "pooled")):
-        lines.append("Arms without privacy may use their own optimizer settings; they are compared at the same number of training steps.")
+        lines.append(
+            "Only the federation with privacy promises its patients anything: every other arm was trained without "
+            "noise, and may use its own optimizer settings. All are compared at the same number of training steps."
+        )
     if not run.hospitals("real"):
         lines.append("No real patient was tested: how the model does on clinical scans is not shown.")
     if len(run.seeds) < SEEDS_FOR_A_CLAIM:
-        lines.append(f"{count(len(run.seeds), 'seed')}: how much of a difference is the luck of one training run can't be told.")
+        lines.append(
+            f"{count(len(run.seeds), 'seed')}: how much of a difference is the luck of one training run can't be told."
+        )
     return lines
 
 
-def refused(record: Record, role: str) -> list[tuple[str, str]]:
-    """Patients refused at the door, with the reason, from `held_out[role]["refused"]`: a list of objects or a mapping."""
-    entry = record.held_out.get(role)
-    found = entry.get("refused", []) if isinstance(entry, dict) else []
-    if isinstance(found, dict):
-        return [(str(what), str(reason)) for what, reason in found.items()]
-    if not isinstance(found, list):
-        return []
-    return [(str(e.get("what", e.get("patient", ""))), str(e.get("reason", ""))) if isinstance(e, dict) else (str(e), "") for e in found]
+def refused(record: Record, role: str) -> list[tuple[str, str, str]]:
+    """Who was refused at the door of this role's hospitals: (hospital, pseudonym, reason), from `held_out[role]`."""
+    hospitals = record.held_out.get(role, {})
+    return [
+        (hospital, str(what), str(reason))
+        for hospital, entry in hospitals.items()
+        if isinstance(entry, dict)
+        for what, reason in entry.get("refused", {}).items()
+    ]

@@ -68,15 +68,34 @@ def build(
             for seed in seeds:
                 for arm in ("federation_private", "federation_plain"):
                     if arm in arms:
-                        grown = {f"dice/{s}": level - 0.35 * np.exp(-number / 3) - 0.012 * i + rng.normal(0, 0.004) for s, level in structures.items()}
-                        line = {"arm": arm, "seed": seed, "round": number, "hospital": name, **grown, "epsilon": spent, "time_s": 1.5}
+                        grown = {
+                            f"dice/{s}": level - 0.35 * np.exp(-number / 3) - 0.012 * i + rng.normal(0, 0.004)
+                            for s, level in structures.items()
+                        }
+                        line = {
+                            "arm": arm,
+                            "seed": seed,
+                            "round": number,
+                            "hospital": name,
+                            **grown,
+                            "epsilon": spent,
+                            "time_s": 1.5,
+                        }
                         metrics.append(line)
         record.rounds.append(Round(round=number, sites=sites, seconds=3.1, arrays_sha256=f"{number:064x}"))
     if verdict == "degraded":
-        record.rounds[1].sites["Eiche"] = SiteRound(answer="failed", reason=REASON, epsilon=2.0)
-        record.rounds[3].sites["Ulme"] = SiteRound(answer="declined", reason="budget", epsilon=3.0)
-        record.rounds[4].sites["Ahorn"] = SiteRound(answer="quarantined", reason="not finite", epsilon=3.5)
-        record.rounds[5].sites["Birke"] = SiteRound(answer="absent", reason="no answer", epsilon=3.5)
+        record.rounds[1].sites["Eiche"] = SiteRound(
+            answer="failed", reason=REASON, epsilon=record.rounds[0].sites["Eiche"].epsilon
+        )
+        record.rounds[3].sites["Ulme"] = SiteRound(
+            answer="declined", reason="budget", epsilon=record.rounds[2].sites["Ulme"].epsilon
+        )
+        record.rounds[4].sites["Ahorn"] = SiteRound(
+            answer="quarantined", reason="not finite", epsilon=record.rounds[4].sites["Ahorn"].epsilon
+        )
+        record.rounds[5].sites["Birke"] = SiteRound(
+            answer="absent", reason="no answer", epsilon=record.rounds[4].sites["Birke"].epsilon
+        )
     record.judge()
     hospitals = [(name, "site") for name in SITES] + [("Tanne", "held_out")] + ([("Sunnybrook", "real")] if real else [])
     models = [arm for arm in arms if arm != "alone"] + ([f"alone/{name}" for name in SITES] if "alone" in arms else [])
@@ -84,14 +103,30 @@ def build(
         for p in range(4 if role == "real" else patients):
             ease = {s: rng.normal(0, 0.025) for s in structures}
             for arm, seed in itertools.product(models, seeds):
+                if arm == "pretrained" and seed != seeds[0]:
+                    continue  # one starting model, whatever the seed
                 gain = GAIN.get(arm, -0.015 if arm == f"alone/{hospital}" else -0.06) - 0.012 * i + rng.normal(0, 0.003)
-                scores = {f"dice/{s}": float(np.clip(level + ease[s] + gain + rng.normal(0, 0.012), 0, 0.99)) for s, level in structures.items()}
+                scores = {
+                    f"dice/{s}": float(np.clip(level + ease[s] + gain + rng.normal(0, 0.012), 0, 0.99))
+                    for s, level in structures.items()
+                }
                 scores |= {f"hd95_mm/{s}": float(rng.gamma(6, 0.8)) for s in structures}
                 if endpoints:
-                    scores |= {f"volume_ml_error/{s}": float(rng.normal(2, 7)) for s in structures} | {"ef_error": float(rng.normal(-1, 4))}
+                    scores |= {f"volume_error_ml/{s}": float(rng.normal(2, 7)) for s in structures} | {
+                        "ef_error": float(rng.normal(-0.01, 0.04))
+                    }
                 if p == 0 and role == "site":
                     scores[f"hd95_mm/{next(iter(structures))}"] = float("nan")  # nothing was outlined
-                rows.append({"arm": arm, "seed": seed, "hospital": hospital, "role": role, "patient": f"{hospital[:2]}-{p:03d}", "scores": scores})
+                rows.append(
+                    {
+                        "arm": arm,
+                        "seed": seed,
+                        "hospital": hospital,
+                        "role": role,
+                        "patient": f"{hospital[:2]}-{p:03d}",
+                        "scores": scores,
+                    }
+                )
     for i, (name, scanner) in enumerate(SITES.items()):
         values = [r["scores"] for r in rows if r["arm"] == "federation_private" and r["hospital"] == name]
         dice = {s: float(np.mean([v[f"dice/{s}"] for v in values])) for s in structures} if values else {}
@@ -100,7 +135,8 @@ def build(
             epsilon=record.rounds[-1].sites[name].epsilon if record.rounds else None,
         )  # fmt: skip
     if real:
-        record.held_out["real"] = {"refused": [{"what": "SCD-0005", "reason": "contours lie 41 mm outside the image & its slices"}]}
+        refused = {"SCD-0005": "contours lie 41 mm outside the image & its slices"}
+        record.held_out["real"] = {"Sunnybrook": {"cases_expected": 5, "cases_used": 4, "refused": refused}}
     record.timings = {"patients": 61.2, "pretraining": 120.4, "federation_private": 402.0}
     record.peak_memory_mb = 2210.0
     record.versions = {"konsil": "0.1.0", "torch": "2.13.0", "flwr": "1.41.0"}
@@ -144,5 +180,10 @@ def draw_overlays(folder, rng):
     for i, (name, scanner) in enumerate({**SITES, "Tanne": "Philips Achieva, 1.5 T"}.items()):
         step = 1.2 + 0.15 * i
         image, mask = heart((int(250 / step), int(300 / step)), (step, step), 24 + i, rng)
-        views |= {f"{name}/image": image * (1 + i), f"{name}/mask": mask, f"{name}/spacing_mm": np.array([step, step]), f"{name}/label": scanner}
+        views |= {
+            f"{name}/image": image * (1 + i),
+            f"{name}/mask": mask,
+            f"{name}/spacing_mm": np.array([step, step]),
+            f"{name}/label": scanner,
+        }
     np.savez_compressed(folder / "scanners.npz", **views)
