@@ -1,5 +1,9 @@
+import multiprocessing
 import os
+import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fl_server.rounds import initial_state, run
-from simulation.grid import FIRST_NODE, InProcessGrid
+from simulation.grid import FIRST_NODE, InProcessGrid, _begin
 
 echo = ClientApp()
 
@@ -44,6 +48,20 @@ def sleep(message: Message, context: Context) -> Message:
 
 
 APP = f"{__name__}:echo"
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[Executor]:
+    """Two worker processes, started once: importing torch and MONAI is most of their life."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(sys.path,)) as pool:
+        yield pool
+
+
+@pytest.fixture(params=["in this process", "in two workers"])
+def pool(request: pytest.FixtureRequest) -> Executor | None:
+    return request.getfixturevalue("two_workers") if request.param == "in two workers" else None
+
+
 NODES = [{"plus": 0}, {"plus": 1}, {"plus": 2}]
 
 
@@ -52,9 +70,8 @@ def messages(grid: Grid, kind: str = "train", **more: float) -> list[Message]:
     return [Message(RecordDict({"arrays": arrays}), node, kind, **more) for node in grid.get_node_ids()]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_every_message_is_answered_by_the_node_it_was_sent_to(workers):
-    with InProcessGrid(APP, NODES, workers=workers) as grid:
+def test_every_message_is_answered_by_the_node_it_was_sent_to(pool):
+    with InProcessGrid(APP, NODES, pool=pool) as grid:
         asked = messages(grid)
         replies = grid.send_and_receive(asked)
     assert [r.metadata.reply_to_message_id for r in replies] == [m.metadata.message_id for m in asked]
@@ -62,9 +79,8 @@ def test_every_message_is_answered_by_the_node_it_was_sent_to(workers):
     assert [r.content["arrays"]["0"].numpy()[0] for r in replies] == [1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_nodes_state_lives_from_message_to_message_and_messages_are_copied_at_the_wall(workers):
-    with InProcessGrid(APP, NODES, workers=workers) as grid:
+def test_a_nodes_state_lives_from_message_to_message_and_messages_are_copied_at_the_wall(pool):
+    with InProcessGrid(APP, NODES, pool=pool) as grid:
         asked = messages(grid)
         grid.send_and_receive(asked)
         assert all("w" in message.content["arrays"] for message in asked)
@@ -126,14 +142,14 @@ def test_workers_must_be_able_to_import_the_app():
         InProcessGrid(echo, NODES, workers=1)
 
 
-def test_a_study_has_the_same_numbers_at_any_number_of_workers(new_hospitals):
+def test_a_study_has_the_same_numbers_at_any_number_of_workers(new_hospitals, two_workers):
     ends = []
-    for workers in (0, 2):
-        hospitals = new_hospitals(f"workers{workers}")
+    for pool in (None, two_workers):
+        hospitals = new_hospitals(f"{pool is None}")
         for name in ("a", "b", "c"):
             hospitals.add(name)
         study = hospitals.study()
-        with InProcessGrid("fl_client.app:app", hospitals.nodes, {"study": study.to_json()}, workers=workers) as grid:
+        with InProcessGrid("fl_client.app:app", hospitals.nodes, {"study": study.to_json()}, pool=pool) as grid:
             state, record = run(grid, study, initial_state(study), folder=hospitals.folder / "run")
         assert record.verdict == "complete"
         ends.append(state)
