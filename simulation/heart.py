@@ -47,7 +47,7 @@ class Contours:
     @property
     def in_mask(self) -> npt.NDArray[np.bool_]:
         """Levels (levels,) that a reader contours: muscle around more than half of the cavity, or the muscle of the apex."""
-        return (self.surrounded > 0.5) & (self.epi.max(axis=1) > 1.0)
+        return np.asarray((self.surrounded > 0.5) & (self.epi.max(axis=1) > 1.0), np.bool_)
 
 
 def _bump(theta: Floats, centre: float, width: float) -> Floats:
@@ -88,7 +88,7 @@ def scar_field(patient: Patient, zn: Floats) -> Floats:
 
 def _size(patient: Patient) -> float:
     """The radius (mm) that gives the cavity below the valve plane the patient's end-diastolic volume."""
-    zn = (np.arange(96, dtype=np.float32) + 0.5) / 96
+    zn = (np.arange(96, dtype=np.float32) + 0.5) / np.float32(96)
     unit, _ = _diastole(patient, zn)
     millilitres_per_mm2 = 0.5 * float((unit**2).mean()) * 2 * np.pi * patient.length_mm / 1000
     return float(np.sqrt(patient.edv_ml / millilitres_per_mm2))
@@ -97,7 +97,7 @@ def _size(patient: Patient) -> float:
 def _contraction(patient: Patient, zn: Floats, phase: float, size: float) -> Floats:
     """Factor on the endocardial radius at this phase, (levels, ANGLES); scars move little, the rest makes up the volume."""
     stiff = 0.8 * scar_field(patient, zn) if patient.disease == "infarct" else np.zeros((len(zn), ANGLES), np.float32)
-    levels = (np.arange(48, dtype=np.float32) + 0.5) / 48
+    levels = (np.arange(48, dtype=np.float32) + 0.5) / np.float32(48)
     unit, _ = _diastole(patient, levels)
     held = 0.8 * scar_field(patient, levels) if patient.disease == "infarct" else np.zeros_like(unit)
     wanted = (1 - patient.ejection_fraction * phase) / shortening(patient, phase) * float((unit**2).sum())
@@ -147,41 +147,49 @@ def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float) -> Contours:
     closed = closed * closed * (3 - 2 * closed)
     epi = endo + (epi - endo) * closed
     surrounded = (closed > 0.3).mean(axis=1)
-    # trabeculae: spikes of muscle into the cavity, longer towards the apex and on the free wall
-    spikes = np.abs(_noise(rng, z, 5.0, 9.0)) - 0.45
-    depth = patient.trabeculation_mm * (0.35 + 0.9 * np.clip(zn, 0, 1))[:, None] * (1 + 0.3 * phase)
+    # trabeculae: muscle into the cavity, in some sectors and not in others, longer towards the apex and on the free wall
+    sectors = np.clip(0.6 + 0.8 * _noise(rng, z, 40.0, 22.0), 0.05, 1.6)
+    spikes = np.clip(np.abs(0.8 * _noise(rng, z, 8.0, 11.0) + 0.5 * _noise(rng, z, 3.5, 7.0)) - 0.35, 0, 1.5)
+    depth = patient.trabeculation_mm * (0.30 + 0.8 * np.clip(zn, 0, 1))[:, None] * (1 + 0.3 * phase)
     depth = depth * (0.35 + 0.65 * (0.5 + 0.5 * np.cos(THETA[None] + 0.4)))
-    cavity = np.maximum(endo - np.clip(spikes, 0, 1.6) * depth * closed, 0.25 * endo)
-    right, right_cavity, right_wall = _right_ventricle(patient, zn, endo, epi, phase, _noise(rng, z, 7.0, 9.0))
+    cavity = np.maximum(endo - sectors * spikes * depth * closed, 0.3 * endo)
+    right, right_cavity, right_wall = _right_ventricle(patient, zn, epi, phase, _noise(rng, z, 7.0, 9.0))
     right_wall = np.maximum(right_wall, epi + 1.6 * (1 - closed))  # above the valve plane the atrium has a thin wall
-    hull = np.maximum(right_wall, epi + 0.3)
-    hull = np.maximum(ndimage.gaussian_filter1d(hull, 17.0, axis=1, mode="wrap"), hull)
-    groove = 1 + 1.2 * np.clip(1 - np.abs(zn[:, None]) * 3, 0, 1)
-    pad = 0.6 + 0.9 * _bump(THETA, 2.3, 1.0) + 0.5 * _bump(THETA, 4.1, 0.7)
-    fat = hull + patient.epicardial_fat_mm * pad[None] * groove + 0.5 + 0.4 * np.abs(_noise(rng, z, 14.0, 18.0))
+    hull = np.maximum(right_wall, epi + 0.2)
+    hull = np.maximum(ndimage.gaussian_filter1d(hull, 15.0, axis=1, mode="wrap"), hull)
+    # fat fills the grooves (the smooth hull does that), thickens at the base, and is patchy elsewhere
+    groove = 1 + 1.0 * np.clip(1 - np.abs(zn[:, None]) * 3, 0, 1)
+    pad = 0.05 + 0.9 * _bump(THETA, 2.2, 0.9) + 0.5 * _bump(THETA, 4.2, 0.6)
+    patches = np.clip(0.35 * pad[None] + 0.30 * _noise(rng, z, 26.0, 20.0) * (0.4 + pad[None]), 0, 2)
+    fat = hull + patient.epicardial_fat_mm * patches * groove
     tables = (zn, cavity, endo, epi, right_cavity, right, right_wall, fat, surrounded)
     return Contours(*(np.asarray(table, np.float32) for table in tables))
 
 
-def _right_ventricle(
-    patient: Patient, zn: Floats, endo: Floats, epi: Floats, phase: float, noise: Floats
-) -> tuple[Floats, Floats, Floats]:
+def _right_ventricle(patient: Patient, zn: Floats, epi: Floats, phase: float, noise: Floats) -> tuple[Floats, Floats, Floats]:
     """Outer border of the right-ventricular blood as drawn, as jagged tissue, and of the free wall, each (levels, ANGLES).
 
-    A crescent on the septum between two insertion angles; it narrows towards the apex, leans to the outflow tract at the base.
+    A crescent on the septum between two insertion angles; it narrows towards the apex, has an acute lower margin, and leans to the
+    outflow tract at the base.
     """
     height = np.clip(zn, 0, 1)[:, None]
     taper = np.sqrt(np.clip(1 - (height / patient.right_apex) ** 1.9, 0, 1))
+    base = np.clip(1 - height * 1.7, 0, 1)
     above = np.clip(-zn * 4, 0, 1)[:, None]
-    anterior = np.pi - (1.12 + 0.35 * np.clip(1 - height * 2, 0, 1)) * patient.right_span * (0.35 + 0.65 * taper)
-    inferior = np.pi + (1.12 - 0.10 * above) * patient.right_span * (0.35 + 0.65 * taper)
+    anterior = np.pi - (1.05 + 0.40 * base) * patient.right_span * (0.35 + 0.65 * taper)
+    inferior = np.pi + (1.15 - 0.15 * above) * patient.right_span * (0.35 + 0.65 * taper)
     along = np.clip((THETA[None] - anterior) / (inferior - anterior), 0, 1)
-    lean = 1 + (0.9 * np.clip(1 - height * 1.6, 0, 1) + 0.3 * above) * (0.45 - along) * patient.right_lean - 0.25 * (1 - taper)
+    lean = 1 + (0.8 * base + 0.3 * above) * (0.45 - along) * patient.right_lean - 0.2 * (1 - taper)
+    margin = 0.22 * np.exp(-(((along - 0.78) / 0.13) ** 2)) * (1 - 0.6 * base)
+    waves = 0.06 * np.cos(5 * THETA[None] + patient.lobe_angles[0] + 2 * height) + 0.04 * np.cos(
+        9 * THETA[None] + patient.lobe_angles[1]
+    )
     emptied = 1 - 0.55 * min(patient.ejection_fraction + 0.05, 0.65) * phase
-    thickness = patient.right_width_mm * taper * np.power(4 * along * (1 - along), 0.62) * lean * emptied
-    thickness = np.where(taper > 0.12, thickness, 0) * (1 + 0.05 * np.cos(3 * THETA[None] + patient.lobe_angles[0]))
+    crescent = np.power(4 * along * (1 - along), 0.72) * lean + margin * 4 * along * (1 - along)
+    thickness = patient.right_width_mm * taper * emptied * crescent * (1 + waves)
+    thickness = np.where(taper > 0.12, thickness.clip(0), 0)
     right = epi + thickness
-    spikes = np.clip(np.abs(noise) - 0.5, 0, 1.6) * patient.trabeculation_mm * (0.5 + 1.0 * height)
+    spikes = np.clip(np.abs(noise) - 0.4, 0, 1.6) * patient.trabeculation_mm * (0.5 + 1.2 * height)
     right_cavity = np.maximum(right - spikes, epi + 0.35 * thickness)
     free_wall = right + np.where(thickness > 0.2, patient.right_wall_mm * np.clip(thickness / 4, 0.3, 1), 0)
-    return right, np.where(thickness > 0.2, right_cavity, epi), free_wall
+    return right, right_cavity, free_wall

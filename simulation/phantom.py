@@ -28,7 +28,8 @@ DISEASES: tuple[Disease, ...] = ("normal", "myocarditis", "infarct", "hcm", "dcm
 @dataclass(frozen=True)
 class Lesion:
     """A patch of enhanced wall: centre angle and full width (radians), height and half extent (fractions of the cavity's length),
-    from `inner` to `outer` depth (0 endocardium, 1 epicardium), with this extracellular volume fraction."""
+    from `inner` to `outer` depth (0 endocardium, 1 epicardium), with this extracellular volume fraction.
+    """
 
     angle: float
     width: float
@@ -80,6 +81,7 @@ class Patient:
     rib_spacing_mm: float
     dome_mm: float  # diaphragm below the heart's lower border
     mediastinum: float
+    sternotomy: bool  # steel wires in the breastbone
     ecv: float  # of remote myocardium
     lesions: tuple[Lesion, ...] = ()
 
@@ -170,24 +172,25 @@ def draw_patient(seed: int, case_mix: Mapping[str, float]) -> Patient:
         septal_flattening=float(np.clip(normal(0.02, 0.03), -0.02, 0.12)),
         base_tilt_mm=float(uniform(3, 10)),
         outflow_angle=float(normal(2.45, 0.25)),
-        trabeculation_mm=float(uniform(1.5, 6.0)),
+        trabeculation_mm=float(uniform(2.0, 8.5)),
         papillary_mm=float(np.clip(normal(4.6, 0.9), 2.8, 7.5)),
         papillary_angles=(float(normal(0.62, 0.18)), float(normal(-1.05, 0.2))),
-        right_width_mm=float(np.clip(normal(33, 6.5) * (edv / 150) ** 0.2, 18, 55)),
+        right_width_mm=float(np.clip(normal(31, 6.5), 17, 52)),
         right_span=float(np.clip(normal(1.0, 0.09), 0.75, 1.25)),
         right_apex=float(np.clip(normal(0.90, 0.07), 0.72, 1.02)),
         right_lean=float(np.clip(normal(0.9, 0.4), 0, 1.8)),
         right_wall_mm=float(np.clip(normal(2.6, 0.5), 1.6, 5.0)),
-        epicardial_fat_mm=float(np.clip(rng.gamma(2.2, 1.5), 0.4, 11)),
+        epicardial_fat_mm=float(np.clip(rng.gamma(2.2, 2.4), 0.5, 15)),
         axis_tilt=(float(normal(0, 0.10)), float(normal(0, 0.10))),
         heart_angles_deg=(float(normal(0, 7)), float(normal(0, 7)), float(normal(0, 9))),
-        heart_place_mm=(float(normal(42, 8)), float(normal(-18, 8)), 0.0),
+        heart_place_mm=(float(normal(42, 8)), float(normal(-27, 7)), 0.0),
         torso_mm=(float(normal(158 if female else 172, 14)), float(normal(112 if female else 120, 12))),
-        skin_fat_mm=float(np.clip(rng.gamma(2.5, 5.5 if female else 4.0), 2.5, 45)),
+        skin_fat_mm=float(np.clip(rng.gamma(2.5, 7.5 if female else 5.5), 3.0, 55)),
         muscle_mm=float(np.clip(normal(9 if female else 14, 4), 4, 28)),
         rib_spacing_mm=float(normal(25, 2)),
         dome_mm=float(normal(1, 5)),
         mediastinum=float(uniform(0.7, 1.2)),
+        sternotomy=bool(rng.random() < (0.20 if disease == "infarct" else 0.03)),
         ecv=float(np.clip(ecv, 0.19, 0.65)),
         lesions=tuple(lesions),
     )
@@ -385,30 +388,49 @@ def anatomy(patient: Patient, grid: Grid, phase: float) -> Anatomy:
     )
     for k in range(slices):
         background = surroundings[k][place.window]
-        rho, index = place.rho[k], place.index[k]
+        first = k * subslices
+        reach = float(pericardium[first : first + subslices].max())
+        near = np.flatnonzero(place.rho[k].ravel() < reach)  # the rest is not heart
+        rho, index = place.rho[k].ravel()[near], place.index[k].ravel()[near]
+        behind = background.ravel()[near]
+        heart[k] = background
         for s in range(subslices):
-            level = k * subslices + s
             count = np.zeros(rho.shape, np.uint8)
-            for ring in rings[:, level]:
-                count += rho >= ring[index]
-            layer = _RINGS[count]
-            np.copyto(layer, background, where=count == len(rings))
-            _papillaries(patient, grid, tables, level, place, k, phase, layer)
-            heart[k, s] = layer
-        middle = k * subslices + subslices // 2
+            for ring in rings[:, first + s]:
+                count += rho >= ring.take(index)
+            layer = _RINGS.take(count)
+            np.copyto(layer, behind, where=count == len(rings))
+            _papillaries(patient, tables, first + s, rho, index, phase, layer)
+            _aortic_root(patient, tables, first + s, rho, index, layer)
+            heart[k, s].ravel()[near] = layer
         if patient.lesions:
-            ecv[k] = _lesion_ecv(patient, tables, middle, rho, index)
+            ecv[k].ravel()[near] = _lesion_ecv(patient, tables, first + subslices // 2, rho, index)
     return Anatomy(surroundings, heart, place.window, ecv)
 
 
+def _aortic_root(
+    patient: Patient, tables: Contours, level: int, rho: Floats, index: npt.NDArray[np.intp], layer: Labels
+) -> None:
+    """Draw the root of the aorta into a sub-slice above the valve plane: a round vessel between both outflow tracts."""
+    above = -float(tables.zn[level]) * patient.length_mm
+    if above < 2.5:
+        return
+    column = int(patient.outflow_angle * ANGLES / (2 * np.pi)) % ANGLES
+    radius = 11.5 + 0.05 * patient.length_mm - 2.0
+    distance = float(tables.endo[level, column]) - 0.25 * radius + 0.15 * above
+    beside = THETA.take(index) - np.float32(patient.outflow_angle)
+    gap = np.sqrt(rho * rho + distance * distance - 2 * distance * rho * np.cos(beside))
+    layer[gap < radius + 1.5] = Tissue.CORTEX
+    layer[gap < radius] = Tissue.BLOOD
+
+
 def _papillaries(
-    patient: Patient, grid: Grid, tables: Contours, level: int, place: Polar, k: int, phase: float, layer: Labels
+    patient: Patient, tables: Contours, level: int, rho: Floats, index: npt.NDArray[np.intp], phase: float, layer: Labels
 ) -> None:
     """Draw the two papillary muscles into one sub-slice: rounded, attached to the wall below the mid level."""
     height = float(tables.zn[level])
     if not 0.22 < height < 0.80:
         return
-    rho, index = place.rho[k], place.index[k]
     for number, angle in enumerate(patient.papillary_angles):
         belly = float(np.sin(np.pi * (height - 0.18) / 0.66))
         radius = patient.papillary_mm * (0.45 + 0.65 * belly) * (1 + 0.12 * phase) * (1 - 0.12 * number)
@@ -416,7 +438,7 @@ def _papillaries(
         wall = float(tables.endo[level, column])
         distance = max(wall - radius * (0.55 + 0.9 * max(0.0, 0.5 - height) * 2), 0.35 * wall)
         # distance from the muscle's centre by the law of cosines, only where it can be near
-        near = np.abs(rho - distance) < radius * 1.3
+        near = np.flatnonzero(np.abs(rho - distance) < radius * 1.3)
         r, beside = rho[near], THETA[index[near]] - np.float32(angle)
         flat = layer[near]
         gap = r * r + distance * distance - 2 * distance * r * np.cos(beside)

@@ -18,6 +18,7 @@ from scipy import fft, ndimage
 
 from conf.study import Frozen
 from simulation import tissue
+from simulation.interpolation import enlarge
 from simulation.phantom import Anatomy, Grid, Patient, Truth, anatomy, truth
 from simulation.tissue import Tissue
 
@@ -297,15 +298,7 @@ def _coils(patient: Patient, grid: Grid, scanner: Scanner) -> Floats:
         return total
 
     field = (sensitivity(points) / sensitivity(np.array(patient.heart_place_mm))) ** scanner.coil_bias
-    weights_r, weights_c = _interpolation(rows, coarse), _interpolation(columns, coarse)
-    return np.asarray(weights_r @ field.astype(np.float32) @ weights_c.T, np.float32)
-
-
-@lru_cache(maxsize=8)
-def _interpolation(fine: int, coarse: int) -> Floats:
-    """Matrix (fine, coarse) of linear interpolation between evenly spaced samples."""
-    place = np.linspace(0, coarse - 1, fine)
-    return np.asarray(np.clip(1 - np.abs(place[:, None] - np.arange(coarse)[None]), 0, None), np.float32)
+    return enlarge(field.astype(np.float32), rows, columns)
 
 
 # -- k-space -------------------------------------------------------------------------------------------------------------

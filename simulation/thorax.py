@@ -7,12 +7,14 @@ plausible and assumed.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from simulation.heart import Contours
+from simulation.interpolation import enlarge
 from simulation.tissue import Tissue
 
 if TYPE_CHECKING:
@@ -21,16 +23,21 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 
+CAGE_MM = np.float32(11.5)
+"""Thickness of the rib cage between muscle and pleura."""
+COARSE = 33
+"""Samples per side of fields that are smooth over centimetres; they are interpolated to the pixels."""
+
 
 def labels(patient: Patient, grid: Grid, tables: Contours) -> Labels:
     """Tissue labels (slices, H, W) of everything but the heart on the oversampled grid."""
     lateral, anterior = grid.coordinates(grid.oversampling)
     axes = patient.frame.astype(np.float32)
     centre = grid.shifts_mm + np.array(grid.offset_mm, np.float32)  # where the body's heart place lies in the image
-    below = float(np.median(tables.fat[tables.zn.argsort()[len(tables.zn) // 3]])) + patient.dome_mm  # radius at about a third
-    inplane = [lateral * axes[0, n] + anterior * axes[1, n] for n in range(3)]
-    dome = -below * 0.9
+    third = np.abs(tables.zn - 0.3).argmin()
+    dome = -0.92 * float(np.median(tables.fat[third])) - patient.dome_mm
     tree = _vessels(patient, dome)
+    inplane = [lateral * axes[0, n] + anterior * axes[1, n] for n in range(3)]
     out = np.empty((len(grid.levels_mm), *lateral.shape), np.uint8)
     for k, level in enumerate(grid.levels_mm):
         along = level - 0.45 * patient.length_mm
@@ -41,80 +48,173 @@ def labels(patient: Patient, grid: Grid, tables: Contours) -> Labels:
     return out
 
 
+def _smooth_fields(patient: Patient, left: Floats, posterior: Floats, superior: Floats, dome_mm: float) -> tuple[Floats, ...]:
+    """Diaphragm height, thickness of skin fat and of muscle, and three warps (mm), each (H, W), from a coarse grid.
+
+    Coordinates are affine in the pixel, so the corners' samples carry them exactly.
+    """
+    rows = np.linspace(0, left.shape[0] - 1, COARSE).round().astype(int)
+    columns = np.linspace(0, left.shape[1] - 1, COARSE).round().astype(int)
+    x, y, z = (axis[np.ix_(rows, columns)] for axis in (left, posterior, superior))
+    rng = np.random.default_rng([patient.seed, 23])
+    phase = rng.uniform(0, 2 * np.pi, 12)
+    half_width, half_depth = patient.torso_mm
+    right_lobe = 26 * np.exp(-(((x + 72) / 62) ** 2) - ((y - 4) / 75) ** 2)
+    left_lobe = 15 * np.exp(-(((x - 95) / 42) ** 2) - ((y - 22) / 70) ** 2)
+    edge = np.clip((x / half_width) ** 2 + ((y - 6) / half_depth) ** 2, 0, 1) ** 2
+    diaphragm = dome_mm + right_lobe + left_lobe - 75 * edge + 3 * np.sin(x / 21 + phase[0]) + 2 * np.sin(y / 17 + phase[1])
+    front = np.clip(-y / half_depth, 0, 1)
+    skin = patient.skin_fat_mm * (0.75 + 0.45 * front + 0.15 * np.sin(x / 31 + phase[2]) + 0.15 * np.sin(z / 43 + phase[3]))
+    muscle = patient.muscle_mm * (0.7 + 0.6 * np.abs(x) / half_width * front + 0.25 * np.sin(z / 27 + phase[4]))
+
+    def warp(n: int) -> Floats:
+        a, b, c = (np.sin(axis / length + phase[n + m]) for m, (axis, length) in enumerate(((x, 14), (y, 11), (z, 12))))
+        return np.asarray(5.0 * (a * b + b * c + a * c), np.float32)
+
+    fields = (diaphragm, skin, muscle, warp(5), warp(7), warp(9))
+    return tuple(enlarge(field.astype(np.float32), *left.shape) for field in fields)
+
+
 def _plane(patient: Patient, left: Floats, posterior: Floats, superior: Floats, dome_mm: float) -> Labels:
     """Labels of one plane from the LPS position of its points."""
-    rng = np.random.default_rng([patient.seed, 21])
-    phase = rng.uniform(0, 2 * np.pi, 8)
-    half_width, half_depth = patient.torso_mm
-    x, y = left / half_width, (posterior - 6) / half_depth
-    e = np.sqrt(x * x + y * y) + np.float32(1e-4)
-    slope = np.sqrt((x / half_width) ** 2 + (y / half_depth) ** 2) / e
-    depth = (1 - e) / slope  # mm under the skin
-    front = np.clip(-y / e, 0, 1)
-    skin = patient.skin_fat_mm * (0.75 + 0.4 * front + 0.15 * np.sin(left / 31 + phase[0]))
-    muscle = patient.muscle_mm * (0.7 + 0.5 * np.abs(x) / e * front + 0.2 * np.sin(superior / 27 + phase[1]))
+    phase = np.random.default_rng([patient.seed, 21]).uniform(0, 2 * np.pi, 8)
+    half_width, half_depth = (np.float32(half) for half in patient.torso_mm)
+    smooth = _smooth_fields(patient, left, posterior, superior, dome_mm)
+    # the chest narrows and leans back towards the neck
+    narrow = 1 / (1 - np.clip(superior, -80, 160) * np.float32(0.0016))
+    x, y = left * narrow / half_width, (posterior - 6 - np.float32(0.20) * superior) * narrow / half_depth
+    square_x, square_y = x * x, y * y
+    square = square_x + square_y
+    steep = np.sqrt(square_x / half_width**2 + square_y / half_depth**2 + np.float32(1e-12))
+    depth = (np.sqrt(square) - square) / steep  # mm under the skin
+    _, skin, muscle, *_ = smooth
     bone = depth - skin - muscle  # mm under the surface of the rib cage
-    cage = np.float32(12.0)
+    out = np.full(left.shape, Tissue.AIR, np.uint8)
+    places = np.where(depth < 0, 0, np.where(bone < CAGE_MM, 1, 2))
+    for region, tissue_of in ((1, _chest_wall), (2, _inside)):
+        where = np.flatnonzero(places == region)
+        fields = (field.ravel()[where] for field in (left, posterior, superior, depth, bone, *smooth))
+        out.ravel()[where] = tissue_of(patient, dome_mm, phase, *fields)
+    return out
 
-    # the cavity of the chest and what the diaphragm separates
-    lobes = 24 * np.exp(-(((left + 72) / 62) ** 2) - ((posterior - 4) / 75) ** 2) + 15 * np.exp(
-        -(((left - 92) / 42) ** 2) - ((posterior - 22) / 70) ** 2
-    )
-    edge = np.clip(e * e * e * e, 0, 1)
-    height = superior - (dome_mm + lobes - 75 * edge * edge + 2.5 * np.sin(left / 19 + phase[2]))
+
+def _inside(
+    patient: Patient,
+    dome_mm: float,
+    phase: npt.NDArray[np.float64],
+    left: Floats,
+    posterior: Floats,
+    superior: Floats,
+    depth: Floats,
+    bone: Floats,
+    diaphragm: Floats,
+    skin: Floats,
+    muscle: Floats,
+    warp_x: Floats,
+    warp_y: Floats,
+    warp_z: Floats,
+) -> Labels:
+    """Labels of points (n,) inside the rib cage: lungs, mediastinum, and the abdomen under the diaphragm."""
     out = np.full(left.shape, Tissue.LUNG, np.uint8)
-
-    # mediastinum: fat with vessels behind and to the right of the heart, and a fat pad in front
-    waist = ((left - 8) / (36 * patient.mediastinum)) ** 2 + ((posterior - 14) / 88) ** 2
-    pad = ((left - 18) / (52 * patient.mediastinum)) ** 2 + ((posterior + half_depth * 0.80) / (24 * patient.mediastinum)) ** 2
-    pad_low = (
-        ((left - 62) / 34) ** 2
-        + ((posterior + half_depth * 0.62) / 26) ** 2
-        + ((height - 4) / (9 + 8 * patient.mediastinum)) ** 2
+    height = superior - diaphragm
+    xw, yw = left + warp_x, posterior + warp_y
+    size = patient.mediastinum
+    # fat around the great vessels, a pad in front of the heart and one in the angle to the diaphragm
+    waist = ((xw - 6) / (26 * size)) ** 2 + ((yw - 16 - np.float32(0.1) * superior) / 66) ** 2
+    inward = bone - CAGE_MM
+    pad = ((xw - 18) / (46 * size)) ** 2 + ((inward - 2) / (13 * size)) ** 2 + np.clip(yw + 20, 0, None)
+    corner = (
+        ((xw - 58) / 40) ** 2 + ((inward - 6) / (20 * size)) ** 2 + (height / (7 + 11 * size)) ** 2 + np.clip(yw - 20, 0, None)
     )
-    out[(waist < 1 + 0.12 * np.sin(superior / 9 + phase[3])) | (pad < 1) | (pad_low < 1)] = Tissue.FAT
+    out[np.minimum(np.minimum(waist, pad), corner) < 1] = Tissue.FAT
+    shift_mm = float(3 * phase[4] - 9)
+    _great_vessels(out, left, posterior, superior, shift_mm)
+    under = np.flatnonzero(height < 0)
+    if under.size:
+        out[under] = _abdomen(patient, xw[under], yw[under], superior[under] + warp_z[under], height[under], dome_mm, phase)
+    out[np.abs(height) < 1.0] = Tissue.MUSCLE
+    _descending(out, left, posterior, shift_mm)
+    return out
 
-    under = height < 0
-    abdomen = out[under]
-    if abdomen.size:
-        abdomen[:] = _abdomen(patient, left[under], posterior[under], superior[under], height[under], dome_mm, phase)
-        out[under] = abdomen
-    out[np.abs(height) < 1.1] = Tissue.MUSCLE
 
-    def disc(centre_left: float, centre_posterior: float, radius: float) -> Floats:
-        return np.asarray(np.hypot(left - centre_left, posterior - centre_posterior) - radius, np.float32)
-
-    aorta = disc(26 + 3 * phase[4] - 9, 58, 11.5)
-    out[aorta < 1.6] = Tissue.CORTEX
-    out[aorta < 0] = Tissue.BLOOD
-    cava = disc(-26, 12, 11)
-    out[(cava < 0)] = Tissue.RIGHT_BLOOD
-    out[disc(10, 52, 6) < 0] = Tissue.MUSCLE  # oesophagus
-
-    # wall of the chest, from the inside out
-    wall = bone < cage
-    out[wall] = Tissue.MUSCLE
-    out[wall & (bone > cage - 2.2)] = Tissue.FAT  # extrapleural fat
-    run = (superior - 0.42 * posterior + 0.04 * left + 12 * phase[5]) / patient.rib_spacing_mm
-    beside = (np.abs(run - np.floor(run) - 0.5)) * patient.rib_spacing_mm
+def _chest_wall(
+    patient: Patient,
+    dome_mm: float,
+    phase: npt.NDArray[np.float64],
+    left: Floats,
+    posterior: Floats,
+    superior: Floats,
+    depth: Floats,
+    bone: Floats,
+    diaphragm: Floats,
+    skin: Floats,
+    muscle: Floats,
+    warp_x: Floats,
+    warp_y: Floats,
+    warp_z: Floats,
+) -> Labels:
+    """Labels of points (n,) between skin and pleura: ribs with marrow, muscle in layers, fat, breastbone and spine."""
+    out = np.full(left.shape, Tissue.MUSCLE, np.uint8)
+    out[bone > CAGE_MM - 0.8 - np.float32(0.06) * skin] = Tissue.FAT  # extrapleural fat
+    run = (superior - np.float32(0.42) * posterior + np.float32(0.04) * left + 12 * phase[5]) / patient.rib_spacing_mm
+    run = run.astype(np.float32)
+    beside = np.abs(run - np.floor(run) - np.float32(0.5)) * np.float32(patient.rib_spacing_mm)
     rib = (beside / 6.8) ** 2 + ((bone - 5.2) / 4.6) ** 2
-    out[wall & (rib < 1.35) & (bone > 0)] = Tissue.FAT
+    out[(rib < 1.35) & (bone > 0)] = Tissue.FAT
     out[rib < 1] = Tissue.CORTEX
     out[rib < 0.62] = Tissue.MARROW
-    breastbone = (left / 17) ** 2 + ((bone - 5) / 6) ** 2
-    ahead = posterior < 0
-    out[ahead & (breastbone < 1)] = Tissue.CORTEX
-    out[ahead & (breastbone < 0.7)] = Tissue.MARROW
-    spine = np.hypot(left / 1.15, posterior - half_depth * 0.72) - 17
-    out[spine < 0] = Tissue.CORTEX
-    out[spine < -1.8] = Tissue.MARROW
-    out[bone < 0] = Tissue.MUSCLE
-    split = np.abs(bone + 0.55 * muscle) < 0.9
-    out[(bone < 0) & split] = Tissue.FAT  # fascia between the layers of muscle
+    outer = bone < 0
+    out[outer] = Tissue.MUSCLE
+    out[outer & (np.abs(bone + np.float32(0.55) * muscle + np.float32(0.15) * warp_z) < 0.8)] = Tissue.FAT  # fascia
+    breastbone = (left / 17) ** 2 + ((bone - 5) / 6) ** 2 + np.clip(posterior, 0, None)
+    out[breastbone < 1] = Tissue.CORTEX
+    out[breastbone < 0.7] = Tissue.MARROW
+    spine = (left / 1.15) ** 2 + (posterior - np.float32(0.72 * patient.torso_mm[1])) ** 2
+    out[spine < 17.0**2] = Tissue.CORTEX
+    out[spine < 15.2**2] = Tissue.MARROW
     out[depth < skin] = Tissue.FAT
-    out[depth < 1.6] = Tissue.MUSCLE  # skin
-    out[depth < 0] = Tissue.AIR
+    out[depth < 1.2] = Tissue.MUSCLE  # skin
+    if patient.sternotomy:  # steel wires destroy the signal around them
+        wire = np.abs(run * 0.8 - np.floor(run * 0.8) - 0.5) * patient.rib_spacing_mm / 0.8
+        lost = ((left + 0.3 * warp_x) / 15) ** 2 + ((bone - 5) / 15) ** 2 + (wire / 10) ** 2 + np.clip(posterior, 0, None)
+        out[(lost < 1 + 0.08 * warp_y) & (lost > 0.45)] = Tissue.FAT
+        out[lost < 0.8 + 0.08 * warp_z] = Tissue.AIR
     return out
+
+
+def _vessel(out: Labels, distance_squared: Floats, radius: float, blood: Tissue) -> None:
+    out[distance_squared < (radius + 1.4) ** 2] = Tissue.CORTEX
+    out[distance_squared < radius**2] = blood
+
+
+def _great_vessels(out: Labels, left: Floats, posterior: Floats, superior: Floats, shift_mm: float) -> None:
+    """Vena cava, ascending aorta, pulmonary trunk and its left branch, all above the level of the heart's middle."""
+    above = superior > 18
+    if above.any():
+        x, y, z = left[above], posterior[above], superior[above]
+        part = out[above]
+        _vessel(part, (x + 27) ** 2 + (y - 2) ** 2, 9.5, Tissue.RIGHT_BLOOD)
+        _vessel(
+            part,
+            (y - 22) ** 2 + (z - 52 - 0.15 * x) ** 2 + np.clip(12 - x, 0, None) ** 2 + np.clip(x - 70, 0, None) ** 2,
+            9.5,
+            Tissue.RIGHT_BLOOD,
+        )
+        _vessel(part, (x - 2 - shift_mm) ** 2 + (y + 12 - 0.1 * z) ** 2, 15.5, Tissue.BLOOD)
+        _vessel(
+            part,
+            (x - 27 - shift_mm) ** 2 + (y + 22 - 0.5 * (z - 20)) ** 2 + np.clip(z - 60, 0, None) ** 2,
+            13.0,
+            Tissue.RIGHT_BLOOD,
+        )
+        out[above] = part
+
+
+def _descending(out: Labels, left: Floats, posterior: Floats, shift_mm: float) -> None:
+    """Descending aorta, oesophagus and lower vena cava, which pass the diaphragm."""
+    _vessel(out, (left - 26 - shift_mm) ** 2 + (posterior - 56) ** 2, 11.5, Tissue.BLOOD)
+    _vessel(out, ((left + 26) ** 2 + (posterior - 14) ** 2), 11.0, Tissue.RIGHT_BLOOD)
+    out[(left - 8) ** 2 + (posterior - 46) ** 2 < 36] = Tissue.MUSCLE
 
 
 def _abdomen(
@@ -128,74 +228,78 @@ def _abdomen(
 ) -> Labels:
     """Labels of points (n,) below the diaphragm."""
     out = np.full(left.shape, Tissue.FAT, np.uint8)
-    loops = (
-        np.sin(left / 8.5 + phase[6] + 0.8 * np.sin(superior / 15))
-        + np.sin(superior / 9.5 + phase[7])
-        + np.sin(posterior / 11 + phase[0])
-    )
-    out[loops > 0.7] = Tissue.STOMACH
+    loops = np.sin(left / 10.5 + phase[6]) + np.sin(superior / 11.5 + phase[7]) + np.sin(posterior / 13 + phase[0])
+    out[loops > 0.6] = Tissue.MUSCLE
+    out[loops > 0.9] = Tissue.STOMACH
     out[loops > 1.9] = Tissue.AIR
-    reach = 26 + 9 * np.sin(phase[1]) - 0.22 * (posterior + 30) + 0.10 * (superior - dome_mm)
-    out[left < reach] = Tissue.LIVER
     stomach = np.sqrt(((left - 74) / 40) ** 2 + ((posterior + 4) / 46) ** 2 + ((superior - dome_mm + 40) / 36) ** 2)
-    stomach += 0.05 * np.sin(left / 6 + phase[2]) * np.sin(superior / 7)
     out[stomach < 1] = Tissue.MUSCLE
     inside = stomach < 0.9
     out[inside] = Tissue.STOMACH if phase[3] > 2 else Tissue.FAT
-    out[inside & (posterior < -8 + 14 * np.sin(phase[4]) + 2 * np.sin(left / 5))] = (
-        Tissue.AIR if phase[5] > 1.5 else Tissue.STOMACH
-    )
+    out[inside & (posterior < -8 + 14 * np.sin(phase[4]))] = Tissue.AIR if phase[5] > 1.5 else Tissue.STOMACH
     spleen = ((left - 106) / 27) ** 2 + ((posterior - 46) / 40) ** 2 + ((superior - dome_mm + 30) / 38) ** 2
     out[spleen < 1] = Tissue.SPLEEN
-    out[(height > -3.5) & (left > 10)] = Tissue.FAT
+    # the left lobe of the liver thins out to a wedge under the heart
+    tip = 52 + 22 * np.sin(phase[1])
+    wedge = np.clip((tip - left) / 70, 0, 3)
+    thick = 14 + 95 * wedge * wedge - 0.25 * (posterior + 20)
+    out[(left < tip) & (height > -thick) & (height < -1.0 - 3.0 * np.clip(left / 40, 0, 1.2))] = Tissue.LIVER
+    out[(height > -3.0) & (left > tip)] = Tissue.FAT
     return out
+
+
+@lru_cache(maxsize=4)
+def _tree(seed: int, dome_mm: float) -> Floats:
+    rng = np.random.default_rng([seed, 22])
+    trees = []
+    organs = (((56, 20, 26), 20, 3.4, 0), ((-46, 16, 26), 14, 3.4, 0), ((-45, 5, dome_mm - 45), 9, 4.0, 1))
+    for place, roots, radius, organ in organs:
+        start = np.repeat(np.array([place], np.float32), roots, axis=0) + rng.normal(0, 6, (roots, 3)).astype(np.float32)
+        course = rng.normal(0, 1, (roots, 3)).astype(np.float32)
+        size = np.full(roots, radius, np.float32) * rng.uniform(0.5, 1.1, roots).astype(np.float32)
+        for _ in range(5):
+            course /= np.linalg.norm(course, axis=1, keepdims=True)
+            length = rng.uniform(12, 28, len(start)).astype(np.float32)
+            steps = np.linspace(0, 1, 18, dtype=np.float32)
+            points = start[:, None] + course[:, None] * (length[:, None] * steps)[..., None]
+            widths = size[:, None] * (1 - 0.25 * steps)
+            kind = np.full(widths.shape, organ, np.float32)
+            trees.append(np.concatenate([points, widths[..., None], kind[..., None]], axis=2).reshape(-1, 5))
+            start = np.repeat(points[:, -1], 2, axis=0)
+            course = np.repeat(course, 2, axis=0) + rng.normal(0, 0.5, (len(start), 3)).astype(np.float32)
+            size = np.repeat(size * 0.76, 2) * rng.uniform(0.7, 1.05, len(start)).astype(np.float32)
+    return np.concatenate(trees).astype(np.float32)
 
 
 def _vessels(patient: Patient, dome_mm: float) -> Floats:
     """Centre-line points of branching vessels, (n, 5): LPS position, radius (mm), 0 for the lungs and 1 for the liver."""
-    rng = np.random.default_rng([patient.seed, 22])
-    trees = []
-    for place, roots, radius, organ in (
-        ((58, 22, 30), 9, 4.5, 0),
-        ((-48, 18, 30), 9, 4.5, 0),
-        ((-45, 5, dome_mm - 45), 8, 4.0, 1),
-    ):
-        start = np.repeat(np.array([place], np.float32), roots, axis=0) + rng.normal(0, 6, (roots, 3)).astype(np.float32)
-        course = rng.normal(0, 1, (roots, 3)).astype(np.float32)
-        size = np.full(roots, radius, np.float32) * rng.uniform(0.6, 1.1, roots).astype(np.float32)
-        for _ in range(5):
-            course /= np.linalg.norm(course, axis=1, keepdims=True)
-            length = rng.uniform(16, 34, len(start)).astype(np.float32)
-            steps = np.linspace(0, 1, 22, dtype=np.float32)
-            points = start[:, None] + course[:, None] * (length[:, None] * steps)[..., None]
-            widths = size[:, None] * (1 - 0.3 * steps)
-            kind = np.full(widths.shape, organ, np.float32)
-            trees.append(np.concatenate([points, widths[..., None], kind[..., None]], axis=2).reshape(-1, 5))
-            start = np.repeat(points[:, -1], 2, axis=0)
-            course = np.repeat(course, 2, axis=0) + rng.normal(0, 0.45, (len(start), 3)).astype(np.float32)
-            size = np.repeat(size * 0.72, 2) * rng.uniform(0.75, 1.05, len(start)).astype(np.float32)
-    return np.concatenate(trees).astype(np.float32)
+    return _tree(patient.seed, round(dome_mm, 3))
+
+
+def _along(points: Floats, axis: Floats) -> Floats:
+    """Component (n,) of points (n, 3) along a unit vector."""
+    return np.asarray(points[:, 0] * axis[0] + points[:, 1] * axis[1] + points[:, 2] * axis[2], np.float32)
 
 
 def _paint_vessels(out: Labels, tree: Floats, origin: Floats, axes: Floats, grid: Grid) -> None:
     """Draw the vessels that one slice (H, W) cuts, in place, only over lung and liver."""
-    away = tree[:, :3] - origin
-    near = np.abs(away @ axes[2]) < 0.35 * grid.thickness_mm
-    away, radius, organ = away[near], tree[near, 3], tree[near, 4]
-    row, column = grid.pixel_of(away @ axes[0], away @ axes[1], grid.oversampling)
+    near = np.flatnonzero(np.abs(_along(tree[:, :3] - origin, axes[2])) < 0.33 * grid.thickness_mm)
+    away, radius, organ = tree[near, :3] - origin, tree[near, 3], tree[near, 4]
+    row, column = grid.pixel_of(_along(away, axes[0]), _along(away, axes[1]), grid.oversampling)
     step = grid.pixel_mm / grid.oversampling
-    reach = int(np.ceil(4.8 / step))
+    reach = int(np.ceil(4.0 / step))
     offsets = np.stack(np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1), indexing="ij"), -1).reshape(
         -1, 2
     )
     rows = np.rint(row).astype(np.intp)[:, None] + offsets[None, :, 0]
     columns = np.rint(column).astype(np.intp)[:, None] + offsets[None, :, 1]
-    inside = (offsets**2).sum(1)[None] * np.float32(step * step) < (radius**2)[:, None]
+    inside = (offsets**2).sum(1)[None] * np.float32(step * step) <= (radius**2)[:, None]
     inside &= (rows >= 0) & (rows < out.shape[0]) & (columns >= 0) & (columns < out.shape[1])
     which, spot = np.nonzero(inside)
     rows, columns = rows[which, spot], columns[which, spot]
     host = out[rows, columns]
-    new = np.where(radius[which] > 1.7, np.uint8(Tissue.RIGHT_BLOOD), np.uint8(Tissue.SMALL_VESSEL))
-    fits = (host == Tissue.LUNG) & (organ[which] == 0) | (host == Tissue.LIVER) & (organ[which] == 1)
-    order = np.argsort(new[fits], kind="stable")[::-1]  # thick vessels last, so that they win
-    out[rows[fits][order], columns[fits][order]] = new[fits][order]
+    thick = radius[which] > 1.6
+    fits = ((host == Tissue.LUNG) & (organ[which] == 0)) | ((host == Tissue.LIVER) & (organ[which] == 1))
+    for kind, blood in ((False, Tissue.SMALL_VESSEL), (True, Tissue.RIGHT_BLOOD)):  # thick vessels last, so that they win
+        chosen = fits & (thick == kind)
+        out[rows[chosen], columns[chosen]] = blood

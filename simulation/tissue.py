@@ -57,7 +57,7 @@ TISSUES: dict[Tissue, Relaxation] = {
     Tissue.LUNG: Relaxation((1390, 1390), (40, 40), 0.25 * 0.25, 0.10),
     Tissue.FAT: Relaxation((316, 382), (68, 68), 0.95, 0.02),  # B04: 382 / 68 at 3 T
     Tissue.MUSCLE: Relaxation((742, 898), (29, 29), 0.80, 0.12),  # B04, paravertebral: 898 / 29 at 3 T
-    Tissue.LIVER: Relaxation((669, 809), (46, 34), 0.75, 0.28),  # B04: 809 / 34 at 3 T; T2 at 1.5 T assumed
+    Tissue.LIVER: Relaxation((669, 809), (46, 34), 0.90, 0.28),  # B04: 809 / 34 at 3 T; T2 at 1.5 T assumed
     Tissue.STOMACH: Relaxation((900, 1100), (80, 70), 0.70, 0.12),  # assumed: mixed content
     Tissue.SPLEEN: Relaxation((1098, 1328), (61, 61), 0.85, 0.33),  # B04: 1328 / 61 at 3 T
     # T1 at 3 T 1664 arterial, 1584 venous (Lu et al. 2004, MRM 52:679); T1 at 1.5 T and all T2 of blood assumed. ECV: 1 - haematocrit
