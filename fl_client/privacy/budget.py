@@ -1,8 +1,8 @@
 """From events to epsilon, and from epsilon to the noise a study needs.
 
-Adjacency is add or remove one patient. Sums over all patients are plain Gaussian mechanisms and compose exactly into one;
-sums over sampled patients are composed numerically as privacy loss distributions, rounded towards more loss (dp-accounting;
-Koskela et al. 2020, Doroshenko et al. 2022), and never above the Renyi bound, which alone is asked where the distributions would be too large.
+Adjacency is add or remove one patient. Sums over all patients are plain Gaussian mechanisms and compose exactly into one.
+Sums over sampled patients are composed numerically as privacy loss distributions, rounded towards more loss (dp-accounting;
+Koskela et al. 2020, Doroshenko et al. 2022); where those would be too large, Renyi accounting alone is asked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _RENYI_ORDERS = (*range(2, 33), *range(36, 65, 4), 80, 96, 128, 192, 256)  # int
 def epsilon(events: Iterable[Event], *, delta: float) -> float:
     """The epsilon that these releases have together at `delta`, for one patient who is in all of them.
 
-    An upper bound: exact without sampling, within about 1 % with it. 0 for no events; infinite as soon as one release had no noise.
+    An upper bound: exact without sampling, within about 1 % with it. 0 for no events; infinite as soon as one release had
+    no noise.
 
     >>> round(epsilon([Event(noise_multiplier=4, steps=50)], delta=1e-5), 2)
     8.6

@@ -31,15 +31,15 @@ def row_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def small_unet(**changes) -> UNet:
-    settings = dict(
-        spatial_dims=2,
-        in_channels=1,
-        out_channels=4,
-        channels=(4, 8),
-        strides=(2,),
-        num_res_units=2,
-        norm=("group", {"num_groups": 4}),
-    )
+    settings = {
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 4,
+        "channels": (4, 8),
+        "strides": (2,),
+        "num_res_units": 2,
+        "norm": ("group", {"num_groups": 4}),
+    }
     torch.manual_seed(0)
     return UNet(**{**settings, **changes})
 

@@ -212,7 +212,7 @@ def test_a_missing_or_unreadable_head_is_found(written, path):
 
 def test_a_missing_ledger_is_found_by_its_head(written, path):
     path.unlink()
-    with pytest.raises(LedgerBroken, match="ledger.jsonl is missing"):
+    with pytest.raises(LedgerBroken, match=r"ledger\.jsonl is missing"):
         written.verify()
     with pytest.raises(LedgerBroken, match="has 0 whole lines, but 4 were written"):
         written.spend(event(5))

@@ -104,7 +104,7 @@ def test_each_patient_s_vector_is_clipped_to_the_bound_and_summed():
 @pytest.mark.parametrize("extreme", [[1e300, -1e300], [math.nan, 1.0], [math.inf, 0.0], [0.3, 0.4], [1e-320, 0.0]])
 def test_one_patient_more_moves_the_sum_by_at_most_the_bound(extreme):
     vectors = np.random.default_rng(0).normal(size=(20, 2))
-    settings = dict(bound=0.5, noise_multiplier=0.0, noise=os_noise())
+    settings = {"bound": 0.5, "noise_multiplier": 0.0, "noise": os_noise()}
     difference = noisy_sum(np.vstack([vectors, extreme]), **settings) - noisy_sum(vectors, **settings)
     assert np.linalg.norm(difference) <= 0.5 * (1 + 1e-12)
 
