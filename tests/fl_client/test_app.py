@@ -1,0 +1,220 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fl_client import app as hospital
+from fl_client.approval import Approvals
+from fl_client.privacy import Event
+from fl_client.release import DECLINED, FAILED, FAILED_WORDS
+from fl_client.site import Budget
+from fl_server.rounds import initial_state, run
+from simulation.grid import InProcessGrid
+
+
+def ask(hospitals, study, *, kind="train", number=1, arrays=None, told=None, run_study=None):
+    """One message to every hospital; their replies in order."""
+    grid = InProcessGrid("fl_client.app:app", hospitals.nodes, {"study": (run_study or study).to_json()})
+    config = ConfigRecord({"study-hash": told or study.hash, "server-round": number})
+    content = RecordDict({"arrays": arrays or ArrayRecord(dict(initial_state(study))), "config": config})
+    return grid.send_and_receive([Message(content, node, kind) for node in grid.get_node_ids()])
+
+
+def declined(reply) -> str:
+    assert reply.has_error()
+    assert reply.error.code == DECLINED
+    return reply.error.reason
+
+
+def test_nothing_leaves_but_trained_parameters_the_declared_size_and_epsilon(hospitals):
+    study = hospitals.study(task={**hospitals.study().task, "trainable": "head"})
+    (reply, *_) = ask(hospitals, study)
+    assert set(reply.content) == {"arrays", "metrics"}
+    assert set(reply.content["metrics"]) == {"num-examples", "epsilon"}
+    assert reply.content["metrics"]["num-examples"] == 5  # there are 4 patients: the exact count stays
+    assert all(array.numpy().dtype == np.float32 for array in reply.content["arrays"].values())
+    assert all(name.startswith(("head.", "activation.")) for name in reply.content["arrays"])
+    assert not reply.content.config_records
+
+
+def test_the_price_is_in_the_ledger_with_the_round_and_the_study(hospitals):
+    study = hospitals.study()
+    ask(hospitals, study, number=2)
+    (event,) = hospital.ledger_of(hospitals.site("a")).events
+    assert (event.study, event.round, event.kind, event.noise) == (study.hash, 2, "gradient", "seeded")
+
+
+def test_the_ledger_is_written_before_training_begins(hospitals, monkeypatch):
+    def crash(*args, **settings):
+        raise RuntimeError("power failure")
+
+    monkeypatch.setattr(hospital, "dp_sgd", crash)
+    (reply, *_) = ask(hospitals, hospitals.study())
+    assert reply.error.code == FAILED
+    assert len(hospital.ledger_of(hospitals.site("a")).events) == 1
+
+
+def test_a_round_that_is_asked_for_twice_is_paid_twice_and_has_other_noise(hospitals):
+    study = hospitals.study(rounds=4)
+    first, again = (ask(hospitals, study)[0].content for _ in range(2))
+    assert len(hospital.ledger_of(hospitals.site("a")).events) == 2
+    assert again["metrics"]["epsilon"] > first["metrics"]["epsilon"]
+    assert not np.array_equal(first["arrays"]["head.bias"].numpy(), again["arrays"]["head.bias"].numpy())
+
+
+def test_no_text_of_an_exception_reaches_the_coordinator(hospitals, monkeypatch):
+    def crash(*args, **settings):
+        raise RuntimeError("patient 1234 in /data/secret.dcm")
+
+    monkeypatch.setattr(hospital, "dp_sgd", crash)
+    study = hospitals.study()
+    grid = InProcessGrid("fl_client.app:app", hospitals.nodes, {"study": study.to_json()})
+    _, record = run(grid, study, initial_state(study), folder=hospitals.folder / "run")
+    assert record.verdict == "failed"
+    assert {site.answer for entry in record.rounds for site in entry.sites.values()} == {"failed"}
+    assert record.rounds[0].sites["a"].reason == FAILED_WORDS
+    assert "1234" not in (hospitals.folder / "run" / "record.json").read_text()
+    log = hospitals.folder / "a" / "log" / "failures.log"
+    assert "patient 1234 in /data/secret.dcm" in log.read_text()
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_node_without_settings_says_only_that_it_failed():
+    grid = InProcessGrid("fl_client.app:app", [{"site": "/nowhere/patient 1234/site.yaml"}, {}])
+    for kind in ("train", "query.enroll"):
+        for reply in grid.send_and_receive([Message(RecordDict(), node, kind) for node in grid.get_node_ids()]):
+            assert (reply.error.code, reply.error.reason) == (FAILED, FAILED_WORDS)
+
+
+def test_a_study_with_another_hash_or_another_konsil_is_refused_in_words(hospitals):
+    study, other = hospitals.study(), hospitals.study(seed=1)
+    assert f"the coordinator means '{other.hash}'" in declined(ask(hospitals, study, told=other.hash)[0])
+    old = hospitals.study(konsil_version="0.0.1")
+    assert declined(ask(hospitals, old)[0]).startswith("study rehearsal was made for konsil 0.0.1; this site runs ")
+    assert all(hospital.ledger_of(hospitals.site(name)).events == () for name in "abc")
+
+
+def test_a_study_that_is_no_study_is_refused_in_words(hospitals):
+    grid = InProcessGrid("fl_client.app:app", hospitals.nodes, {"study": '{"rounds": "many"}'})
+    (reply, *_) = grid.send_and_receive([Message(RecordDict(), node, "train") for node in grid.get_node_ids()])
+    assert "this run's study can't be read" in declined(reply)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda state: state | {"backdoor": torch.ones(1)}, "differ in names: ['backdoor']"),
+        (lambda state: state | {"head.bias": torch.ones(9)}, "'head.bias' received is torch.float32 [9]"),
+        (lambda state: state | {"head.bias": state["head.bias"].double()}, "received is torch.float64"),
+        (lambda state: state | {"head.bias": state["head.bias"] / 0}, "'head.bias' received is not finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_anything_is_spent(hospitals, spoil, reason):
+    study = hospitals.study()
+    arrays = ArrayRecord({n: Array(t.numpy()) for n, t in spoil(initial_state(study)).items()})
+    assert reason in declined(ask(hospitals, study, arrays=arrays)[0])
+    assert hospital.ledger_of(hospitals.site("a")).events == ()
+
+
+def test_a_round_the_study_does_not_have_is_refused(hospitals):
+    assert "has rounds 1 to 2, not 3" in declined(ask(hospitals, hospitals.study(), number=3)[0])
+
+
+def test_a_task_this_hospital_has_not_installed_is_refused(hospitals):
+    study = hospitals.study()
+    missing = study.model_copy(update={"task": {"name": "os"}})
+    reply = ask(hospitals, missing, arrays=ArrayRecord(dict(initial_state(study))))[0]
+    assert "no task named 'os'" in declined(reply)
+
+
+def test_a_study_without_privacy_needs_the_hospitals_own_consent(hospitals):
+    study = hospitals.study(privacy={"kind": "none"})
+    assert "lets nothing leave without noise" in declined(ask(hospitals, study)[0])
+    hospitals.save(hospitals.site("a").model_copy(update={"accept_no_privacy": True}))
+    assert ask(hospitals, study)[0].content["metrics"]["epsilon"] == float("inf")
+
+
+def test_a_person_decides_and_the_last_word_counts(hospitals):
+    hospitals.save(hospitals.site("a").model_copy(update={"approve_all": False}))
+    study = hospitals.study()
+    assert "nobody at a has approved study rehearsal" in declined(ask(hospitals, study)[0])
+    approvals = Approvals(hospitals.site("a").folder)
+    assert approvals.find(study.hash[:8]) == study  # it was put down to be read
+    approvals.decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    assert ask(hospitals, study)[0].has_content()
+    assert declined(ask(hospitals, hospitals.study(rounds=3))[0])  # another hash is another study
+    approvals.decide(study, "declined", who="Dr. Beta", epsilon=None)
+    assert "a declined study rehearsal" in declined(ask(hospitals, study)[0])
+
+
+def test_enrolment_names_the_price_of_the_whole_study_or_the_reason_against(hospitals):
+    hospitals.save(hospitals.site("b").model_copy(update={"budget": Budget(epsilon=3.0)}))
+    a, b, _ = (reply.content["enrolment"] for reply in ask(hospitals, hospitals.study(), kind="query.enroll"))
+    assert (a["site"], a["declared-size"], a["takes-part"], a["reason"]) == ("a", 5, True, "")
+    assert 7.9 < a["epsilon"] <= 8
+    assert b["takes-part"] is False
+    assert "over this hospital's 3" in b["reason"]
+
+
+def test_a_budget_that_runs_out_midway_declines_from_then_on_and_degrades_the_verdict(hospitals):
+    study = hospitals.study(rounds=4)
+
+    def another_study_comes_between(entry, state):
+        if entry.round == 2:
+            hospital.ledger_of(hospitals.site("b")).spend(Event(noise_multiplier=0.55, study_name="between"))
+
+    grid = InProcessGrid("fl_client.app:app", hospitals.nodes, {"study": study.to_json()})
+    folder = hospitals.folder / "run"
+    _, record = run(grid, study, initial_state(study), folder=folder, observer=another_study_comes_between)
+    assert [entry.sites["b"].answer for entry in record.rounds] == ["used", "used", "declined", "declined"]
+    assert [entry.sites["a"].answer for entry in record.rounds] == ["used"] * 4
+    assert "study rehearsal round 3 would bring epsilon to" in record.rounds[2].sites["b"].reason
+    assert record.verdict == "degraded"
+
+
+def test_fedprox_reaches_the_training_from_the_approved_study_only(hospitals, monkeypatch):
+    seen = []
+    real = hospital.dp_sgd
+    monkeypatch.setattr(hospital, "dp_sgd", lambda *a, **k: seen.append(k["proximal_mu"]) or real(*a, **k))
+    ask(hospitals, hospitals.study(strategy={"name": "fedprox", "proximal_mu": 0.25}))
+    ask(hospitals, hospitals.study(strategy={"name": "fedavg", "proximal_mu": 0.25}))
+    assert seen == [0.25] * 3 + [0.0] * 3
+
+
+def test_rehearsal_noise_differs_between_hospitals_studies_rounds_and_entries(hospitals):
+    study, other = hospitals.study(), hospitals.study(seed=1)
+    a, b = (hospitals.site(name).model_copy(update={"noise_seed": 1}) for name in "ab")
+    draws = set()
+    for site, which, number, entry in [
+        (a, study, 1, 1),
+        (b, study, 1, 1),
+        (a, other, 1, 1),
+        (a, study, 2, 1),
+        (a, study, 1, 2),
+    ]:
+        noise, sampling = hospital.randomness(site, which, round=number, entry=entry)
+        draws.add((float(noise.gaussian(torch.zeros(1), 1.0)), sampling.random()))
+    assert len(draws) == 5
+    assert len({number for pair in draws for number in pair}) == 10
+
+
+def test_real_hospitals_draw_noise_and_patients_from_the_operating_system(hospitals):
+    site = hospitals.site("a").model_copy(update={"noise_seed": None})
+    (noise, first), (_, second) = (hospital.randomness(site, hospitals.study(), round=1, entry=1) for _ in range(2))
+    assert noise.source == "os"
+    assert first.random() != second.random()
+
+
+def test_a_patient_the_task_cannot_use_is_left_out_and_named_in_the_hospitals_log(hospitals):
+    site = hospitals.site("a")
+    folder = site.cohort_folder / "cases" / "p0-1"
+    text = json.loads((folder / "case.json").read_text())
+    for volume in text["volumes"]:
+        volume["mask"] = False
+    (folder / "case.json").write_text(json.dumps(text))
+    assert ask(hospitals, hospitals.study())[0].has_content()
+    lines = [json.loads(line) for line in (site.folder / "log" / "training.jsonl").read_text().splitlines()]
+    assert [line["patient"] for line in lines if "left_out" in line] == ["p0-1"]
+    assert lines[-1]["patients"] == 3
