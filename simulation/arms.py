@@ -1,0 +1,88 @@
+"""The arms of a comparison, all through the same federation: what differs is who takes part and what is promised.
+
+    federation_private   all sites, under the privacy that the study promises
+    federation_plain     all sites, no clipping, no noise
+    pooled               one imaginary hospital that has everybody's patients
+    alone/<hospital>     a federation of one
+    ensemble             the mean answer of the models trained alone
+    pretrained           the start of all of them: no hospital's data
+
+Every arm starts from the same weights and takes the same number of gradient steps per model. An arm that is finished is
+not run again (its folder holds the study's hash); one that was interrupted begins anew, in a new world with empty ledgers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from conf.study import Study
+from fl_client.site import Budget
+from fl_server.record import Record, Round
+from fl_server.rounds import run
+from simulation.grid import InProcessGrid
+from simulation.hospital import Hospital
+from simulation.machine import one_thread
+
+State = dict[str, torch.Tensor]
+Look = Callable[[Round, State], None]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training of one arm: its study, who takes part, and the folder that it leaves its results in."""
+
+    name: str
+    study: Study
+    hospitals: Mapping[str, Hospital]
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """True when this very study has been run here to its end."""
+        mark = self.folder / "finished"
+        return mark.exists() and mark.read_text() == self.study.hash
+
+    def state(self) -> State:
+        """The final weights."""
+        return dict(torch.load(self.folder / "model.pt", weights_only=True))
+
+    def record(self) -> Record:
+        """What the coordinator wrote down."""
+        return Record.read(self.folder / "record.json")
+
+
+def train(arm: Arm, start: Path, look: Look | None = None, pool: Executor | None = None) -> str:
+    """Run one arm to its end, unless it is finished. `look` sees the model after every round."""
+    if arm.finished:
+        return arm.name
+    shutil.rmtree(arm.folder, ignore_errors=True)
+    arm.folder.mkdir(parents=True)
+    private = arm.study.privacy.kind != "none"
+    budget = Budget(epsilon=arm.study.privacy.epsilon, delta=arm.study.privacy.delta)
+    nodes = []
+    for index, (name, hospital) in enumerate(arm.hospitals.items()):
+        seed = 1_000 * arm.study.seed + index
+        nodes.append({"site": str(hospital.settle(arm.folder / "sites" / name, budget=budget, private=private, noise_seed=seed))})
+    grid = InProcessGrid("fl_client.app:app", nodes, {"study": arm.study.to_json()}, pool=pool)
+    run(grid, arm.study, torch.load(start, weights_only=True), folder=arm.folder, observer=look)
+    (arm.folder / "finished").write_text(arm.study.hash)
+    return arm.name
+
+
+def train_by_itself(arm: Arm, start: Path) -> str:
+    """Run one arm in this worker process, with one thread."""
+    one_thread()
+    return train(arm, start)
+
+
+def write_line(path: Path, entry: Mapping[str, object]) -> None:
+    """Append one JSON line."""
+    with open(path, "a") as file:
+        file.write(json.dumps(entry) + "\n")

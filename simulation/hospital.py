@@ -1,0 +1,190 @@
+"""Hospitals that do not exist: a cohort on disk, drawn by seed or dealt out from a folder, and a settings file.
+
+The cohort of a hospital depends on its own settings alone and is kept in a cache under their hash, so that a second run, a
+sweep or a larger study finds it there. Patients enter by the doors of a real hospital: straight into the cohort as cases,
+or, for a hospital with `through_dicom`, as DICOM files through the intake (a test proves that both give the same arrays).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.study import Frozen
+from fl_client.cohort import Cohort
+from fl_client.intake.admit import admit_folder
+from fl_client.intake.labels import LabelMap
+from fl_client.intake.pairs import admit_pairs
+from fl_client.intake.sunnybrook import admit_sunnybrook
+from fl_client.site import Budget, Site
+from simulation.hospital_case import patient_case
+from simulation.machine import unordered
+from simulation.settings import FolderHospitals, GeneratedHospital, GeneratedHospitals, RealHospital
+
+GENERATOR = ("tissue", "heart", "thorax", "phantom", "scanner", "reader", "hospital_case")
+KEY = b"a rehearsal keeps no secret; it needs the same pseudonyms again"
+
+Advance = Callable[[int, int], None]  # patients done, patients in all
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A hospital of the rehearsal: where its cohort lies, and what it declares in public."""
+
+    name: str
+    cohort_folder: Path
+    test_fraction: float
+    scanner: str
+    cases_expected: int
+    refused: Mapping[str, str]
+
+    @property
+    def cohort(self) -> Cohort:
+        """The cohort on disk."""
+        return Cohort(self.cohort_folder)
+
+    @property
+    def declared_size(self) -> int:
+        """A round number near the count of training patients: what a hospital would say in public."""
+        return max(5, 5 * round(self.cases_expected * (1 - self.test_fraction) / 5))
+
+    @property
+    def test_patients(self) -> tuple[str, ...]:
+        """Pseudonyms that no training ever sees."""
+        return self.cohort.split("test", test_fraction=self.test_fraction)
+
+    def settle(self, folder: Path, *, budget: Budget, private: bool, noise_seed: int) -> Path:
+        """Give the hospital a folder of its own for one study, and write its settings. Returns the settings file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        link = folder / "cohort"
+        if not link.exists():
+            link.symlink_to(self.cohort_folder.resolve())
+        site = Site(
+            name=self.name,
+            folder=folder,
+            declared_size=self.declared_size,
+            test_fraction=self.test_fraction,
+            budget=budget,
+            approve_all=True,
+            accept_no_privacy=not private,
+            noise_seed=noise_seed,
+        )
+        site.save(folder / "site.yaml")
+        return folder / "site.yaml"
+
+
+def drawn(name: str, index: int, settings: GeneratedHospital, every: GeneratedHospitals, *, cache: Path, pool: Executor, advance: Advance) -> Hospital:
+    """A generated hospital; its patients have the seeds `first_seed + 10 000 index + 0, 1, ...`."""
+    count = round(every.patients * settings.relative_size)
+    first = every.first_seed + 10_000 * index
+    place = cache / "hospitals" / _key(settings, {"first": first, "series": every.series, "os": every.oversampling, "sub": every.subslices})
+    place.mkdir(parents=True, exist_ok=True)
+    cohort = Cohort(place / "cohort")
+    jobs = [
+        (place / "cohort", settings, seed, every.series, every.oversampling, every.subslices)
+        for seed in range(first, first + count)
+        if not (place / "done" / str(seed)).exists()
+    ]
+    advance(count - len(jobs), count)
+    for done, _ in enumerate(unordered(pool, _draw_patient, jobs), start=count - len(jobs) + 1):
+        advance(done, count)
+    refused = {entry["what"]: entry["reason"] for entry in cohort.refused}
+    scanner = f"{settings.scanner.manufacturer} {settings.scanner.field_strength_t:g} T"
+    return Hospital(name, place / "cohort", every.test_fraction, scanner, count, refused)
+
+
+def _draw_patient(cohort: Path, settings: GeneratedHospital, seed: int, series: tuple[str, ...], oversampling: int, subslices: int) -> int:
+    case = patient_case(
+        seed,
+        scanner=settings.scanner,
+        reader=settings.reader,
+        case_mix=settings.case_mix,
+        series=series,
+        oversampling=oversampling,
+        subslices=subslices,
+    )
+    if settings.through_dicom:
+        from simulation.dicom import write_patient  # pydicom and highdicom take seconds to import
+
+        with tempfile.TemporaryDirectory() as folder:
+            write_patient(case, Path(folder))
+            admit_folder(Path(folder), Cohort(cohort), key=KEY, labels=LabelMap.load("cardiac"))
+    else:
+        Cohort(cohort).admit(case)
+    mark = cohort.parent / "done" / str(seed)
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    return seed
+
+
+def dealt(settings: FolderHospitals, *, cache: Path, advance: Advance) -> tuple[dict[str, Hospital], dict[str, Hospital]]:
+    """Hospitals that share out two folders of NIfTI images and masks; each lets its files in through the intake."""
+    stems = sorted({path.name for folder in (settings.images, settings.masks) for path in Path(folder).glob("*.nii.gz")})
+    if not stems:
+        raise ValueError(f"hospitals.images: no *.nii.gz in {settings.images}")
+    names = (*settings.sites, *settings.held_out)
+    place = cache / "hospitals" / _key(settings, {"files": stems})
+    shares = {name: stems[index :: len(names)][: settings.patients] for index, name in enumerate(names)}
+    total, done = sum(map(len, shares.values())), 0
+    hospitals = {}
+    for name, share in shares.items():
+        folder = place / name
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            for kind, source in (("images", settings.images), ("masks", settings.masks)):
+                (folder / kind).mkdir(parents=True)
+                for file in (Path(source) / stem for stem in share):
+                    if file.exists():
+                        (folder / kind / file.name).symlink_to(file.resolve())
+            admit_pairs(folder / "images", folder / "masks", Cohort(folder / "cohort"), key=KEY, labels=LabelMap.load(settings.labels), series_name=settings.series[0])
+            (folder / "done").touch()
+        done += len(share)
+        advance(done, total)
+        refused = {entry["what"]: entry["reason"] for entry in Cohort(folder / "cohort").refused}
+        hospitals[name] = Hospital(name, folder / "cohort", settings.test_fraction, "", len(share), refused)
+    return {name: hospitals[name] for name in settings.sites}, {name: hospitals[name] for name in settings.held_out}
+
+
+def real(settings: RealHospital, *, cache: Path) -> Hospital:
+    """A hospital of real patients, let in through the intake; all of them are test patients."""
+    folder = Path(settings.folder)
+    if not folder.is_dir():
+        raise ValueError(f"real.folder: there is no folder {folder}")
+    place = cache / "hospitals" / _key(settings, {})
+    if not (place / "done").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        intake = admit_sunnybrook(folder, Cohort(place / "cohort"), key=KEY, labels=LabelMap.load(settings.labels))
+        (place / "done").write_text(str(intake.expected))
+    cohort = Cohort(place / "cohort")
+    refused = {entry["what"]: entry["reason"] for entry in cohort.refused}
+    return Hospital(settings.name, place / "cohort", 1.0, "real patients", int((place / "done").read_text()), refused)
+
+
+def pooled(name: str, hospitals: Mapping[str, Hospital], folder: Path) -> Hospital:
+    """One imaginary hospital that has all patients of these: what no federation can see."""
+    cases = folder / "cohort" / "cases"
+    cases.mkdir(parents=True, exist_ok=True)
+    for hospital in hospitals.values():
+        for patient in hospital.cohort.patients:
+            if not (cases / patient).exists():
+                (cases / patient).symlink_to((hospital.cohort_folder / "cases" / patient).resolve())
+    first = next(iter(hospitals.values()))
+    expected = sum(hospital.cases_expected for hospital in hospitals.values())
+    return Hospital(name, folder / "cohort", first.test_fraction, "", expected, {})
+
+
+def _key(settings: Frozen, more: Mapping[str, object]) -> str:
+    """What determines a cohort: the settings, and the source text of the generator and the intake."""
+    text = settings.model_dump_json(exclude={"relative_size", "sites", "held_out"}) + json.dumps(more, default=str, sort_keys=True)
+    here = Path(__file__).parent
+    sources = [here / f"{name}.py" for name in GENERATOR] + sorted((here.parent / "fl_client" / "intake").glob("*.py"))
+    digest = hashlib.sha256(text.encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]

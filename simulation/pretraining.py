@@ -1,0 +1,120 @@
+"""Ordinary training on patients drawn freely, from scanners of no hospital: the start of every arm.
+
+No hospital's data take part, so it costs no privacy; the DP steps that follow only have to bridge from drawn scans to the
+hospitals'. The result is kept in the cache under the hash of everything that determines it, and training that was
+interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl_client.cohort import Cohort
+from simulation.hospital_case import patient_case
+from simulation.hospital import GENERATOR
+from simulation.machine import unordered
+from simulation.scanner import random_scanner
+from simulation.settings import Pretraining
+from tasks.task import load
+
+EVEN_MIX = {"normal": 1.0, "myocarditis": 1.0, "infarct": 1.0, "hcm": 1.0, "dcm": 1.0, "amyloid": 1.0}
+
+State = dict[str, torch.Tensor]
+Advance = Callable[[str, int, int], None]  # what, done, in all
+
+
+def pretrain(task_settings: dict[str, Any], settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance) -> State:
+    """Weights after `settings.steps` steps of Adam with cosine decay, and an exponential mean over the steps."""
+    task = load(task_settings)
+    place = cache / "pretrained" / _key(task.hash, task_settings, settings, series)
+    finished = place / "model.pt"
+    if finished.exists():
+        advance("pre-training", settings.steps, settings.steps)
+        return dict(torch.load(finished, weights_only=True))
+    cohort = _free_cohort(settings, series, cache=cache, pool=pool, advance=advance)
+    patients = cohort.patients
+    prepared = {patient: cohort.prepared(task, patient) for patient in patients}
+
+    torch.manual_seed(settings.first_seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = task.model().to(device)
+    mean = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(settings.steps, 1))
+    begin = 0
+    checkpoint = place / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        begin = saved["step"]
+        for part, name in ((model, "model"), (mean, "mean"), (optimizer, "optimizer"), (schedule, "schedule")):
+            part.load_state_dict(saved[name])
+    place.mkdir(parents=True, exist_ok=True)
+    for step in range(begin, settings.steps):
+        rng = np.random.default_rng([settings.first_seed, step])
+        chosen = rng.choice(len(patients), min(settings.batch_patients, len(patients)), replace=False)
+        rows = [task.example(prepared[patients[i]], settings.views, rng) for i in chosen]
+        image, target = (torch.cat(part).to(device) for part in zip(*rows, strict=True))
+        loss = task.loss(model(image), target).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)  # an early step on an odd batch must not throw it off
+        optimizer.step()
+        schedule.step()
+        decay = min(settings.ema_decay, (step + 1) / (step + 10))  # a long memory only once there is something to remember
+        with torch.no_grad():
+            for kept, new in zip(mean.parameters(), model.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+        advance("pre-training", step + 1, settings.steps)
+        if (step + 1) % 500 == 0:
+            saved = {"step": step + 1, "model": model.state_dict(), "mean": mean.state_dict()}
+            _save({**saved, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, checkpoint)
+    state = {name: tensor.detach().cpu() for name, tensor in mean.state_dict().items()}
+    _save(state, finished)
+    checkpoint.unlink(missing_ok=True)
+    return state
+
+
+def _free_cohort(settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance) -> Cohort:
+    key = _key(settings.model_dump_json(include={"first_seed", "oversampling", "subslices"}), series)
+    place = cache / "free" / key / str(settings.patients)
+    cohort = Cohort(place)
+    seeds = [seed for seed in range(settings.first_seed, settings.first_seed + settings.patients) if f"G{seed:08d}" not in set(cohort.patients)]
+    jobs = [(place, seed, series, settings.oversampling, settings.subslices) for seed in seeds]
+    for done, _ in enumerate(unordered(pool, _draw_free, jobs), start=settings.patients - len(jobs) + 1):
+        advance("patients for pre-training", done, settings.patients)
+    return cohort
+
+
+def _draw_free(place: Path, seed: int, series: tuple[str, ...], oversampling: int, subslices: int) -> int:
+    from simulation.reader import Reader
+
+    scanner = random_scanner(seed)
+    case = patient_case(
+        seed, scanner=scanner, reader=Reader(), case_mix=EVEN_MIX, series=series, oversampling=oversampling, subslices=subslices
+    )
+    Cohort(place).admit(case)
+    return seed
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def _key(*parts: object) -> str:
+    """Hash of the settings and of the source that draws and trains."""
+    digest = hashlib.sha256(json.dumps([part if isinstance(part, str | dict) else str(part) for part in parts], sort_keys=True).encode())
+    here = Path(__file__).parent
+    for source in (*(here / f"{name}.py" for name in GENERATOR), here / "pretraining.py"):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
