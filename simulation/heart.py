@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 if TYPE_CHECKING:
-    from simulation.phantom import Patient
+    from simulation.patient import Patient
 
 Floats = npt.NDArray[np.float32]
 
@@ -30,8 +30,8 @@ class Contours:
     """Radii in mm around the long axis, each (levels, ANGLES); from inside out they never decrease.
 
     `endo` and `epi` are what a reader draws; `cavity` is the jagged tissue border of the blood with trabeculae cut out.
-    `surrounded` (levels,) is the fraction of the cavity's rim that is muscle; `zn` (levels,) is the normalised height, 0 at the valve
-    plane and 1 at the tip of the cavity.
+    `surrounded` (levels,) is the fraction of the cavity's rim that is muscle; `zn` (levels,) is the normalised height, 0 at the
+    valve plane and 1 at the tip of the cavity.
     """
 
     zn: Floats
@@ -169,8 +169,8 @@ def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float) -> Contours:
 def _right_ventricle(patient: Patient, zn: Floats, epi: Floats, phase: float, noise: Floats) -> tuple[Floats, Floats, Floats]:
     """Outer border of the right-ventricular blood as drawn, as jagged tissue, and of the free wall, each (levels, ANGLES).
 
-    A crescent on the septum between two insertion angles; it narrows towards the apex, has an acute lower margin, and leans to the
-    outflow tract at the base.
+    A crescent on the septum between two insertion angles; it narrows towards the apex, has an acute lower margin, and leans to
+    the outflow tract at the base.
     """
     height = np.clip(zn, 0, 1)[:, None]
     taper = np.sqrt(np.clip(1 - (height / patient.right_apex) ** 1.9, 0, 1))

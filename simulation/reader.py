@@ -1,8 +1,8 @@
 """A human reader and the follow-up: contours with habits, a call and a certainty for each segment, a clinical endpoint.
 
-The reader draws the same contours as the truth, displaced by a systematic and a random part in millimetres, so that disagreement
-between hospitals has a known size. Segment calls follow what is visible (extent and conspicuity of enhancement); the scale of
-certainty has five steps as a Likert item.
+The reader draws the same contours as the truth, displaced by a systematic and a random part in millimetres, so that
+disagreement between hospitals has a known size. Segment calls follow what is visible (extent and conspicuity of enhancement);
+certainty has the five steps of a Likert item.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Reader(Frozen):
 class Reading:
     """What one reader says about one scan.
 
-    `mask` (slices, rows, columns) uint8 as the true mask; per segment (17,): `segments_positive` the call, `certainty` 1 (guess) to 5
-    (certain), `segments_true` whether more than 4 % is enhanced, `fraction_true` how much.
+    `mask` (slices, rows, columns) uint8 as the true mask; per segment (17,): `segments_positive` the call, `certainty` 1 (guess)
+    to 5 (certain), `segments_true` whether more than 4 % is enhanced, `fraction_true` how much.
     """
 
     mask: npt.NDArray[np.uint8]

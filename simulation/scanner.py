@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
-from scipy import fft, ndimage
+from pydantic import Field, field_validator
 
 from conf.study import Frozen
 from simulation import tissue
-from simulation.interpolation import enlarge
-from simulation.phantom import Anatomy, Grid, Patient, Truth, anatomy, truth
+from simulation.phantom import Anatomy, Grid, Patient, anatomy, truth
+from simulation.reception import acquire, grey_values, sensitivity, textured
 from simulation.tissue import Tissue
 
 Floats = npt.NDArray[np.float32]
 Series = Literal["cine_ed", "cine_es", "lge"]
-PHASE: dict[str, float] = {"cine_ed": 0.0, "cine_es": 1.0, "lge": 0.08}
+PHASE = {"cine_ed": 0.0, "cine_es": 1.0, "lge": 0.08}
 """Cardiac phase of each series; late enhancement is triggered to the rest period of diastole."""
 
 
@@ -33,7 +31,7 @@ class Scanner(Frozen):
 
     name: str = "A"
     manufacturer: str = "SIEMENS"
-    field_strength_t: Literal[1.5, 3.0] = 1.5
+    field_strength_t: float = 1.5  # 1.5 or 3.0
     matrix: Annotated[int, Field(ge=32, le=512)] = 192  # rows and columns of the image
     pixel_mm: Annotated[float, Field(gt=0.5, le=4)] = 1.6
     slice_thickness_mm: Annotated[float, Field(gt=0, le=20)] = 8.0
@@ -62,13 +60,19 @@ class Scanner(Frozen):
     psir: bool = True  # phase-sensitive (signed) or magnitude late enhancement
     intensity_scale: Annotated[float, Field(gt=1)] = 400.0  # grey value of blood in the middle of the heart on cine
 
+    @field_validator("field_strength_t")
+    @classmethod
+    def _tissue_values_are_known(cls, value: float) -> float:
+        tissue.relaxation(value)
+        return value
+
 
 @dataclass(frozen=True, eq=False)
 class Scan:
     """One series of one patient; arrays are (slices, rows, columns).
 
-    `image` uint16; `mask`, `lesion`, `aha` uint8 as in `Truth`. `affine` (4, 4) takes the index (slice, row, column, 1) to LPS millimetres.
-    Times in milliseconds; `grid` and `phase` let a reader draw contours of their own.
+    `image` uint16; `mask`, `lesion`, `aha` uint8 as in `Truth`. `affine` (4, 4) takes the index (slice, row, column, 1) to LPS
+    millimetres. Times in milliseconds; `grid` and `phase` let a reader draw contours of their own.
     """
 
     series: Series
@@ -86,8 +90,8 @@ class Scan:
 def scan(patient: Patient, scanner: Scanner, series: Series, *, seed: int, oversampling: int = 2, subslices: int = 3) -> Scan:
     """Image this patient on this scanner. Equal arguments give equal bytes, in any process.
 
-    `seed` is the examination: cine and late enhancement of one seed share the planned stack. `oversampling=1, subslices=2` is the
-    fast setting: coarser partial volume at about a third of the time.
+    `seed` is the examination: cine and late enhancement of one seed share the planned stack. `oversampling=1, subslices=2` is
+    the fast setting: coarser partial volume at about half of the time.
 
     >>> from simulation.phantom import draw_patient
     >>> scan(draw_patient(3, {"normal": 1}), Scanner(matrix=96, pixel_mm=2.5), "lge", seed=0, oversampling=1).image.dtype
@@ -105,18 +109,19 @@ def scan(patient: Patient, scanner: Scanner, series: Series, *, seed: int, overs
         table, ecv_axis, ecv_signal, ti_ms = *_cine(scanner, rng), None
     signed = series == "lge" and scanner.psir
     image = _render(tissues, table, ecv_axis, ecv_signal, grid)
-    image = _texture(image, drawn, scanner, rng, blood=series != "lge")
-    image *= _coils(patient, grid, scanner)
+    image = textured(image, drawn, scanner, rng, blood=series != "lge")
+    place = affine(patient, grid)
+    image *= sensitivity(patient, grid, place, scanner.coil_bias)
     reference = float(abs(table[Tissue.BLOOD]))
-    received = _acquire(image, scanner, reference, rng)
+    received = acquire(image, scanner, reference, rng)
     beat_ms = 60000.0 / patient.heart_rate_per_min
     return Scan(
         series=series,
-        image=_grey_values(received, scanner, reference, signed),
+        image=grey_values(received, scanner, reference, signed),
         mask=drawn.mask,
         lesion=drawn.lesion,
         aha=drawn.aha,
-        affine=affine(patient, grid),
+        affine=place,
         inversion_time_ms=ti_ms,
         trigger_time_ms=round(beat_ms * {"cine_ed": 0.02, "cine_es": 0.36, "lge": 0.72}[series], 1),
         grid=grid,
@@ -184,21 +189,21 @@ def _cine(scanner: Scanner, rng: np.random.Generator) -> tuple[Floats, Floats, F
     ecv = np.linspace(0.05, 0.80, 76, dtype=np.float32)
     excess = ecv - np.float32(tissue.ECV_NORMAL)  # oedema and fibrosis lengthen T1 and T2: slopes assumed
     heart_t1, heart_t2 = t1[Tissue.MYOCARDIUM] * (1 + 0.6 * excess), t2[Tissue.MYOCARDIUM] * (1 + 0.6 * excess)
-    signal = tissue.bssfp(
-        heart_t1, heart_t2, np.float32(density[Tissue.MYOCARDIUM]), tr_ms=scanner.tr_ms, flip_deg=scanner.flip_deg
-    )
+    signal = tissue.bssfp(heart_t1, heart_t2, density[[Tissue.MYOCARDIUM]], tr_ms=scanner.tr_ms, flip_deg=scanner.flip_deg)
     return table, ecv, signal
 
 
 def _late_enhancement(patient: Patient, scanner: Scanner, rng: np.random.Generator) -> tuple[Floats, Floats, Floats, float]:
-    """Signal of each tissue (16,), of myocardium over its ECV, both signed, and the inversion time chosen to null remote muscle."""
+    """Signal of each tissue (16,) and of myocardium over its ECV, both signed, and the inversion time chosen (ms)."""
     t1, _, density, ecv = tissue.relaxation(scanner.field_strength_t)
     t1 = t1 * rng.lognormal(0, 0.04, t1.shape).astype(np.float32)
     t1[Tissue.PAPILLARY] = t1[Tissue.RIGHT_WALL] = t1[Tissue.MYOCARDIUM]
     muscle = [Tissue.MYOCARDIUM, Tissue.PAPILLARY, Tissue.RIGHT_WALL]
     ecv[muscle] = patient.ecv
     ecv[[Tissue.BLOOD, Tissue.RIGHT_BLOOD, Tissue.SLOW_BLOOD]] = 1 - patient.haematocrit
-    plasma = tissue.plasma_gadolinium(scanner.gadolinium_mmol_per_kg, scanner.delay_min) * rng.lognormal(0, 0.08)
+    plasma = tissue.plasma_gadolinium(
+        dose_mmol_per_kg=scanner.gadolinium_mmol_per_kg, delay_min=scanner.delay_min
+    ) * rng.lognormal(0, 0.08)
     enhanced = tissue.t1_after_contrast(t1, ecv, plasma_mmol_per_l=plasma, field_strength_t=scanner.field_strength_t)
     rr_ms = 2 * 60000.0 / patient.heart_rate_per_min  # every second beat
     # an operator nulls what looks like normal muscle; in amyloid there is none, and the choice falls in between
@@ -232,120 +237,6 @@ def _render(tissues: Anatomy, table: Floats, ecv_axis: Floats, ecv_signal: Float
         return np.asarray(signal, np.float32)
     rows, columns, fine = *grid.shape, grid.oversampling
     return np.asarray(signal.reshape(len(signal), rows, fine, columns, fine).mean(axis=(2, 4)), np.float32)
-
-
-# -- what the body and the coils do --------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=8)
-def _noise_tile(smooth: int) -> Floats:
-    """A periodic field of smooth unit-variance noise, (512, 512), from which every texture is cut at a random place."""
-    field = np.random.default_rng([smooth, 41]).standard_normal((512, 512)).astype(np.float32)
-    field = ndimage.gaussian_filter(field, smooth / 2, mode="wrap")
-    return np.asarray(field / field.std(), np.float32)
-
-
-def _cut(rng: np.random.Generator, smooth: int, shape: tuple[int, ...]) -> Floats:
-    tile = _noise_tile(smooth)
-    out = np.empty(shape, np.float32)
-    rows, columns = np.arange(shape[1]), np.arange(shape[2])
-    for k in range(shape[0]):
-        top, left = rng.integers(0, 512, 2)
-        flip = 1 if rng.random() < 0.5 else -1
-        out[k] = tile[(top + rows)[:, None] % 512, (left + flip * columns)[None] % 512]
-    return out
-
-
-def _texture(image: Floats, drawn: Truth, scanner: Scanner, rng: np.random.Generator, *, blood: bool) -> Floats:
-    """Uneven tissue, and blood that flows unevenly, multiplied into the signal."""
-    smooth = max(2, round(8.0 / scanner.pixel_mm))
-    factor = 1 + scanner.texture * (0.7 * _cut(rng, smooth, image.shape) + 0.5 * _cut(rng, max(2, smooth // 3), image.shape))
-    if blood:
-        pool = (drawn.mask == 1) | (drawn.mask == 3)
-        eddies = np.minimum(_cut(rng, max(2, smooth // 2), image.shape), 0.8)  # flow takes signal away rather than adding
-        factor += np.where(pool, scanner.flow_mottle * eddies, 0)
-    if scanner.banding and blood:
-        stripes = _cut(rng, 64, (1, *image.shape[1:])) * 0.45 + np.linspace(0, 0.5, image.shape[0])[:, None, None] * 0.3
-        off = np.abs(stripes % 1.0 - 0.5)
-        factor *= 1 - scanner.banding * np.exp(-((off / 0.05) ** 2))
-    return np.asarray(image * factor, np.float32)
-
-
-_COILS = ((10.0, -150.0, 0.0, 1.0), (110.0, -95.0, -30.0, 0.9), (-80.0, -120.0, 10.0, 0.6), (40.0, 140.0, 0.0, 0.5))
-"""Centre (LPS, mm) and weight of four coil elements on chest and back."""
-
-
-def _coils(patient: Patient, grid: Grid, scanner: Scanner) -> Floats:
-    """Sensitivity (slices, rows, columns), 1 at the heart's centre; computed coarsely and interpolated, for it is smooth."""
-    coarse = 20
-    rows, columns = grid.shape
-    place = affine(patient, grid)
-    r, c = np.linspace(0, rows - 1, coarse), np.linspace(0, columns - 1, coarse)
-    k = np.arange(len(grid.levels_mm))
-    points = (
-        place[:3, 3]
-        + k[:, None, None, None] * place[:3, 0]
-        + r[None, :, None, None] * place[:3, 1]
-        + c[None, None, :, None] * place[:3, 2]
-    )
-
-    def sensitivity(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        total = np.zeros(points.shape[:-1])
-        for left, posterior, superior, weight in _COILS:
-            scale = patient.torso_mm[1] / 120
-            away = points - np.array([left, posterior * scale, superior])
-            total += weight / (1 + (away**2).sum(-1) / 75.0**2) ** 1.5
-        return total
-
-    field = (sensitivity(points) / sensitivity(np.array(patient.heart_place_mm))) ** scanner.coil_bias
-    return enlarge(field.astype(np.float32), rows, columns)
-
-
-# -- k-space -------------------------------------------------------------------------------------------------------------
-
-
-def _window(n: int, extent: float, roll_off: float) -> Floats:
-    """Tukey window (n,) over the acquired part of one k-space axis, in fft order."""
-    k = np.abs(np.fft.fftfreq(n) * 2)
-    taper = np.clip((k / extent - (1 - roll_off)) / max(roll_off, 1e-3), 0, 1)
-    return np.where(k > extent, 0, 0.5 * (1 + np.cos(np.pi * taper))).astype(np.float32)
-
-
-def _acquire(image: Floats, scanner: Scanner, reference: float, rng: np.random.Generator) -> npt.NDArray[np.complex64]:
-    """Complex image (slices, rows, columns) after sampling: rows are the phase direction."""
-    slices, rows, columns = image.shape
-    read = _window(columns, scanner.resolution, scanner.edge_roll_off)
-    phase = _window(rows, scanner.resolution * scanner.phase_resolution, scanner.edge_roll_off)
-    space = fft.fft2(image, workers=1)
-    line = np.arange(rows)
-    period = rng.uniform(2.0, 5.0, (slices, 1))
-    ghost = 1 + scanner.ghosting * rng.uniform(0.3, 1.7, (slices, 1)) * np.exp(
-        2j * np.pi * (line[None] / period + rng.uniform(0, 1, (slices, 1)))
-    )
-    space *= ghost[:, :, None].astype(np.complex64)
-    noise = np.empty(space.shape, np.complex64)
-    noise.real = rng.standard_normal(space.shape, np.float32)
-    noise.imag = rng.standard_normal(space.shape, np.float32)
-    # so that the noise of the reconstructed real part has the standard deviation reference / snr
-    power = float((read**2).mean() * (phase**2).mean())
-    space += noise * np.complex64(reference / scanner.snr * np.sqrt(rows * columns / power))
-    space *= phase[None, :, None] * read[None, None, :]
-    return np.asarray(fft.ifft2(space, overwrite_x=True, workers=1), np.complex64)
-
-
-def _grey_values(
-    received: npt.NDArray[np.complex64], scanner: Scanner, reference: float, signed: bool
-) -> npt.NDArray[np.uint16]:
-    """Integers as the vendor stores them; signed images get an offset of one scale, so that zero signal is mid-grey."""
-    if signed:
-        grey = received.real * (scanner.intensity_scale / reference) + scanner.intensity_scale
-    else:
-        grey = np.abs(received) * (scanner.intensity_scale / reference)
-    if scanner.circular_view:
-        n = grey.shape[1]
-        axis = np.arange(n, dtype=np.float32) - (n - 1) / 2
-        grey[:, axis[:, None] ** 2 + axis[None] ** 2 > (0.485 * n) ** 2] = 0
-    return np.clip(np.rint(grey), 0, 65535).astype(np.uint16)
 
 
 def random_scanner(seed: int) -> Scanner:

@@ -1,12 +1,13 @@
 """What lies around the heart: chest wall with ribs, lungs with their vessels, diaphragm, liver, stomach, spleen, great vessels.
 
-The thorax is a body in LPS coordinates (mm), cut by the oblique plane of each slice, so that ribs and vessels get the cross sections
-they have in a real short-axis view. It changes slowly along the slices and is therefore evaluated once per slice. All sizes are
-plausible and assumed.
+The thorax is a body in LPS coordinates (mm), cut by the oblique plane of each slice, so that ribs and vessels get the cross
+sections they have in a real short-axis view. It changes slowly along the slices and is therefore evaluated once per slice. All
+sizes are plausible and assumed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from simulation.interpolation import enlarge
 from simulation.tissue import Tissue
 
 if TYPE_CHECKING:
-    from simulation.phantom import Grid, Patient
+    from simulation.patient import Patient
+    from simulation.phantom import Grid
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
@@ -91,9 +93,11 @@ def _plane(patient: Patient, left: Floats, posterior: Floats, superior: Floats, 
     bone = depth - skin - muscle  # mm under the surface of the rib cage
     out = np.full(left.shape, Tissue.AIR, np.uint8)
     places = np.where(depth < 0, 0, np.where(bone < CAGE_MM, 1, 2))
-    for region, tissue_of in ((1, _chest_wall), (2, _inside)):
+    regions: tuple[tuple[int, Callable[..., Labels]], ...] = ((1, _chest_wall), (2, _inside))
+    for region, tissue_of in regions:
         where = np.flatnonzero(places == region)
-        fields = (field.ravel()[where] for field in (left, posterior, superior, depth, bone, *smooth))
+        everywhere: tuple[Floats, ...] = (left, posterior, superior, depth, bone, *smooth)
+        fields = [field.ravel()[where] for field in everywhere]
         out.ravel()[where] = tissue_of(patient, dome_mm, phase, *fields)
     return out
 

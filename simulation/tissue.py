@@ -47,20 +47,21 @@ class Relaxation:
     ecv: float
 
 
-# B04: de Bazelaire et al. 2004, Radiology 230:652, measured in vivo at 3 T; their 1.5 T values of T1 are 21 % shorter on average
-# and their T2 about equal, which gives the 1.5 T column where no other source stands. Proton densities: assumed throughout,
-# save the lung. ECV of other organs than the heart: assumed.
+# B04: de Bazelaire et al. 2004, Radiology 230:652, measured in vivo at 3 T; T1 there was 21 % longer on average than at 1.5 T,
+# which gives the 1.5 T column where no other source stands (T2 taken as equal). Proton densities: assumed throughout, save the
+# lung. ECV of other organs than the heart: assumed.
 TISSUES: dict[Tissue, Relaxation] = {
     Tissue.AIR: Relaxation((1000, 1000), (1, 1), 0.0, 0.0),
-    # T1 1.37-1.41 s at 1.5 T (Mai et al. 1999, MRM 41:866); T2* 1-2 ms and water 0.25 of tissue at rest volume (Theilmann et al. 2009,
-    # JMRI 30:527), the short T2* of bSSFP's echo time is folded into the density; T1 at 3 T assumed equal
+    # T1 1.37-1.41 s at 1.5 T (Mai et al. 1999, MRM 41:866), assumed equal at 3 T; T2* 1.8 ms and water 0.25 of tissue at the
+    # lung's rest volume (Theilmann et al. 2009, JMRI 30:527), T2* at bSSFP's echo time folded into the density
     Tissue.LUNG: Relaxation((1390, 1390), (40, 40), 0.25 * 0.25, 0.10),
     Tissue.FAT: Relaxation((316, 382), (68, 68), 0.95, 0.02),  # B04: 382 / 68 at 3 T
     Tissue.MUSCLE: Relaxation((742, 898), (29, 29), 0.80, 0.12),  # B04, paravertebral: 898 / 29 at 3 T
     Tissue.LIVER: Relaxation((669, 809), (46, 34), 0.90, 0.28),  # B04: 809 / 34 at 3 T; T2 at 1.5 T assumed
     Tissue.STOMACH: Relaxation((900, 1100), (80, 70), 0.70, 0.12),  # assumed: mixed content
     Tissue.SPLEEN: Relaxation((1098, 1328), (61, 61), 0.85, 0.33),  # B04: 1328 / 61 at 3 T
-    # T1 at 3 T 1664 arterial, 1584 venous (Lu et al. 2004, MRM 52:679); T1 at 1.5 T and all T2 of blood assumed. ECV: 1 - haematocrit
+    # T1 at 3 T 1664 arterial, 1584 venous (Lu et al. 2004, MRM 52:679); T1 at 1.5 T and all T2 of blood assumed. Its ECV is
+    # 1 - haematocrit, set by patient
     Tissue.BLOOD: Relaxation((1500, 1664), (240, 160), 0.95, 0.58),
     # 996 ± 31 and 1184 ± 38; T2 55.8 ± 2.8 and 51.6 ± 3 (Granitz et al. 2019, Wien Klin Wochenschr 131:143). ECV by patient
     Tissue.MYOCARDIUM: Relaxation((996, 1184), (55.8, 51.6), 0.80, 0.25),
@@ -89,8 +90,8 @@ ECV_INFARCT = 0.58
 RELAXIVITY = (4.78, 4.97)
 # Gadobutrol leaves the plasma with a half-life of 1.5 h: Staks et al. 1994, Invest Radiol 29:709.
 PLASMA_HALF_LIFE_MIN = 90.0
-# Apparent distribution volume (L/kg) 10-20 min after the bolus. Derived: myocardial T1 falls from 1017 to 426 ms at 15 min after
-# 0.2 mmol/kg with ECV 0.22 (aus dem Siepen et al. 2018, Open Heart 5:e000717), with a relaxivity of 4.1 for their agent (assumed).
+# Apparent distribution volume (L/kg) 10-20 min after the bolus. Derived: myocardial T1 falls from 1017 to 426 ms 15 min after
+# 0.2 mmol/kg with ECV 0.22 (aus dem Siepen et al. 2018, Open Heart 5:e000717), taking the relaxivity of their agent as 4.1.
 DISTRIBUTION_L_PER_KG = 0.118
 
 
@@ -136,9 +137,9 @@ def null_time(t1_ms: float, *, rr_ms: float, efficiency: float = 0.97) -> float:
     return float(t1_ms * np.log(1 + kept * before))
 
 
-def plasma_gadolinium(dose_mmol_per_kg: float, delay_min: float) -> float:
+def plasma_gadolinium(*, dose_mmol_per_kg: float, delay_min: float) -> float:
     """Concentration in plasma (mmol/L) `delay_min` after the bolus."""
-    return dose_mmol_per_kg / DISTRIBUTION_L_PER_KG * 0.5 ** (delay_min / PLASMA_HALF_LIFE_MIN)
+    return dose_mmol_per_kg / DISTRIBUTION_L_PER_KG * float(np.exp2(-delay_min / PLASMA_HALF_LIFE_MIN))
 
 
 def t1_after_contrast(t1_ms: Floats, ecv: Floats, *, plasma_mmol_per_l: float, field_strength_t: float) -> Floats:

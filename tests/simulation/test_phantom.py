@@ -1,3 +1,4 @@
+import itertools
 import json
 import subprocess
 import sys
@@ -10,9 +11,7 @@ from simulation.heart import contours
 from simulation.phantom import DISEASES, Grid, anatomy, draw_patient, truth
 from simulation.tissue import Tissue
 
-THIN = np.arange(
-    -24, 135, 2.0, dtype=np.float32
-)  # levels 2 mm apart: volumes by summing slices are then exact to a few per cent
+THIN = np.arange(-24, 135, 2.0, dtype=np.float32)  # 2 mm apart, so that summing slices gives volumes
 
 
 def grid(levels: np.ndarray = THIN, *, matrix: int = 110, pixel_mm: float = 1.6, **changes: object) -> Grid:
@@ -75,7 +74,7 @@ def test_contours_lie_inside_one_another():
         for phase in (0.0, 0.5, 1.0):
             tables = contours(draw_patient(seed, {disease: 1.0}), THIN, phase)
             rings = [tables.cavity, tables.endo, tables.epi, tables.right_cavity, tables.right, tables.right_wall, tables.fat]
-            for inner, outer in zip(rings, rings[1:], strict=False):
+            for inner, outer in itertools.pairwise(rings):
                 assert np.isfinite(outer).all()
                 assert (outer - inner).min() > -1e-3
 

@@ -61,8 +61,8 @@ def test_at_the_null_time_there_is_no_signal_and_it_nears_ln2_t1_for_long_pauses
 
 
 def test_contrast_agent_gives_the_measured_t1_of_healthy_myocardium():
-    # aus dem Siepen et al. 2018: 1017 ms falls to 426 ± 38 ms 15 min after 0.2 mmol/kg at ECV 0.22; another agent, so within 12 %
-    plasma = tissue.plasma_gadolinium(0.2, 15)
+    # aus dem Siepen et al. 2018: 1017 ms falls to 426 ± 38 ms 15 min after 0.2 mmol/kg at ECV 0.22; another agent: within 12 %
+    plasma = tissue.plasma_gadolinium(dose_mmol_per_kg=0.2, delay_min=15)
     after = tissue.t1_after_contrast(np.float32([1017]), np.float32([0.22]), plasma_mmol_per_l=plasma, field_strength_t=1.5)
     assert float(after[0]) == pytest.approx(426, rel=0.12)
 
@@ -98,7 +98,8 @@ def test_the_same_scan_has_the_same_bytes_in_another_process():
     program = "from tests_scanner import fingerprint, imaged; print(fingerprint(imaged('infarct', 'lge')))"
     loader = (
         "import importlib.util, sys; spec = importlib.util.spec_from_file_location('tests_scanner', sys.argv[1]);"
-        "module = importlib.util.module_from_spec(spec); sys.modules['tests_scanner'] = module; spec.loader.exec_module(module);"
+        "module = importlib.util.module_from_spec(spec); sys.modules['tests_scanner'] = module;"
+        "spec.loader.exec_module(module);"
     )
     there = subprocess.run([sys.executable, "-c", loader + program, __file__], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == here

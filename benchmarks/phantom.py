@@ -1,0 +1,85 @@
+"""CPU seconds per generated volume, beside the generator this one replaced.
+
+Usage: `python benchmarks/phantom.py [path to the earlier generator's phantom.py]`. Both make the same kind of volume (late
+enhancement with anatomy, image and reader's mask; 128 x 128 pixels of 1.4 mm, 8 mm slices with a 2 mm gap, oversampling 2, 3
+sub-slices) in turn in one process, so that a busy machine slows both alike. Without the path the ratio is left out. Last line: one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")  # before numpy loads: one core for both sides
+
+import numpy as np
+
+from simulation.phantom import DISEASES, draw_patient
+from simulation.reader import Reader, endpoint, read
+from simulation.scanner import Scanner, scan
+
+SAME = Scanner(matrix=128, pixel_mm=1.4, slice_thickness_mm=8.0, slice_gap_mm=2.0)
+LARGE = Scanner(matrix=256, pixel_mm=1.37, slice_thickness_mm=8.0, slice_gap_mm=2.0)
+ROUNDS = 12
+
+
+def volume(seed: int, scanner: Scanner, *, oversampling: int, subslices: int) -> int:
+    """Generate and read one volume; the number of its slices."""
+    patient = draw_patient(seed, dict.fromkeys(DISEASES, 1.0))
+    image = scan(patient, scanner, "lge", seed=0, oversampling=oversampling, subslices=subslices)
+    read(image, patient, Reader(), seed=0)
+    endpoint(patient, image, seed=0)
+    return len(image.image)
+
+
+def earlier(path: Path) -> ModuleType:
+    """The generator in this file, as a module."""
+    spec = importlib.util.spec_from_file_location("earlier_phantom", path)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(f"{path} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["earlier_phantom"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    """Time every kind of volume in turn and print the table and the JSON line."""
+    kinds: dict[str, Callable[[int], int]] = {
+        "volume_s": lambda seed: volume(seed, SAME, oversampling=2, subslices=3),
+        "fast_volume_s": lambda seed: volume(seed, SAME, oversampling=1, subslices=2),
+        "volume_256_s": lambda seed: volume(seed, LARGE, oversampling=2, subslices=3),
+        "fast_volume_256_s": lambda seed: volume(seed, LARGE, oversampling=1, subslices=2),
+    }
+    if len(sys.argv) > 1 and Path(sys.argv[1]).exists():
+        before = earlier(Path(sys.argv[1]))
+        kinds["earlier_volume_s"] = lambda seed: len(before.make(seed, site="A", kind="lge")["image"])
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    slices: dict[str, list[int]] = {name: [] for name in kinds}
+    for seed in range(-1, ROUNDS):  # the first round warms caches and is not counted
+        for name, make in kinds.items():
+            start = time.process_time()
+            count = make(max(seed, 0))
+            if seed >= 0:
+                seconds[name].append(time.process_time() - start)
+                slices[name].append(count)
+    figures = {name: round(float(np.mean(values)), 4) for name, values in seconds.items()}
+    for name, value in figures.items():
+        print(f"{name:20s} {value:.3f} CPU-s per volume, {np.mean(slices[name]):.1f} slices on average")
+    if "earlier_volume_s" in figures:
+        figures["speed_up"] = round(figures["earlier_volume_s"] / figures["volume_s"], 2)
+        per_slice = figures["earlier_volume_s"] / np.mean(slices["earlier_volume_s"])
+        figures["speed_up_per_slice"] = round(float(per_slice / (figures["volume_s"] / np.mean(slices["volume_s"]))), 2)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""A page that shows what the generator makes: scanners in rows, slices from base to apex in columns, contours on every second one.
+
+Run `python -m simulation.contact_sheet docs/figures/contact_sheet.png` to draw it again; it is the picture in docs/generated_patients.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from simulation.patient import Disease, draw_patient
+from simulation.scanner import Scanner, Series, random_scanner, scan
+
+ROWS: tuple[tuple[str, Scanner, Disease, int, Series], ...] = (
+    (
+        "1.5 T GE, cine ED\ndilated",
+        Scanner(
+            name="GE", manufacturer="GE MEDICAL SYSTEMS", matrix=256, pixel_mm=1.37, slice_thickness_mm=10, slice_gap_mm=0,
+            tr_ms=3.35, flip_deg=45, circular_view=True, snr=45, coil_bias=0.9,
+        ),
+        "dcm", 12, "cine_ed",
+    ),
+    ("1.5 T Siemens, cine ED\nnormal", Scanner(name="A", snr=40), "normal", 7, "cine_ed"),
+    ("1.5 T Siemens, cine ES\nthe same heart", Scanner(name="A", snr=40), "normal", 7, "cine_es"),
+    (
+        "3 T Philips, cine ED\nthe same heart",
+        Scanner(
+            name="E", manufacturer="PHILIPS", field_strength_t=3.0, pixel_mm=1.25, matrix=256, slice_thickness_mm=8,
+            slice_gap_mm=0, flip_deg=42, coil_bias=0.8, banding=0.35, snr=55,
+        ),
+        "normal", 7, "cine_ed",
+    ),
+    ("1.5 T Siemens, PSIR\ninfarct", Scanner(name="A", snr=28), "infarct", 23, "lge"),
+    (
+        "1.5 T Canon, magnitude LGE\nthe same infarct",
+        Scanner(name="C", manufacturer="CANON", psir=False, snr=18, resolution=0.75, ghosting=0.05, inversion_time_error_ms=20),
+        "infarct", 23, "lge",
+    ),
+    ("1.5 T Siemens, PSIR\nmyocarditis", Scanner(name="A", snr=28), "myocarditis", 4, "lge"),
+    ("1.5 T Siemens, PSIR\namyloid", Scanner(name="A", snr=28), "amyloid", 8, "lge"),
+    ("a scanner of no hospital\nhypertrophic, cine ED", random_scanner(19), "hcm", 31, "cine_ed"),
+)  # fmt: skip
+COLUMNS = 8
+VIEW_MM = 230.0
+
+
+def write_contact_sheet(path: Path | str) -> Path:
+    """Draw the page as PNG to `path` (its folder is made) and return the path. The same code draws the same page."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(COLUMNS * 1.5 + 1.0, len(ROWS) * 1.5), facecolor="black")
+    axes = figure.subplots(len(ROWS), COLUMNS, squeeze=False)
+    for row, (title, scanner, disease, seed, series) in zip(axes, ROWS, strict=True):
+        _row(row, title, scanner, disease, seed, series)
+    figure.subplots_adjust(left=0.075, right=1, bottom=0, top=1, wspace=0.015, hspace=0.015)
+    with matplotlib.rc_context({"savefig.facecolor": "black"}):
+        figure.savefig(path, dpi=78, pil_kwargs={"optimize": True})
+    return path
+
+
+def _row(row: npt.NDArray[np.object_], title: str, scanner: Scanner, disease: Disease, seed: int, series: Series) -> None:
+    volume = scan(draw_patient(seed, {disease: 1.0}), scanner, series, seed=0)
+    order = np.argsort(volume.grid.levels_mm)
+    heart = np.argwhere(volume.mask > 0).mean(axis=0)
+    half = round(VIEW_MM / 2 / scanner.pixel_mm)
+    low = [int(np.clip(centre - half, 0, max(scanner.matrix - 2 * half, 0))) for centre in heart[1:]]
+    window = (slice(low[0], low[0] + 2 * half), slice(low[1], low[1] + 2 * half))
+    pool = volume.image[volume.mask == 1]
+    dark = float(np.percentile(volume.image[volume.mask == 2], 2)) * 0.9 if series == "lge" and scanner.psir else 0.0
+    bright = float(np.percentile(pool, 95)) * (1.15 if series != "lge" else 1.25)
+    for column, k in enumerate(np.linspace(0, len(order) - 1, COLUMNS).round().astype(int)):
+        axis, level = row[column], order[k]
+        axis.imshow(volume.image[level][window], cmap="gray", vmin=dark, vmax=bright, interpolation="bilinear")
+        mask = volume.mask[level][window]
+        if column % 2:
+            for labels, colour in (((1,), "#ff5050"), ((1, 2), "#60e060"), ((3,), "#ffd030")):
+                outline = np.isin(mask, labels)
+                if outline.any() and not outline.all():
+                    axis.contour(outline, [0.5], colors=colour, linewidths=0.7)
+        axis.set_axis_off()
+    row[0].text(-0.06, 0.5, title, transform=row[0].transAxes, color="white", fontsize=6, rotation=90, va="center", ha="center")
+
+
+if __name__ == "__main__":
+    print(write_contact_sheet(sys.argv[1] if len(sys.argv) > 1 else "docs/figures/contact_sheet.png"))
