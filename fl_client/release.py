@@ -15,6 +15,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
@@ -64,6 +65,41 @@ def enrolment(question: Message, site: Site, *, konsil: str, refusal: str, epsil
     answer["takes-part"], answer["reason"] = not refusal, refusal
     answer["epsilon"], answer["delta"] = float(epsilon), site.budget.delta
     return Message(RecordDict({"enrolment": answer}), reply_to=question)
+
+
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+"""Name -> (shape, dtype) of arrays."""
+
+
+def shapes(message: Message) -> Shapes:
+    """What arrays a message holds."""
+    arrays = {name: array.numpy() for record in message.content.array_records.values() for name, array in record.items()}
+    return {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+
+
+def checked(question: Message, answer: Message, *, sent: Shapes, metrics: Collection[str]) -> Message:
+    """The answer of an app that is not konsil's, rebuilt from what may leave: one ArrayRecord and the listed metrics.
+
+    `sent` is what the app was sent. Raises `ValueError` for an error reply, for other arrays than some of those sent,
+    and for arrays that are not of floating point or not finite.
+    """
+    if answer.has_error():
+        raise ValueError(f"the app answered with an error: {answer.error.code} {answer.error.reason}")
+    if len(answer.content.array_records) != 1 or len(answer.content.metric_records) > 1:
+        raise ValueError("an answer holds one array record and at most one metric record")
+    (key, arrays), *_ = answer.content.array_records.items()
+    out = ArrayRecord()
+    for name, array in arrays.items():
+        values = array.numpy()
+        if sent.get(name) != (values.shape, str(values.dtype)):
+            raise ValueError(f"array '{name}' is {values.dtype}{list(values.shape)}; {sent.get(name)} was sent")
+        if not np.issubdtype(values.dtype, np.floating) or not np.isfinite(values).all():
+            raise ValueError(f"array '{name}' is not finite floating point; buffers and counters may not leave")
+        out[name] = Array(values)
+    records: dict[str, ArrayRecord | MetricRecord] = {key: out}
+    for name, record in answer.content.metric_records.items():
+        records[name] = MetricRecord({metric: value for metric, value in record.items() if metric in metrics})
+    return Message(RecordDict(dict(records)), reply_to=question)
 
 
 def decline(question: Message, reason: str) -> Message:
