@@ -112,13 +112,13 @@ def scatter(title: str, spreads: Mapping[str, Spread], *, alt: str) -> Markup:
     with mpl.rc_context(STYLE):
         figure, axes = _panel(title)
         for i, arm in enumerate(spreads.values()):
-            axes.plot([arm.mean], [arm.between_seeds], MARKERS[i % len(MARKERS)], color=colour(i), markersize=8)
+            axes.plot([arm.mean], [1000 * arm.between_seeds], MARKERS[i % len(MARKERS)], color=colour(i), markersize=8)
         axes.set_ylim(bottom=0)
         axes.margins(0.12)
         axes.xaxis.grid(True)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("mean Dice (further right: less error)")
-        axes.set_ylabel("SD across seeds")
+        axes.set_ylabel("SD across seeds (× 0.001)")
         return svg(figure, alt)
 
 
@@ -164,7 +164,7 @@ def _panel(title: str) -> tuple[Figure, Axes]:
 
 
 def _rounds_axis(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], prune="lower"))
     axes.set_xlabel("round")
 
 

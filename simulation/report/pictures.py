@@ -62,14 +62,12 @@ def examples(folder: Path, *, cardiac: bool) -> Iterator[Example]:
             spacing = tuple(float(step) for step in arrays["spacing_mm"])
             words = {key: str(arrays[key]) if key in arrays else "" for key in ("hospital", "patient", "series", "arm")}
             dice = json.loads(str(arrays["dice"])) if "dice" in arrays else {}
-        labelled = np.where((mask != UNKNOWN) & (mask > 0) | (prediction > 0), 1, 0)
-        window = _crop(labelled.sum(0) > 0, spacing[1:], VIEW_MM)
-        grey = _grey(image[(slice(None), *window)])
+        labelled = _objects(mask) | (prediction > 0)
+        window = _crop(np.asarray(labelled.any(0)), spacing[1:], VIEW_MM)
+        grey = _grey(image[(slice(None), *window)], labelled[(slice(None), *window)])
         slices = []
         for where, z in _levels(labelled, cardiac=cardiac):
-            alt = (
-                f"Slice {z + 1} of {len(image)} ({where}) of patient {words['patient']}: contours of the reader and the model."
-            )
+            alt = f"Slice {z + 1} of {len(image)} ({where}) of patient {words['patient']}: contours of reader and model."
             lines = [(mask[z][window], READER), (prediction[z][window], MODEL)]
             slices.append((where, _drawing(grey[z], lines, spacing[1:], alt=alt)))
         yield Example(
@@ -92,11 +90,13 @@ def scanners(path: Path) -> list[View]:
     side = min((min(image.shape[0] * s[0], image.shape[1] * s[1]) for _, _, image, _, s in found), default=0.0)
     views = []
     for hospital, label, image, mask, spacing_mm in found:
-        anywhere = np.ones(image.shape, bool) if mask is None or not _objects(mask).any() else _objects(mask)
-        window = _crop(anywhere, spacing_mm, side, fixed=True)
+        objects = np.zeros(image.shape, bool) if mask is None else _objects(mask)
+        window = _crop(objects, spacing_mm, side, fixed=True)
         lines = [] if mask is None else [(mask[window], READER)]
-        alt = f"Middle slice from {hospital}, {label or 'scanner not named'}, {side:.0f} mm wide, with the reader's contour."
-        views.append(View(hospital, label, _drawing(_grey(image[window]), lines, spacing_mm, alt=alt, bar_mm=50, text=0.055)))
+        alt = f"Middle slice from {hospital}, {label or 'scanner not named'}, {side:.0f} mm wide"
+        alt += ", with the reader's contour." if lines else "."
+        grey = _grey(image[window], objects[window])
+        views.append(View(hospital, label, _drawing(grey, lines, spacing_mm, alt=alt, bar_mm=50, text=0.055)))
     return views
 
 
@@ -186,8 +186,12 @@ def _objects(mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return result
 
 
-def _grey(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    low, high = np.percentile(image[np.isfinite(image)], [0.5, 99.5]) if np.isfinite(image).any() else (0.0, 1.0)
+def _grey(image: npt.NDArray[Any], objects: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """The image from black to white: white is a little above the brightest of the objects, not the fat near the coil."""
+    known = np.isfinite(image)
+    bright = image[objects & known] if (objects & known).any() else image[known]
+    low = float(np.percentile(image[known], 0.5)) if known.any() else 0.0
+    high = low + 1.15 * (float(np.percentile(bright, 99.5)) - low) if bright.size else 1.0
     scaled = np.nan_to_num((image.astype(np.float64) - low) / max(high - low, 1e-9))
     grey: npt.NDArray[np.uint8] = np.round(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     return grey

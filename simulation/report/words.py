@@ -155,7 +155,7 @@ def privacy(run: Run) -> list[str]:
         "part of it. The hospital's own ledger wrote the cost down before each release."
     )
     if worst is None:
-        return ["No privacy was spent: no hospital released anything.", left]
+        return ["No privacy was spent: no hospital released anything."]
     factor = f"{exp(worst):,.0f}" if worst > 3 else f"{exp(worst):.1f}"
     meaning = (
         f"The unit is the patient, not the image: the promise holds for everything a patient contributed. ε (epsilon) "
@@ -197,7 +197,7 @@ def limits(run: Run) -> list[str]:
             "noise, and may use its own optimizer settings. All are compared at the same number of training steps."
         )
     if not run.hospitals("real"):
-        lines.append("No real patient was tested: how the model does on clinical scans is not shown.")
+        lines.append("No separate real hospital was tested: how the model does on clinical scans from elsewhere is not shown.")
     if len(run.seeds) < SEEDS_FOR_A_CLAIM:
         lines.append(
             f"{count(len(run.seeds), 'seed')}: how much of a difference is the luck of one training run can't be told."
