@@ -111,7 +111,7 @@ class Cohort:
         Each patient's side depends on that patient's pseudonym alone: adding or removing another moves nobody, which
         patient-level privacy needs.
         """
-        return tuple(patient for patient in self.patients if (_unit_interval(patient) < test_fraction) == (which == "test"))
+        return tuple(patient for patient in self.patients if is_test(patient, test_fraction) == (which == "test"))
 
     def prepared(self, task: GradientTask, patient: str) -> Arrays:
         """The task's arrays of one case, computed at the first call and memory-mapped afterwards."""
@@ -142,5 +142,7 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _unit_interval(patient: str) -> float:
-    return int.from_bytes(hashlib.sha256(f"split/{patient}".encode()).digest()[:8], "big") / 2**64
+def is_test(patient: str, test_fraction: float) -> bool:
+    """True if this patient is kept out of training. It depends on the pseudonym alone, so no other patient can change it."""
+    drawn = int.from_bytes(hashlib.sha256(f"split/{patient}".encode()).digest()[:8], "big") / 2**64
+    return drawn < test_fraction

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.study import Frozen
-from fl_client.cohort import Cohort
+from fl_client.cohort import Cohort, is_test
 from fl_client.intake.admit import admit_folder
+from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.pairs import admit_pairs
 from fl_client.intake.sunnybrook import admit_sunnybrook
@@ -80,15 +81,16 @@ class Hospital:
 
 
 def drawn(name: str, index: int, settings: GeneratedHospital, every: GeneratedHospitals, *, cache: Path, pool: Executor, advance: Advance) -> Hospital:
-    """A generated hospital; its patients have the seeds `first_seed + 10 000 index + 0, 1, ...`."""
+    """A generated hospital; its patients' seeds are taken from `first_seed + 10 000 index` upwards."""
     count = round(every.patients * settings.relative_size)
     first = every.first_seed + 10_000 * index
+    seeds = _seeds(first, count, every.test_fraction, dicom=settings.through_dicom)
     place = cache / "hospitals" / _key(settings, {"first": first, "series": every.series, "os": every.oversampling, "sub": every.subslices})
     place.mkdir(parents=True, exist_ok=True)
     cohort = Cohort(place / "cohort")
     jobs = [
         (place / "cohort", settings, seed, every.series, every.oversampling, every.subslices)
-        for seed in range(first, first + count)
+        for seed in seeds
         if not (place / "done" / str(seed)).exists()
     ]
     advance(count - len(jobs), count)
@@ -97,6 +99,31 @@ def drawn(name: str, index: int, settings: GeneratedHospital, every: GeneratedHo
     refused = {entry["what"]: entry["reason"] for entry in cohort.refused}
     scanner = f"{settings.scanner.manufacturer} {settings.scanner.field_strength_t:g} T"
     return Hospital(name, place / "cohort", every.test_fraction, scanner, count, refused)
+
+
+def _seeds(first: int, count: int, test_fraction: float, *, dicom: bool) -> list[int]:
+    """The first seeds that give `count` patients of whom the stated fraction, exactly and at least one, are test patients.
+
+    Which side a patient is on is a matter of the pseudonym (`fl_client.cohort.is_test`), so a hospital of ten could
+    otherwise have no test patient at all.
+    """
+    wanted = {True: max(1, round(count * test_fraction))}
+    wanted[False] = count - wanted[True]
+    deidentifier = Deidentifier(KEY)
+    seeds: list[int] = []
+    seed = first
+    while any(wanted.values()):
+        name = f"G{seed:08d}"
+        if dicom:
+            from simulation.dicom import Identity
+
+            name = deidentifier.pseudonym(Identity.invent(name).patient_id)
+        side = is_test(name, test_fraction)
+        if wanted[side]:
+            wanted[side] -= 1
+            seeds.append(seed)
+        seed += 1
+    return seeds
 
 
 def _draw_patient(cohort: Path, settings: GeneratedHospital, seed: int, series: tuple[str, ...], oversampling: int, subslices: int) -> int:

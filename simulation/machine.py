@@ -7,6 +7,7 @@ cores are faster than one hospital on two threads, and the numbers don't depend 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import threading
@@ -41,7 +42,7 @@ def executor(workers: int | None) -> Executor:
         return Immediately()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["simulation.scoring", "simulation.hospital"])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
 
 
 def one_thread() -> None:
@@ -49,6 +50,11 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def _begin_worker() -> None:
+    one_thread()
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # its lines would tear the progress bars
 
 
 def unordered(pool: Executor, call: Callable[..., T], jobs: Iterable[tuple[Any, ...]]) -> Iterator[T]:

@@ -192,14 +192,14 @@ def _score(simulation: Simulation, arms: Sequence[Arm], world: World, folder: Pa
     kept = folder / "arms" / "scores"
     kept.mkdir(parents=True, exist_ok=True)
     for done, (name, seed, states) in enumerate(models, start=1):
-        identity = "-".join([*(fingerprint(state)[:16] for state in states), str(simulation.full_scores)])
+        identity = "-".join([*(fingerprint(state)[:16] for state in states), simulation.full_scores])
         place = kept / f"{name.replace('/', '-')}-{seed}.json"
         saved = json.loads(place.read_text()) if place.exists() else {}
         if saved.get("identity") != identity:
             rows = []
             for role, hospital in world.roles:
-                patients = hospital.test_patients
-                found = score_hospital(pool, simulation.task, states, hospital.cohort_folder, patients, full=simulation.full_scores)
+                full = simulation.full_scores == "all" or (simulation.full_scores == "federation" and name.startswith("federation"))
+                found = score_hospital(pool, simulation.task, states, hospital.cohort_folder, hospital.test_patients, full=full)
                 for patient, scores in sorted(found):
                     finite = {key: value for key, value in scores.items() if np.isfinite(value)}
                     row = {"arm": name, "seed": seed, "hospital": hospital.name, "role": role}

@@ -97,7 +97,7 @@ class Simulation(Frozen):
     repeats: Annotated[int, Field(ge=1)] = 1  # seeds: seed, seed + 1, ...
     rounds: Annotated[int, Field(ge=1)]
     evaluate_every: Annotated[int, Field(ge=1)] = 1  # rounds between two looks at the test patients
-    full_scores: bool = True  # distances and volumes of the final models; False: Dice alone
+    full_scores: Literal["all", "federation", "none"] = "all"  # whose final models get distances and volumes beside Dice
     engine: Literal["inprocess", "ray"] = "inprocess"
     workers: Annotated[int, Field(ge=0)] | None = None  # None: one per core; 0: everything in this process
     privacy: Privacy
