@@ -3,11 +3,17 @@
 The in-process grid is the default engine; this one is for more hospitals than one machine holds, and shows that the apps
 are ordinary Flower apps: `client_app` is what `flwr run .` starts in this repository. A simulated node knows only its
 number, so the hospital is found by it: node i is the study's site i, with its settings in `<hospitals>/<name>/site.yaml`.
+
+    flower-superlink --insecure --simulation --disable-runtime-dependency-installation      # in another terminal
+    flwr run . local --stream --federation-config "num-supernodes=2"
+
+with `[superlink.local]`, `address = "127.0.0.1:8000"`, `insecure = true` in `~/.flwr/config.toml` (docs/flower_run.md).
 """
 
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +30,7 @@ from conf.study import Study
 from fl_client import app as hospital
 from fl_client import release
 from fl_client.approval import Declined
+from fl_client.site import Budget
 from fl_server.record import Record
 from fl_server.rounds import Observer, State, run
 
@@ -45,12 +52,45 @@ def hospital_app(place: Callable[[Context], Context]) -> ClientApp:
 
 
 def in_folder(context: Context) -> Context:
-    """Node i is the hospital of site i in the folder `KONSIL_HOSPITALS`, or in one of small generated hospitals."""
+    """Node i is the hospital of site i in the folder `KONSIL_HOSPITALS`; without one, a small generated hospital."""
     study = Study.from_json(str(context.run_config.get("study", "")))
     index = int(context.node_config["partition-id"])
     if index >= len(study.sites):
         raise Declined(f"study {study.name} has {len(study.sites)} sites; node {index} is not needed")
-    return placed(context, Path(os.environ["KONSIL_HOSPITALS"]) / study.sites[index] / "site.yaml")
+    name = study.sites[index]
+    if "KONSIL_HOSPITALS" in os.environ:
+        path = Path(os.environ["KONSIL_HOSPITALS"]) / name / "site.yaml"
+        if not path.exists():
+            raise Declined(f"KONSIL_HOSPITALS has no settings file {name}/site.yaml")
+        return placed(context, path)
+    return placed(context, generated(name, index, Path.home() / ".cache" / "konsil" / "hospitals"))
+
+
+def generated(name: str, index: int, folder: Path) -> Path:
+    """The settings file of a small hospital of five generated patients, made at the first call and kept.
+
+    Its ledger is kept, too: after some twenty runs of the default study its budget is spent.
+    """
+    from simulation import hospital, settings  # here: drawing patients needs imports that a run does not
+    from simulation.machine import Immediately
+    from simulation.scanner import Scanner, Series
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # nodes start at the same time
+        path = folder / name / "site.yaml"
+        if not path.exists():
+            scanner = Scanner(name=name, field_strength_t=(1.5, 3.0)[index % 2], matrix=128, pixel_mm=2.4)
+            kind = settings.GeneratedHospital(scanner=scanner, case_mix={"normal": 0.5, "infarct": 0.5})
+            series: tuple[Series, ...] = ("cine_ed", "cine_es")
+            every = settings.GeneratedHospitals(
+                source="generated", patients=5, series=series, oversampling=1, subslices=1, sites={name: kind}
+            )
+            drawn = hospital.drawn(
+                name, index, kind, every, cache=folder.parent, pool=Immediately(), advance=lambda done, count: None
+            )
+            drawn.settle(folder / name, budget=Budget(epsilon=50.0, delta=1e-3), private=True, noise_seed=index)
+        return path
 
 
 def placed(context: Context, site: Path, study: Study | None = None) -> Context:
