@@ -405,6 +405,8 @@ def test_local_models_are_told_apart_by_whose_patients_they_met(full):
     run = Run(folder)
     own = run.values("dice/myocardium", ALONE_OWN, "site")
     assert len(own) == 5 * 10 * 3
+    alone = next(r for r in rows if (r["arm"], r["patient"], r["seed"]) == ("alone/Birke", "Bi-002", 2))
+    assert own[2, "Birke", "Bi-002"] == alone["scores"]["dice/myocardium"]
     elsewhere = run.values("dice/myocardium", ALONE_ELSEWHERE, "held_out")
     by_hand = np.mean(
         [
