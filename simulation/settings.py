@@ -102,10 +102,11 @@ class Simulation(Frozen):
     workers: Annotated[int, Field(ge=0)] | None = None  # None: one per core; 0: everything in this process
     privacy: Privacy
     training: LocalTraining
-    plain_training: dict[str, JsonValue] = {}  # what the arms without privacy train differently
+    plain_training: dict[str, JsonValue] = {}  # what the arms without privacy do differently, so that each is at its best
     strategy: Strategy
     plain_strategy: dict[str, JsonValue] = {}
     task: dict[str, JsonValue]
+    plain_task: dict[str, JsonValue] = {}
     hospitals: Annotated[GeneratedHospitals | FolderHospitals, Field(discriminator="source")]
     real: RealHospital | None = None
     pretraining: Pretraining | None = None
@@ -118,14 +119,15 @@ class Simulation(Frozen):
 
     def study(self, *, seed: int, private: bool, sites: tuple[str, ...], initial: str | None, name: str | None = None) -> Study:
         """The Study of one arm: the same in all but privacy, the optimizer's tuning and the sites."""
-        training, strategy = self.training, self.strategy
+        training, strategy, task = self.training, self.strategy, self.task
         if not private:
             training = LocalTraining.model_validate(training.model_dump() | self.plain_training)
             strategy = Strategy.model_validate(strategy.model_dump() | self.plain_strategy)
+            task = task | self.plain_task
         return Study(
             name=name or self.name,
             konsil_version=version("konsil"),
-            task=self.task,
+            task=task,
             rounds=self.rounds,
             sites=sites,
             seed=seed,
@@ -141,7 +143,7 @@ def read(settings: dict[str, Any]) -> Simulation:
     simulation = Simulation.model_validate(settings)
     import tasks.task  # after the cheap checks: this one imports torch
 
-    tasks.task.load(simulation.task)
     for private in (True, False):
-        simulation.study(seed=0, private=private, sites=tuple(simulation.hospitals.sites), initial=None)
+        study = simulation.study(seed=0, private=private, sites=tuple(simulation.hospitals.sites), initial=None)
+        tasks.task.load(study.task)
     return simulation
