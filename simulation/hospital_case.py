@@ -22,9 +22,9 @@ def patient_case(
 ) -> Case:
     """The case of this seed in a hospital with this scanner, reader and case mix; masks are the reader's.
 
-    The pseudonym is `G` and eight digits of the seed. Endpoints: disease, age, sex, ef, edv_ml, time_months, event, and for each
-    of the 17 segments of the late enhancement (or of the first series without one) `segment_NN` (truth 0/1), `call_NN` (the
-    reader's 0/1) and `certainty_NN` (1..5). Raises `ValueError` without a series or for a case mix that is none.
+    The pseudonym is `G` and eight digits of the seed. Endpoints: disease, age, sex, ef, edv_ml, time_months, event, and for
+    each of the 17 segments of the late enhancement (or of the first series without one) `segment_NN` (truth 0/1), `call_NN`
+    (the reader's 0/1) and `certainty_NN` (1..5). Raises `ValueError` without a series or for a case mix that is none.
     """
     if not series:
         raise ValueError("a case needs at least one series, such as ('cine_ed',)")

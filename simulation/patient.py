@@ -172,7 +172,7 @@ def draw_patient(seed: int, case_mix: Mapping[str, float]) -> Patient:
         trabeculation_mm=float(uniform(2.0, 8.5)),
         papillary_mm=float(np.clip(normal(4.6, 0.9), 2.8, 7.5)),
         papillary_angles=(float(normal(0.62, 0.18)), float(normal(-1.05, 0.2))),
-        right_width_mm=float(np.clip(normal(31, 6.5), 17, 52)),
+        right_width_mm=float(np.clip(normal(30, 6) * (edv / 150) ** 0.25, 16, 50)),
         right_span=float(np.clip(normal(1.0, 0.09), 0.75, 1.25)),
         right_apex=float(np.clip(normal(0.90, 0.07), 0.72, 1.02)),
         right_lean=float(np.clip(normal(0.9, 0.4), 0, 1.8)),

@@ -41,8 +41,8 @@ Labels = npt.NDArray[np.uint8]
 class Grid:
     """Where an image looks: `levels_mm` (slices,) below the diastolic valve plane, square pixels, and how the view is turned.
 
-    `rotation_rad` turns the picture counter-clockwise against the usual short-axis view; `offset_mm` (lateral, anterior) is where
-    the left ventricle's axis lies from the image centre; `shifts_mm` (slices, 2) are breath-hold differences, same directions.
+    `rotation_rad` turns the picture counter-clockwise against the usual short-axis view; `offset_mm` (lateral, anterior) is
+    where the left ventricle's axis lies from the image centre; `shifts_mm` (slices, 2) are breath-hold differences, same directions.
     """
 
     levels_mm: Floats
@@ -234,7 +234,11 @@ def _lesion_ecv(patient: Patient, tables: Contours, level: int, rho: Floats, ind
     for lesion in patient.lesions:
         waves = rng.normal(0, 1, (5, 3))
         ragged = (
-            sum(a * np.cos((n + 2) * 2 * THETA + 3 * b + 9 * c * tables.zn[level]) for n, (a, b, c) in enumerate(waves)) * 0.07
+            sum(
+                a / (n + 1.5) * np.cos((2 * n + 3) * THETA + 3 * b + 9 * c * tables.zn[level])
+                for n, (a, b, c) in enumerate(waves)
+            )
+            * 0.10
         )
         beside = np.abs(np.angle(np.exp(1j * (THETA - lesion.angle)))) / (lesion.width / 2)
         away = beside**2 + ((float(tables.zn[level]) - lesion.height) / lesion.extent) ** 2 + 2.0 * ragged

@@ -40,8 +40,8 @@ class Reader(Frozen):
 class Reading:
     """What one reader says about one scan.
 
-    `mask` (slices, rows, columns) uint8 as the true mask; per segment (17,): `segments_positive` the call, `certainty` 1 (guess)
-    to 5 (certain), `segments_true` whether more than 4 % is enhanced, `fraction_true` how much.
+    `mask` (slices, rows, columns) uint8 as the true mask; per segment (17,): `segments_positive` the call, `certainty` 1
+    (guess) to 5 (certain), `segments_true` whether more than 4 % is enhanced, `fraction_true` how much.
     """
 
     mask: npt.NDArray[np.uint8]

@@ -49,7 +49,7 @@ def textured(image: Floats, drawn: Truth, scanner: Scanner, rng: np.random.Gener
     if scanner.banding and blood:
         stripes = _cut(rng, 64, (1, *image.shape[1:])) * 0.45 + np.linspace(0, 0.5, image.shape[0])[:, None, None] * 0.3
         off = np.abs(stripes % 1.0 - 0.5)
-        factor *= 1 - scanner.banding * np.exp(-((off / 0.05) ** 2))
+        factor *= 1 - scanner.banding * np.exp(-((off / 0.09) ** 2))
     return np.asarray(image * factor, np.float32)
 
 

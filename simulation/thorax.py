@@ -91,13 +91,13 @@ def _plane(patient: Patient, left: Floats, posterior: Floats, superior: Floats, 
     depth = (np.sqrt(square) - square) / steep  # mm under the skin
     _, skin, muscle, *_ = smooth
     bone = depth - skin - muscle  # mm under the surface of the rib cage
+    under_skin = (np.asarray(depth, np.float32), np.asarray(bone, np.float32))
     out = np.full(left.shape, Tissue.AIR, np.uint8)
     places = np.where(depth < 0, 0, np.where(bone < CAGE_MM, 1, 2))
     regions: tuple[tuple[int, Callable[..., Labels]], ...] = ((1, _chest_wall), (2, _inside))
     for region, tissue_of in regions:
         where = np.flatnonzero(places == region)
-        everywhere: tuple[Floats, ...] = (left, posterior, superior, depth, bone, *smooth)
-        fields = [field.ravel()[where] for field in everywhere]
+        fields = [field.ravel()[where] for field in (left, posterior, superior, *under_skin, *smooth)]
         out.ravel()[where] = tissue_of(patient, dome_mm, phase, *fields)
     return out
 

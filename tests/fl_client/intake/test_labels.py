@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from fl_client.intake.labels import LabelMap, UnmappedLabel
+
+
+def test_every_map_of_the_project_can_be_read() -> None:
+    for name in ("cardiac", "hippocampus", "sunnybrook"):
+        assert LabelMap.load(name).structures
+
+
+def test_texts_numbers_and_codes_lead_to_the_same_structure(labels: LabelMap) -> None:
+    assert labels.of_source("LV Blood Pool ") == labels.of_source(1) == labels.of_code("SCT", "87878005") == 1
+    assert labels.of_source("myocardium") == 2
+    assert labels.of_code("SCT", "1") is None
+    assert labels.role("cavity") == (1,)
+    assert labels.name(3) == "right_ventricle"
+
+
+def test_an_unmapped_label_is_an_error_that_names_what_is_known(labels: LabelMap) -> None:
+    with pytest.raises(UnmappedLabel, match="label 7 stands nowhere.*LV blood pool"):
+        labels.translate(np.array([[[0, 1, 7]]]))
+    with pytest.raises(UnmappedLabel, match=r"1\.5 is no whole number"):
+        labels.translate(np.array([[[0, 1.5]]]))
+
+
+def test_a_label_volume_is_translated_value_by_value() -> None:
+    source = np.array([[[0.0, 2.0, 3.0, 255.0]]])
+    assert LabelMap.load("sunnybrook").translate(source).tolist() == [[[0, 2, 1, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("sources: [a, 2]", "source may stand for one structure only; a stands for two"),
+        ("value: 1", "value may stand for one structure only"),
+        ("code: {scheme: SCT, value: '1', meaning: one}", "code may stand for one structure only"),
+        ("role: ventricle", "Input should be 'cavity'"),
+        ("colour: red", "Extra inputs are not permitted"),
+    ],
+)
+def test_a_map_that_contradicts_itself_is_refused(tmp_path: Path, change: str, message: str) -> None:
+    second = {"value": "value: 2", "role": "role: organ", "code": "code: {scheme: SCT, value: '2', meaning: two}", "sources": "sources: [b]"}
+    second[change.split(":")[0]] = change
+    first = "  one: {value: 1, code: {scheme: SCT, value: '1', meaning: one}, sources: [a]}\n"
+    path = tmp_path / "map.yaml"
+    path.write_text("structures:\n" + first + "  two: {" + ", ".join(second.values()) + "}\n")
+    with pytest.raises(ValidationError, match=message):
+        LabelMap.load(path)
+
+
+def test_a_missing_map_is_answered_with_those_there_are() -> None:
+    with pytest.raises(FileNotFoundError, match="cardiac, hippocampus, sunnybrook"):
+        LabelMap.load("liver")

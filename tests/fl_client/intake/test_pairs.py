@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from fl_client.cohort import Cohort
+from fl_client.intake.admit import Intake
+from fl_client.intake.labels import LabelMap
+from fl_client.intake.pairs import admit_pairs
+from fl_client.intake.write_back import sitk_image, write_nifti
+from tasks.case import Case
+
+Admit = Callable[..., tuple[Intake, Cohort]]
+KEY = b"sixteen bytes at least"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, case: Case) -> Path:
+    """`images/one.nii.gz` and `masks/one.nii.gz` on an oblique grid."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    volume = case.volumes[0]
+    sitk.WriteImage(sitk_image(volume.image, volume.affine), str(tmp_path / "images/one.nii.gz"))
+    assert volume.mask is not None
+    write_nifti(volume.mask, volume, tmp_path / "masks/one.nii.gz")
+    return tmp_path
+
+
+@pytest.fixture
+def let_pairs_in(folder: Path, labels: LabelMap) -> Admit:
+    def admit(**settings: object) -> tuple[Intake, Cohort]:
+        cohort = Cohort(folder / "cohort")
+        arguments: dict[str, object] = {"key": KEY, "labels": labels, "series_name": "t1", **settings}
+        return admit_pairs(folder / "images", folder / "masks", cohort, **arguments), cohort  # type: ignore[arg-type]
+
+    return admit
+
+
+def test_a_pair_comes_in_as_it_was(let_pairs_in: Admit, case: Case) -> None:
+    intake, cohort = let_pairs_in()
+    volume, expected = cohort.case(intake.admitted[0]).volumes[0], case.volumes[0]
+    assert np.array_equal(volume.image, expected.image)
+    assert np.array_equal(volume.mask, expected.mask)
+    assert volume.image.dtype == expected.image.dtype
+    assert np.abs(volume.affine - expected.affine).max() < 1e-4  # a NIfTI header holds float32
+    assert let_pairs_in()[0] == intake
+
+
+def test_nrrd_does_as_well_as_nifti(let_pairs_in: Admit, folder: Path, case: Case) -> None:
+    before = let_pairs_in()[1].patients
+    for name in ("images", "masks"):
+        image = sitk.ReadImage(str(folder / name / "one.nii.gz"))
+        (folder / name / "one.nii.gz").unlink()
+        sitk.WriteImage(image, str(folder / name / "one.nrrd"))
+    intake, _ = let_pairs_in()
+    assert intake.admitted == before
+
+
+def shifted(folder: Path) -> None:
+    mask = sitk.ReadImage(str(folder / "masks/one.nii.gz"))
+    mask.SetOrigin([value + 0.01 for value in mask.GetOrigin()])
+    sitk.WriteImage(mask, str(folder / "masks/one.nii.gz"))
+
+
+def cropped(folder: Path) -> None:
+    sitk.WriteImage(sitk.ReadImage(str(folder / "masks/one.nii.gz"))[:-1], str(folder / "masks/one.nii.gz"))
+
+
+def stranger(folder: Path) -> None:
+    sitk.WriteImage(sitk.ReadImage(str(folder / "masks/one.nii.gz")) * 7, str(folder / "masks/one.nii.gz"))
+
+
+def not_finite(folder: Path) -> None:
+    image = sitk.Cast(sitk.ReadImage(str(folder / "images/one.nii.gz")), sitk.sitkFloat32)
+    values = sitk.GetArrayFromImage(image)
+    values[0, 0, 0] = np.nan
+    spoiled = sitk.GetImageFromArray(values)
+    spoiled.CopyInformation(image)
+    sitk.WriteImage(spoiled, str(folder / "images/one.nii.gz"))
+
+
+def flat(folder: Path) -> None:
+    sitk.WriteImage(sitk.ReadImage(str(folder / "images/one.nii.gz")) * 0, str(folder / "images/one.nii.gz"))
+
+
+def not_finite_nrrd(folder: Path) -> None:
+    image = sitk.Cast(sitk.ReadImage(str(folder / "images/one.nii.gz")), sitk.sitkFloat32)
+    image[0, 0, 0] = float("nan")
+    (folder / "images/one.nii.gz").unlink()
+    sitk.WriteImage(image, str(folder / "images/one.nrrd"))
+
+
+def cut(folder: Path) -> None:
+    path = folder / "images/one.nii.gz"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def cut_uncompressed(folder: Path) -> None:
+    image = sitk.ReadImage(str(folder / "images/one.nii.gz"))
+    (folder / "images/one.nii.gz").unlink()
+    sitk.WriteImage(image, str(folder / "images/one.nii"))
+    content = (folder / "images/one.nii").read_bytes()
+    (folder / "images/one.nii").write_bytes(content[:-120])
+
+
+def other_format(folder: Path) -> None:
+    (folder / "images/one.nii.gz").unlink()
+    (folder / "images/one.nrrd").write_bytes(b"no NRRD at all")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: (folder / "masks/one.nii.gz").unlink(), "an image without a mask"),
+        (lambda folder: (folder / "images/one.nii.gz").unlink(), "a mask without an image"),
+        (shifted, "the mask lies on another grid than the image (origins 0.01 mm apart)"),
+        (cropped, "the mask has shape (6, 40, 43), the image (6, 40, 44)"),
+        (stranger, "label 7 stands nowhere in the label map"),
+        (not_finite, "the image holds values that are not finite numbers"),
+        (flat, "every voxel has the same value, 0"),
+        (not_finite_nrrd, "the image holds values that are not finite numbers"),
+        (cut, "the image can't be read: its compression is damaged or cut short"),
+        (cut_uncompressed, "the image is cut short: 120 of 21120 bytes of voxels are missing"),
+        (other_format, "the image can't be read: corrupt, cut short"),
+    ],
+)
+def test_a_pair_that_does_not_fit_is_refused_with_the_reason(
+    let_pairs_in: Admit, folder: Path, spoil: Callable[[Path], None], reason: str
+) -> None:
+    spoil(folder)
+    intake, cohort = let_pairs_in()
+    assert [text for text in intake.refused.values() if text.startswith(reason)]
+    assert len(cohort) == 0
+
+
+def test_two_images_of_one_patient_and_foreign_files_are_refused(let_pairs_in: Admit, folder: Path) -> None:
+    (folder / "images/one_again.nii.gz").write_bytes((folder / "images/one.nii.gz").read_bytes())
+    (folder / "images/readme.txt").write_text("x")
+    intake, _ = let_pairs_in(patient_of=lambda stem: stem.split("_")[0])
+    assert list(intake.refused.values()) == ["2 images of one patient; this intake reads one per patient"]
+    assert "neither NIfTI nor NRRD" in next(iter(intake.left_out.values()))
+
+
+def test_file_names_do_not_reach_the_cohort(let_pairs_in: Admit, folder: Path) -> None:
+    for name in ("images", "masks"):
+        (folder / name / "one.nii.gz").rename(folder / name / "Abendroth.nii.gz")
+    (folder / "images/Brunnthaler.nii.gz").write_bytes(b"x")
+    let_pairs_in()
+    for path in (folder / "cohort").rglob("*"):
+        assert b"abendroth" not in path.name.lower().encode()
+        assert not path.is_file() or not any(name in path.read_bytes().lower() for name in (b"abendroth", b"brunnthaler"))
+
+
+def test_the_hippocampus_collection_as_found(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "hippocampus"
+    if not source.is_dir():
+        pytest.skip(f"no hippocampus data at {source}")
+    names = {folder: {path.name for path in (source / folder).glob("*.nii.gz")} for folder in ("images", "labels")}
+    chosen = set(sorted(names["images"] & names["labels"])[::4]) | (names["images"] ^ names["labels"])
+    for folder, there in names.items():
+        (tmp_path / folder).mkdir()
+        for name in there & chosen:
+            (tmp_path / folder / name).symlink_to(source / folder / name)
+    cohort = Cohort(tmp_path / "cohort")
+    labels = LabelMap.load("hippocampus")
+    intake = admit_pairs(tmp_path / "images", tmp_path / "labels", cohort, key=KEY, labels=labels, series_name="t1")
+    assert sorted(intake.refused.values()) == ["a mask without an image", "a mask without an image", "an image without a mask"]
+    assert len(intake.admitted) == len(cohort) == intake.expected - 3 > 60
+    volume = cohort.case(intake.admitted[0]).volumes[0]
+    assert volume.spacing_mm == pytest.approx((1, 1, 1))
+    assert volume.mask is not None
+    assert np.unique(volume.mask).tolist() == [0, 1, 2]
