@@ -1,24 +1,20 @@
 """CPU seconds per generated volume, beside the generator this one replaced.
 
 Usage: `python benchmarks/phantom.py [path to the earlier generator's phantom.py]`. Both make the same kind of volume (late
-enhancement with anatomy, image and reader's mask; 128 x 128 pixels of 1.4 mm, 8 mm slices with a 2 mm gap, oversampling 2, 3
-sub-slices) in turn in one process, so that a busy machine slows both alike. Without the path the ratio is left out. Last line: one
-JSON object.
+enhancement with anatomy, image and reader's mask; 128 x 128 pixels of 1.4 mm, 8 mm slices with a 2 mm gap, oversampling 2,
+3 sub-slices) in turn in one process, so that a busy machine slows both alike. Without the path the ratio is left out. Set
+OMP_NUM_THREADS=1 for figures of one core. Last line: one JSON object.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")  # before numpy loads: one core for both sides
 
 import numpy as np
 

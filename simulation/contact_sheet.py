@@ -1,6 +1,6 @@
 """A page that shows what the generator makes: scanners in rows, slices from base to apex in columns, contours on every second.
 
-Run `python -m simulation.contact_sheet` to draw docs/figures/contact_sheet.png again, the picture in docs/generated_patients.md.
+Run `python -m simulation.contact_sheet` to draw docs/figures/contact_sheet.png, the picture in docs/generated_patients.md.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ ROWS: tuple[tuple[str, Scanner, Disease, int, Series], ...] = (
 )  # fmt: skip
 COLUMNS = 8
 VIEW_MM = 230.0
+COLOURS = ((255, 80, 80), (96, 224, 96), (255, 208, 48))  # blood pool, epicardium, right ventricle
 
 
 def write_contact_sheet(path: Path | str) -> Path:
@@ -58,11 +59,20 @@ def write_contact_sheet(path: Path | str) -> Path:
     axes = figure.subplots(len(ROWS), COLUMNS, squeeze=False)
     for row, (title, scanner, disease, seed, series) in zip(axes, ROWS, strict=True):
         _row(row, title, scanner, disease, seed, series)
-    figure.subplots_adjust(left=0.075, right=1, bottom=0, top=1, wspace=0.015, hspace=0.015)
+    figure.subplots_adjust(left=0.05, right=1, bottom=0, top=1, wspace=0.015, hspace=0.015)
     drawn = BytesIO()
     figure.savefig(drawn, dpi=80, facecolor="black")
-    Image.open(drawn).convert("RGB").quantize(96).save(path, optimize=True)  # greys and three colours: a third of the size
+    Image.open(drawn).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE).save(path, optimize=True)
     return path
+
+
+def _palette() -> Image.Image:
+    """Greys and shades of the contours' colours: a third of the file's size."""
+    greys = [(level, level, level) for level in range(0, 256, 3)]
+    shades = [tuple(int(part * strength) for part in colour) for colour in COLOURS for strength in (0.4, 0.55, 0.7, 0.85, 1.0)]
+    image = Image.new("P", (1, 1))
+    image.putpalette([part for colour in (*greys, *shades) for part in colour])
+    return image
 
 
 def _row(row: npt.NDArray[np.object_], title: str, scanner: Scanner, disease: Disease, seed: int, series: Series) -> None:
@@ -80,10 +90,10 @@ def _row(row: npt.NDArray[np.object_], title: str, scanner: Scanner, disease: Di
         axis.imshow(volume.image[level][window], cmap="gray", vmin=dark, vmax=bright, interpolation="bilinear")
         mask = volume.mask[level][window]
         if column % 2:
-            for labels, colour in (((1,), "#ff5050"), ((1, 2), "#60e060"), ((3,), "#ffd030")):
+            for labels, colour in zip(((1,), (1, 2), (3,)), COLOURS, strict=True):
                 outline = np.isin(mask, labels)
                 if outline.any() and not outline.all():
-                    axis.contour(outline, [0.5], colors=colour, linewidths=0.7)
+                    axis.contour(outline, [0.5], colors=[tuple(part / 255 for part in colour)], linewidths=0.8)
         axis.set_axis_off()
     row[0].text(-0.06, 0.5, title, transform=row[0].transAxes, color="white", fontsize=6, rotation=90, va="center", ha="center")
 

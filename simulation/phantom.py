@@ -42,7 +42,7 @@ class Grid:
     """Where an image looks: `levels_mm` (slices,) below the diastolic valve plane, square pixels, and how the view is turned.
 
     `rotation_rad` turns the picture counter-clockwise against the usual short-axis view; `offset_mm` (lateral, anterior) is
-    where the left ventricle's axis lies from the image centre; `shifts_mm` (slices, 2) are breath-hold differences, same directions.
+    where the left ventricle's axis lies from the image centre; `shifts_mm` (slices, 2) are breath-hold differences, likewise.
     """
 
     levels_mm: Floats
