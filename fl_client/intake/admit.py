@@ -245,8 +245,10 @@ def unsuitable(header: Dataset) -> str | None:
     if kind in (SEG, LABELMAP_SEG):
         return None
     if kind not in (MR, CT):
-        name = pydicom.uid.UID(str(kind or "")).name
-        return f"{name if kind else 'a file without SOP class'} is neither MR or CT images, slice by slice, nor a segmentation"
+        # a private UID may carry a hospital's own root, so only the standard's names are repeated
+        standard = str(kind or "").startswith("1.2.840.10008.")
+        name = pydicom.uid.UID(str(kind)).name if standard else "an object of no standard class"
+        return f"{name} is neither MR or CT images, slice by slice, nor a segmentation"
     if header.get("BurnedInAnnotation") == "YES":
         return "BurnedInAnnotation is YES: names may stand in the pixels"
     if header.get("Rows") is None or header.get("Columns") is None:
@@ -334,7 +336,7 @@ def _wanted(pseudonym: str, patient: Patient, rules: SeriesRules, door: Door) ->
             found.setdefault(rule.name, []).append((max(dates), uid))
     if not found:
         wanted = ", ".join(f"{rule.name} ({rule.modality})" for rule in rules.rules)
-        raise Refused(f"no usable series: the study asks for {wanted}; there were {'; '.join(reasons) or 'no images'}")
+        raise Refused(f"no usable series: the study asks for {wanted}; there were {'; '.join(reasons) or 'no MR or CT slices'}")
     result = []
     for name, series in sorted(found.items()):
         latest = max(date for date, _ in series)

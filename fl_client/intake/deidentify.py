@@ -221,7 +221,7 @@ class Deidentifier:
 def vendor(manufacturer: str) -> str:
     """The known manufacturer that the text names as a word, else 'other'."""
     for name in VENDORS:
-        if re.search(rf"\b{name}\b", manufacturer, re.IGNORECASE):
+        if re.search(rf"(?<![a-z]){name}(?![a-z])", manufacturer, re.IGNORECASE):
             return name
     return "other"
 

@@ -21,17 +21,18 @@ FILE = "endpoints.csv"
 Value = float | int | str | None
 
 
+SEGMENTS = tuple(f"{what}_{number:02d}" for number in range(1, 18) for what in ("segment", "call", "certainty"))
+"""Readings of the 17 AHA segments: what is there, what the reader called, how certain the reader was (1 to 5)."""
+
+
 class EndpointRules(Frozen):
     """Which columns may pass. `patient_id` is the column with the identifier that the DICOM headers carry as PatientID."""
 
     patient_id: str = "patient_id"
-    numbers: tuple[str, ...] = ("event", "time_days", "ejection_fraction", "edv_ml", "esv_ml", "mass_g", "scar_g", "ecv")
-    capped: dict[str, float] = Field(default={"age_years": 89.0})  # numbers that become rare and identifying above a value
+    numbers: tuple[str, ...] = ("ef", "edv_ml", "esv_ml", "mass_g", "time_months", "time_days", "event", *SEGMENTS)
+    capped: dict[str, float] = Field(default={"age": 89.0})  # numbers that become rare and identifying above a value
     categories: dict[str, tuple[str, ...]] = Field(
-        default={
-            "disease": ("healthy", "scar", "infarct", "myocarditis", "amyloid", "dilated", "hypertrophic"),
-            "sex": ("F", "M", "O"),
-        }
+        default={"disease": ("normal", "myocarditis", "infarct", "hcm", "dcm", "amyloid"), "sex": ("F", "M", "O")}
     )
     dates: tuple[str, ...] = ()  # YYYYMMDD or YYYY-MM-DD
 

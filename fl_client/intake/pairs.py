@@ -18,6 +18,7 @@ from fl_client.intake.admit import Door, Intake, Progress
 from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import MaskRefused, check_mask
+from fl_client.intake.nifti import problem
 from fl_client.intake.volume import GeometryRefused, same_grid
 from tasks.case import Case, Volume
 
@@ -101,6 +102,8 @@ def _case(pseudonym: str, images: list[Path | None], masks: list[Path | None], l
 
 def read_grid(path: Path, what: str) -> tuple[Voxels, npt.NDArray[np.float64]]:
     """Voxels (slices, rows, columns) and the affine index → LPS mm. Raises `GeometryRefused`; texts of ITK name paths."""
+    if path.name.endswith((".nii", ".nii.gz")) and (silent := problem(path)):
+        raise GeometryRefused(f"the {what} {silent}")
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError:

@@ -60,7 +60,9 @@ def test_a_generated_patient_through_dicom_equals_the_one_handed_over(generated:
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian package dicom3tools) is not installed")
 def test_what_is_written_is_valid_dicom(tmp_path: Path) -> None:
     write_patient(small(), tmp_path)
-    files = [path for path in sorted(tmp_path.rglob("*.dcm")) if path.name in ("IM0001.dcm", "cine_ed-mask.dcm", "lge-mask.dcm")]
+    files = [
+        path for path in sorted(tmp_path.rglob("*.dcm")) if path.name in ("IM0001.dcm", "cine_ed-mask.dcm", "lge-mask.dcm")
+    ]
     assert len(files) == 4
     for path in files:
         said = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
@@ -74,7 +76,12 @@ def test_headers_hold_the_scanner_the_sequence_and_an_invented_person(tmp_path: 
     assert person == Identity.invent("G1") != Identity.invent("G2")
     cine = pydicom.dcmread(tmp_path / person.patient_id / "cine_ed" / "IM0002.dcm")
     lge = pydicom.dcmread(tmp_path / person.patient_id / "lge" / "IM0001.dcm")
-    assert (cine.PatientName, cine.PatientID, cine.Manufacturer, cine.MagneticFieldStrength) == (person.name, person.patient_id, "SIEMENS", 3)
+    assert (cine.PatientName, cine.PatientID, cine.Manufacturer, cine.MagneticFieldStrength) == (
+        person.name,
+        person.patient_id,
+        "SIEMENS",
+        3,
+    )
     assert (cine.TriggerTime, lge.InversionTime) == (12.5, 285)
     assert cine.ImagePositionPatient == [8, 0, 0]
     assert cine.PixelSpacing == [1.5, 1.25]

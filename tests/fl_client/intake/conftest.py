@@ -51,7 +51,12 @@ def a_case(patient: str = "patient-1", *, seed: int = 0) -> Case:
     mask = ring_mask(shape)
     volumes = (
         Volume("cine_ed", rng.integers(0, 3000, shape).astype(np.uint16), oblique_affine(), mask),
-        Volume("cine_es", rng.integers(0, 3000, shape).astype(np.uint16), oblique_affine(), np.where(mask == 3, 255, mask).astype(np.uint8)),
+        Volume(
+            "cine_es",
+            rng.integers(0, 3000, shape).astype(np.uint16),
+            oblique_affine(),
+            np.where(mask == 3, 255, mask).astype(np.uint8),
+        ),
         Volume("lge", rng.integers(-500, 500, shape).astype(np.int16), oblique_affine()),
     )
     endpoints = {"event": 1, "ef": 0.4321, "disease": "dcm", "sex": "F", "esv_ml": None}

@@ -26,7 +26,11 @@ Edit = Callable[..., None]
 
 
 def snapshot(cohort: Cohort) -> dict[str, bytes]:
-    return {path.relative_to(cohort.folder).as_posix(): path.read_bytes() for path in sorted(cohort.folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(cohort.folder).as_posix(): path.read_bytes()
+        for path in sorted(cohort.folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def only(reasons: Any) -> str:
@@ -38,7 +42,9 @@ def file_of(archive: Path, series: str, number: int) -> Path:
     return next(archive.rglob(f"{series}/IM{number:04d}.dcm"))
 
 
-def test_a_patient_through_dicom_is_the_case_handed_over_directly(archive: Path, case: Case, let_in: LetIn, tmp_path: Path) -> None:
+def test_a_patient_through_dicom_is_the_case_handed_over_directly(
+    archive: Path, case: Case, let_in: LetIn, tmp_path: Path
+) -> None:
     direct = Cohort(tmp_path / "direct")
     direct.admit(case)
     intake, cohort = let_in(archive)
@@ -59,7 +65,9 @@ def test_a_patient_through_dicom_is_the_case_handed_over_directly(archive: Path,
     assert through.scanner == handed.scanner
 
 
-def test_nothing_that_names_the_person_reaches_the_cohort(archive: Path, case: Case, let_in: LetIn, caplog: Any, capfd: Any) -> None:
+def test_nothing_that_names_the_person_reaches_the_cohort(
+    archive: Path, case: Case, let_in: LetIn, caplog: Any, capfd: Any
+) -> None:
     person = Identity.invent(case.patient)
     planted = {value for name, value in dataclasses.asdict(person).items() if name not in ("sex", "study_time")}
     planted |= {part for value in (person.name, person.physician, person.operator) for part in value.split("^")}
@@ -137,7 +145,9 @@ def test_of_two_studies_the_later_counts(case: Case, let_in: LetIn, tmp_path: Pa
         (lambda a, edit: edit(next(a.rglob("cine_ed-mask.dcm")), lambda d: setattr(d, "FrameOfReferenceUID", "1.2.3")), "frame of reference"),
     ],
 )  # fmt: skip
-def test_a_patient_whose_images_or_mask_are_wrong_is_refused(archive: Path, let_in: LetIn, edit: Edit, spoil: Any, reason: str) -> None:
+def test_a_patient_whose_images_or_mask_are_wrong_is_refused(
+    archive: Path, let_in: LetIn, edit: Edit, spoil: Any, reason: str
+) -> None:
     spoil(archive, edit)
     intake, cohort = let_in(archive)
     assert reason in only(intake.refused)
@@ -170,11 +180,16 @@ def test_an_unmapped_label_refuses_the_patient_without_repeating_the_text(archiv
 
 
 def test_a_label_and_a_code_that_disagree_refuse_the_patient(archive: Path, let_in: LetIn, edit: Edit) -> None:
-    edit(next(archive.rglob("cine_ed-mask.dcm")), lambda dataset: setattr(dataset.SegmentSequence[0], "SegmentLabel", "myocardium"))
+    edit(
+        next(archive.rglob("cine_ed-mask.dcm")),
+        lambda dataset: setattr(dataset.SegmentSequence[0], "SegmentLabel", "myocardium"),
+    )
     assert "segment 1 is myocardium by its label and blood_pool by its code" in only(let_in(archive)[0].refused)
 
 
-def test_a_mask_drawn_on_another_patient_is_refused(archive: Path, case: Case, let_in: LetIn, edit: Edit, tmp_path: Path) -> None:
+def test_a_mask_drawn_on_another_patient_is_refused(
+    archive: Path, case: Case, let_in: LetIn, edit: Edit, tmp_path: Path
+) -> None:
     other = Identity.invent("somebody else")
     write_patient(dataclasses.replace(case, patient="somebody else"), archive, identity=other)
     mine = Identity.invent(case.patient).patient_id
@@ -210,7 +225,9 @@ def test_files_that_are_nobodys_image_are_left_out_one_by_one(archive: Path, let
     assert named["notes.txt"] == "not a DICOM file"
 
 
-def test_a_cine_series_gives_the_two_phases_that_somebody_drew_on(case: Case, let_in: LetIn, edit: Edit, tmp_path: Path) -> None:
+def test_a_cine_series_gives_the_two_phases_that_somebody_drew_on(
+    case: Case, let_in: LetIn, edit: Edit, tmp_path: Path
+) -> None:
     archive = tmp_path / "cine"
     write_patient(dataclasses.replace(case, volumes=case.volumes[:2]), archive)
     ed, es = case.volumes[:2]
@@ -227,7 +244,10 @@ def test_a_cine_series_gives_the_two_phases_that_somebody_drew_on(case: Case, le
         dataset = pydicom.dcmread(path)
         dataset.SOPInstanceUID, dataset.TriggerTime = dataset.SOPInstanceUID[:-4] + "7777", "100"
         dataset.save_as(path.with_name(f"between-{path.name}"))
-    edit(next(archive.rglob("cine_es-mask.dcm")), lambda dataset: setattr(dataset, "FrameOfReferenceUID", reference.FrameOfReferenceUID))
+    edit(
+        next(archive.rglob("cine_es-mask.dcm")),
+        lambda dataset: setattr(dataset, "FrameOfReferenceUID", reference.FrameOfReferenceUID),
+    )
     for mask in archive.rglob("*-mask.dcm"):
         edit(mask, lambda d: setattr(d.ReferencedSeriesSequence[0], "SeriesInstanceUID", reference.SeriesInstanceUID))
     intake, cohort = let_in(archive)
@@ -245,7 +265,10 @@ def test_endpoints_without_images_and_bad_cells_are_refusals(archive: Path, let_
     table.write_text(f"patient_id,event\n{mine},maybe\nMRN-7,1\n")
     intake, cohort = let_in(archive)
     assert intake.expected == 2
-    assert sorted(intake.refused.values()) == ["line 2 of endpoints.csv: event is no number", "stands in endpoints.csv, but there are no images"]
+    assert sorted(intake.refused.values()) == [
+        "line 2 of endpoints.csv: event is no number",
+        "stands in endpoints.csv, but there are no images",
+    ]
     assert len(cohort) == 0
 
 
@@ -301,7 +324,9 @@ def test_a_folder_that_is_not_there_is_an_error(let_in: LetIn, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("rules", [None, SeriesRules(rules=(SeriesRule(name="mr"), SeriesRule(name="ct", modality="CT")))])
-def test_every_file_of_other_projects_ends_as_a_case_or_a_reason(shared_data: Path, let_in: LetIn, rules: SeriesRules | None) -> None:
+def test_every_file_of_other_projects_ends_as_a_case_or_a_reason(
+    shared_data: Path, let_in: LetIn, rules: SeriesRules | None
+) -> None:
     folder = shared_data / "dicom_files"
     if not folder.is_dir():
         pytest.skip(f"no collection of DICOM files at {folder}")
@@ -310,7 +335,9 @@ def test_every_file_of_other_projects_ends_as_a_case_or_a_reason(shared_data: Pa
     assert len(cohort) == len(intake.admitted)
     files = sum(1 for path in folder.rglob("*") if path.is_file())
     assert files == 93 or files > 80
-    names = subprocess.run(["cut", "-d,", "-f13", folder / "manifest.csv"], capture_output=True, text=True, check=True).stdout.split("\n")[1:]
+    names = subprocess.run(
+        ["cut", "-d,", "-f13", folder / "manifest.csv"], capture_output=True, text=True, check=True
+    ).stdout.split("\n")[1:]
     written = b"".join(snapshot(cohort).values())
     assert [name for name in names if len(name) > 5 and "^" in name and name.encode() in written] == []
 

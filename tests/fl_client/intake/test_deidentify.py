@@ -109,7 +109,13 @@ def test_a_file_without_patient_and_a_short_key_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("SIEMENS", "Siemens"), ("GE MEDICAL SYSTEMS", "GE"), ("CANON_MEC", "Canon"), ("Philips Healthcare", "Philips"), ("George", "other")],
+    [
+        ("SIEMENS", "Siemens"),
+        ("GE MEDICAL SYSTEMS", "GE"),
+        ("CANON_MEC", "Canon"),
+        ("Philips Healthcare", "Philips"),
+        ("George", "other"),
+    ],
 )
 def test_manufacturers_are_known_by_name(text: str, name: str) -> None:
     assert vendor(text) == name

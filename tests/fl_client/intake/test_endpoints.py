@@ -53,7 +53,10 @@ def test_lines_of_another_length_and_without_patient_are_reported(tmp_path: Path
     assert notes == ["line 2 of endpoints.csv has 3 cells, its first line 2", "line 3 of endpoints.csv names no patient"]
 
 
-@pytest.mark.parametrize("content", [b"", b"name,event\nAbendroth,1\n", b"\xff\xfe\x00p\x00a", b"patient_id,event,event\n1,0,0\n", b'patient_id\n"1\n'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"name,event\nAbendroth,1\n", b"\xff\xfe\x00p\x00a", b"patient_id,event,event\n1,0,0\n", b'patient_id\n"1\n'],
+)
 def test_an_unreadable_table_is_refused_as_a_whole(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "endpoints.csv"
     path.write_bytes(content)

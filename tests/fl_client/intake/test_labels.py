@@ -45,7 +45,12 @@ def test_a_label_volume_is_translated_value_by_value() -> None:
     ],
 )
 def test_a_map_that_contradicts_itself_is_refused(tmp_path: Path, change: str, message: str) -> None:
-    second = {"value": "value: 2", "role": "role: organ", "code": "code: {scheme: SCT, value: '2', meaning: two}", "sources": "sources: [b]"}
+    second = {
+        "value": "value: 2",
+        "role": "role: organ",
+        "code": "code: {scheme: SCT, value: '2', meaning: two}",
+        "sources": "sources: [b]",
+    }
     second[change.split(":")[0]] = change
     first = "  one: {value: 1, code: {scheme: SCT, value: '1', meaning: one}, sources: [a]}\n"
     path = tmp_path / "map.yaml"

@@ -65,7 +65,9 @@ def test_unknown_voxels_are_no_background(labels: LabelMap) -> None:
         (scatter, "right_ventricle lies in 3 pieces, the largest with 33%"),
     ],
 )
-def test_what_cannot_be_right_is_refused_with_the_reason(labels: LabelMap, spoil: Callable[[np.ndarray], object], reason: str) -> None:
+def test_what_cannot_be_right_is_refused_with_the_reason(
+    labels: LabelMap, spoil: Callable[[np.ndarray], object], reason: str
+) -> None:
     mask = heart()
     spoil(mask)
     with pytest.raises(MaskRefused, match=reason):
@@ -77,7 +79,9 @@ def test_a_cavity_outside_its_epicardium_is_refused_with_the_percentages(labels:
     check_mask(heart(), SPACING, labels, epicardium=epicardium, cavity=cavity)
     epicardium[1] = columns >= 20  # half of the cavity's columns and the middle one
     share = float((cavity[1] & (columns < 20)).sum() / cavity[1].sum())
-    with pytest.raises(MaskRefused, match=rf"on 1 of 5 slices {share:.0%} to {share:.0%} of the cavity lies outside the epicardium"):
+    with pytest.raises(
+        MaskRefused, match=rf"on 1 of 5 slices {share:.0%} to {share:.0%} of the cavity lies outside the epicardium"
+    ):
         check_mask(heart(), SPACING, labels, epicardium=epicardium, cavity=cavity)
 
 

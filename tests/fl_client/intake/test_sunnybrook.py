@@ -30,7 +30,9 @@ def admitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Intake, Cohort]:
     return admit_sunnybrook(FOLDER, cohort, key=KEY, labels=LabelMap.load("sunnybrook")), cohort
 
 
-def test_four_patients_come_in_and_the_displaced_contours_are_refused_with_their_percentages(admitted: tuple[Intake, Cohort]) -> None:
+def test_four_patients_come_in_and_the_displaced_contours_are_refused_with_their_percentages(
+    admitted: tuple[Intake, Cohort],
+) -> None:
     intake, cohort = admitted
     assert intake.expected == 5
     assert set(intake.admitted) == {pseudonym(patient) for patient in SOUND} == set(cohort.patients)
@@ -112,11 +114,17 @@ def test_contours_that_leave_the_image_or_are_no_contours_are_refused(tmp_path: 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda folder: shutil.rmtree(folder / "contours/SC-HF-I-1/o-contours"), "no cine_ed: of 18 images none has an epicardial contour"),
+        (
+            lambda folder: shutil.rmtree(folder / "contours/SC-HF-I-1/o-contours"),
+            "no cine_ed: of 18 images none has an epicardial contour",
+        ),
         (lambda folder: shutil.rmtree(folder / "dicom/SCD0000101"), "no DICOM images"),
         (lambda folder: (folder / "dicom/SCD0000101/IM-0001-0119.dcm").unlink(), "cine_ed: slices are missing"),
         (lambda folder: (folder / "dicom/SCD0000101/IM-0001-0119.dcm").write_bytes(b"x" * 400), "can't be understood"),
-        (lambda folder: shutil.copy(folder / "dicom/SCD0000201/IM-0001-0047.dcm", folder / "dicom/SCD0000101/x.dcm"), "another patient"),
+        (
+            lambda folder: shutil.copy(folder / "dicom/SCD0000201/IM-0001-0047.dcm", folder / "dicom/SCD0000101/x.dcm"),
+            "another patient",
+        ),
     ],
 )
 def test_a_patient_whose_files_do_not_fit_is_refused(tmp_path: Path, spoil: object, reason: str) -> None:

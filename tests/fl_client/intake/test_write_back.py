@@ -57,7 +57,9 @@ def test_a_seg_holds_the_same_voxels_when_read_by_hand(archive: Path, case: Case
     assert seg.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
 
 
-def test_a_written_mask_comes_in_again_as_it_was(archive: Path, case: Case, let_in: Callable[..., tuple[Intake, Cohort]], labels: LabelMap) -> None:
+def test_a_written_mask_comes_in_again_as_it_was(
+    archive: Path, case: Case, let_in: Callable[..., tuple[Intake, Cohort]], labels: LabelMap
+) -> None:
     old = next(archive.rglob("cine_ed-mask.dcm"))
     volume = case.volumes[0]
     assert volume.mask is not None
@@ -76,17 +78,23 @@ def test_masks_find_back_to_real_images(labels: LabelMap, tmp_path: Path) -> Non
         str(images[0].StudyInstanceUID)
     mask = np.zeros((9, 256, 256), np.uint8)
     mask[:, 100:120, 90:130] = 1
-    with pytest.raises(ValueError, match="no valid UID"):
+    # what the collection's publishers did to the identifiers can't be referred to, and is refused
+    with pytest.raises(ValueError, match="9 frames of reference"):
+        write_seg(mask, images, tmp_path / "mask.dcm", labels)
+    for image in images:
+        image.FrameOfReferenceUID = images[0].FrameOfReferenceUID
+    with pytest.raises(ValueError, match="StudyInstanceUID of the source images is no valid UID"):
         write_seg(mask, images, tmp_path / "mask.dcm", labels)
     for image in images:
         image.StudyInstanceUID = "1.2.3"
-        image.FrameOfReferenceUID = images[0].FrameOfReferenceUID
     write_seg(mask, images, tmp_path / "mask.dcm", labels)
     ordered = sorted(images, key=lambda image: int(image.InstanceNumber))
     assert np.array_equal(by_hand(pydicom.dcmread(tmp_path / "mask.dcm"), ordered)["blood_pool"], mask == 1)
 
 
-def test_a_mask_of_another_shape_an_empty_one_and_a_stranger_are_refused(archive: Path, case: Case, labels: LabelMap, tmp_path: Path) -> None:
+def test_a_mask_of_another_shape_an_empty_one_and_a_stranger_are_refused(
+    archive: Path, case: Case, labels: LabelMap, tmp_path: Path
+) -> None:
     source, mask = next(archive.rglob("cine_ed")), np.ones((6, 40, 44), np.uint8)
     with pytest.raises(ValueError, match=r"shape \(5, 40, 44\), the series \(6, 40, 44\)"):
         write_seg(mask[1:], source, tmp_path / "mask.dcm", labels)
