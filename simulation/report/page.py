@@ -182,11 +182,16 @@ def dots(run: Run) -> list[Markup]:
         by_hospital = {
             hospital: _by_patient(run.values(f"dice/{name}", run.headline, role, hospital))
             for role in ROLES
-            for hospital in run.hospitals(role)
+            for hospital in (run.sites if role == "site" else run.hospitals(role))
         }
-        by_hospital = {hospital: values for hospital, values in by_hospital.items() if len(values)}
-        if by_hospital:
-            told = [f"{hospital} {np.median(values):.2f} (n = {len(values)})" for hospital, values in by_hospital.items()]
+        # a site without a test patient keeps its column, so that every hospital keeps its colour in all charts
+        by_hospital = {hospital: values for hospital, values in by_hospital.items() if len(values) or hospital in run.sites}
+        if any(map(len, by_hospital.values())):
+            told = [
+                f"{hospital} {np.median(values):.2f} (n = {len(values)})"
+                for hospital, values in by_hospital.items()
+                if len(values)
+            ]
             alt = f"{words.structure(name)} Dice of each patient. Median by hospital: {', '.join(told)}."
             drawn.append(figures.patients(words.structure(name), by_hospital, unit="Dice", alt=alt))
     return drawn
@@ -199,7 +204,7 @@ def agreements(run: Run) -> list[Markup]:
     drawn = []
     for key, (title, unit, factor) in charts.items():
         by_hospital = {}
-        for hospital in run.hospitals("site"):
+        for hospital in run.sites:
             errors = run.values(key, run.headline, "site", hospital)
             by_hospital[hospital] = factor * _by_patient({where: e for where, e in errors.items() if where[0] == run.seeds[0]})
         differences = np.concatenate([np.zeros(0), *by_hospital.values()])

@@ -196,6 +196,16 @@ def limits(run: Run) -> list[str]:
             "Only the federation with privacy promises its patients anything: every other arm was trained without "
             "noise, and may use its own optimizer settings. All are compared at the same number of training steps."
         )
+    tested = {site: {s.patient for s in run.scores if s.role == "site" and s.hospital == site} for site in run.sites}
+    untested = [site for site, patients in tested.items() if not patients]
+    if untested and run.scores:
+        lines.append(
+            f"No test patient at {', '.join(untested)}: nothing is shown about the model there, and no mean includes it."
+        )
+    if any(len(patients) == 1 for patients in tested.values()):
+        lines.append(
+            "A hospital with a single test patient adds nothing to an interval's width: intervals over it are too narrow."
+        )
     if not run.hospitals("real"):
         lines.append("No separate real hospital was tested: how the model does on clinical scans from elsewhere is not shown.")
     if len(run.seeds) < SEEDS_FOR_A_CLAIM:
