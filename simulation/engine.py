@@ -53,6 +53,8 @@ def hospital_app(place: Callable[[Context], Context]) -> ClientApp:
 
 def in_folder(context: Context) -> Context:
     """Node i is the hospital of site i in the folder `KONSIL_HOSPITALS`; without one, a small generated hospital."""
+    if "site" in context.node_config:  # a real node, started by a hospital
+        return context
     study = Study.from_json(str(context.run_config.get("study", "")))
     index = int(context.node_config["partition-id"])
     if index >= len(study.sites):
@@ -103,7 +105,7 @@ def placed(context: Context, site: Path, study: Study | None = None) -> Context:
 
 
 client_app = hospital_app(in_folder)
-"""What `flwr run .` starts at each simulated node."""
+"""What `flwr run .` starts at each node, simulated or real."""
 
 
 def run_ray(

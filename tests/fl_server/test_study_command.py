@@ -1,0 +1,90 @@
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from conf.study import Study
+from fl_server import app as coordinator
+from fl_server.__main__ import main
+from fl_server.record import Record
+from simulation.grid import InProcessGrid
+
+
+def write(path: Path, study: Study) -> Path:
+    path.write_text(study.model_dump_json(indent=1))
+    return path
+
+
+def test_show_prints_the_hash_that_sites_approve(hospitals, tmp_path, capsys):
+    study = hospitals.study()
+    assert main(["show", str(write(tmp_path / "study.json", study))]) == 0
+    assert capsys.readouterr().out.startswith(f"{study.hash}  rehearsal: 2 rounds, 3 sites, epsilon 8, delta 0.001")
+
+
+def test_a_wrong_key_is_named(tmp_path, capsys):
+    (tmp_path / "study.json").write_text('{"task": {}, "rounds": 0, "sites": ["a"], "epsilon": 3}')
+    assert main(["show", str(tmp_path / "study.json")]) == 1
+    said = capsys.readouterr().err
+    assert "rounds: Input should be greater than or equal to 1 (got 0)" in said
+    assert "epsilon: no such setting" in said
+
+
+def test_run_hands_the_whole_study_to_flower(hospitals, tmp_path, monkeypatch):
+    flwr = tmp_path / "bin" / "flwr"
+    flwr.parent.mkdir()
+    flwr.write_text(
+        f'#!/bin/sh\necho "$@" > {tmp_path}/said\nwhile [ "$1" != --run-config ]; do shift; done\ncp "$2" {tmp_path}/run.toml\n'
+    )
+    flwr.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{flwr.parent}:{os.environ['PATH']}")
+    study = hospitals.study(privacy={"epsilon": 3.0})
+    assert main(["run", str(write(tmp_path / "study.json", study)), "--superlink", "clinic", "--stream"]) == 0
+    assert (tmp_path / "said").read_text().startswith("run . clinic --run-config ")
+    given = tomllib.loads((tmp_path / "run.toml").read_text())
+    assert Study.from_json(given["study"]) == study
+
+
+@pytest.mark.parametrize(("sites", "code"), [(("a", "b", "c"), 0), (("a", "nowhere"), 3), (("nowhere",), 4)])
+def test_the_verdict_is_the_exit_code(hospitals, monkeypatch, capsys, sites, code):
+    monkeypatch.setenv("KONSIL_RUNS", str(hospitals.folder / "runs"))
+    study = hospitals.study(sites=sites)
+    context = Context(1, 1, {}, RecordDict(), {"study": study.to_json(), "enrol-timeout-s": 0})
+    grid = InProcessGrid("fl_client.app:app", hospitals.nodes, {"study": study.to_json()})
+    if code == 4:
+        with pytest.raises(RuntimeError, match="study rehearsal: failed"):
+            coordinator.app(grid, context)
+    else:
+        coordinator.app(grid, context)
+    path = hospitals.folder / "runs" / "rehearsal" / "record.json"
+    assert main(["record", str(path)]) == code
+    assert Record.read(path).engine == "flower"
+    if code == 3:
+        assert "round 1: nowhere absent" in capsys.readouterr().out
+
+
+def test_a_run_without_a_study_is_refused_in_words():
+    with pytest.raises(ValueError, match="this run has no study"):
+        coordinator.study_of(Context(1, 1, {}, RecordDict(), {}))
+
+
+def test_weights_that_are_named_by_hash_are_read_and_checked(hospitals, tmp_path, monkeypatch):
+    import torch
+
+    study = hospitals.study()
+    start = coordinator.start_of(study)
+    torch.save(start, tmp_path / "start.pt")
+    named = study.model_copy(update={"initial_model_sha256": "0" * 64})
+    with pytest.raises(ValueError, match="say where in KONSIL_INITIAL_MODEL"):
+        coordinator.start_of(named)
+    monkeypatch.setenv("KONSIL_INITIAL_MODEL", str(tmp_path / "start.pt"))
+    assert set(coordinator.start_of(named)) == set(start)
+
+
+def test_the_repositorys_own_default_study_is_valid_for_this_konsil():
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    study = Study.from_json(settings["tool"]["flwr"]["app"]["config"]["study"])
+    assert study.konsil_version == settings["project"]["version"]
+    assert json.loads(study.to_json())["task"]["name"] == "segmentation"
