@@ -55,7 +55,7 @@ def renyi_by_hand(sigma, rate, steps, delta):
     return best
 
 
-def loss_distribution_by_hand(sigma, rate, steps, delta, *, up, width=3e-4, size=1 << 18):
+def loss_distribution_by_hand(sigma, rate, steps, delta, *, up, width=3e-4, size=1 << 17):
     """Epsilon of the composed loss distribution on a grid, losses rounded up (too much) or down (too little)."""
     edges = (np.arange(size + 1) - size // 2) * width  # of the privacy loss
 

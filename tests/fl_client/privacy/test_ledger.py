@@ -295,6 +295,14 @@ def test_a_line_torn_by_a_crash_is_cut_off_and_the_next_one_follows(written, pat
     assert path.read_bytes().startswith(whole)
 
 
+def test_a_torn_line_longer_than_the_next_one_leaves_nothing_behind(written, path):
+    with open(path, "a") as file:
+        file.write('{"event":{"kind":"' + "x" * 5000)
+    written.spend(event(5))
+    assert [e.round for e in ledger(path).events] == [1, 2, 3, 4, 5]
+    assert "xxx" not in path.read_text()
+
+
 def test_a_whole_line_that_the_head_does_not_know_yet_is_counted(written, path):
     head = path.with_name("ledger.jsonl.head").read_bytes()
     written.spend(event(5))

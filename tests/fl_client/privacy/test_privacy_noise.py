@@ -109,6 +109,12 @@ def test_one_patient_more_moves_the_sum_by_at_most_the_bound(extreme):
     assert np.linalg.norm(difference) <= 0.5 * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_vector_that_is_not_finite_counts_as_zero_whole(broken):
+    total = noisy_sum([[0.1, 0.2], [0.3, broken]], bound=1.0, noise_multiplier=0.0, noise=os_noise())
+    assert total == pytest.approx([0.1, 0.2])
+
+
 def test_its_noise_has_the_multiplier_times_the_bound():
     released = noisy_sum(np.zeros((4, 50_000)), bound=0.5, noise_multiplier=4.0, noise=seeded_noise(1))
     assert ONE_IN_A_BILLION < stats.chi2.cdf((released**2).sum() / 2.0**2, 50_000) < 1 - ONE_IN_A_BILLION
