@@ -47,7 +47,9 @@ class Site(Frozen):
         """Write the settings as YAML with mode 0600."""
         path = Path(path)
         path.touch(mode=0o600)
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        settings = self.model_dump(mode="json")
+        settings["folder"] = str(self.folder.resolve())
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
     @property
     def cohort_folder(self) -> Path:
