@@ -6,15 +6,17 @@ Hydra is seen in this file alone. Wrong keys and wrong values are refused before
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -23,6 +25,7 @@ from conf.study import words
 from simulation.settings import Simulation, read
 
 CONF = Path(next(iter(conf.__path__)))
+GROUPS = ("hospitals", "size", "privacy", "strategy", "task")
 
 HELP = """konsil-simulate: federate hospitals that do not exist, through the code that real ones run.
 
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun", "--show")]
     try:
         jobs = _sweep(overrides) if many else [overrides]
-        simulations = [_read(job) for job in jobs]
+        simulations = [settings_of(job) for job in jobs]
         if many:
             simulations = [_named(simulation, job) for simulation, job in zip(simulations, jobs, strict=True)]
     except (HydraException, OmegaConfBaseException) as error:
@@ -74,12 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _compose(overrides: Sequence[str]):  # type: ignore[no-untyped-def]
+def _compose(overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose("simulation", overrides=list(overrides))
 
 
-def _read(overrides: Sequence[str]) -> Simulation:
+def settings_of(overrides: Sequence[str]) -> Simulation:
+    """The checked settings of `conf/` with these overrides."""
     settings = OmegaConf.to_container(_compose(overrides), resolve=True)
     if not isinstance(settings, dict):
         raise ValueError("conf/simulation.yaml must hold a mapping")
@@ -104,17 +108,26 @@ def _named(simulation: Simulation, overrides: Sequence[str]) -> Simulation:
 
 
 def _groups() -> str:
-    folders = sorted(folder for folder in CONF.iterdir() if folder.is_dir() and folder.name in ("hospitals", "size", "task", "privacy", "strategy"))
-    return "\n".join(f"  {folder.name}={'|'.join(sorted(file.stem for file in folder.glob('*.yaml')))}" for folder in folders)
+    return "\n".join(f"  {group}={'|'.join(_choices(CONF / group))}" for group in GROUPS)
+
+
+def _choices(folder: Path) -> list[str]:
+    return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 def _hydra_words(error: Exception) -> str:
-    """Hydra's message without its advice on `+key`, and the keys or options there are."""
-    lines = [line for line in str(error).splitlines() if line.strip() and "To append to your config" not in line and "Set the environment" not in line]
-    text = "\n".join(dict.fromkeys(lines))
-    if "In 'simulation': Could not find" in text or "Key" in text or "Could not override" in text:
-        text += f"\nSettings at the top: {', '.join(sorted(Simulation.model_fields))}\nChoices:\n{_groups()}"
-    return text
+    """What Hydra says, without its advice for programmers, and what is allowed at that place."""
+    text = str(error)
+    if wrong := re.search(r"Could not override '([^']+)'", text):
+        *path, key = wrong[1].split(".")
+        place: Any = OmegaConf.to_container(_compose([]))
+        for part in path:
+            place = place.get(part) if isinstance(place, dict) else None
+        allowed = f"{'.'.join(path) or 'the top level'} has {', '.join(sorted(place))}" if isinstance(place, dict) else ""
+        return f"{wrong[1]}: no such setting as {key}; {allowed}"
+    if wrong := re.search(r"Could not find '(\w+)/([^']+)'", text):
+        return f"{wrong[1]}: no such choice as {wrong[2]}; {wrong[1]} is one of {', '.join(_choices(CONF / wrong[1]))}"
+    return "\n".join(dict.fromkeys(line for line in text.splitlines() if line.strip()))
 
 
 def _refuse(text: str) -> int:

@@ -7,6 +7,7 @@ cores are faster than one hospital on two threads, and the numbers don't depend 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -69,17 +71,20 @@ def unordered(pool: Executor, call: Callable[..., T], jobs: Iterable[tuple[Any, 
 
 
 class Meter:
-    """Seconds by phase, and the peak memory of this process and its children (proportional set size, MiB)."""
+    """Seconds by phase, and the peak memory of this process and its children (proportional set size, MiB).
 
-    def __init__(self, *, interval_s: float = 0.5) -> None:
-        self.timings: dict[str, float] = {}
-        self.peak_memory_mb = 0.0
+    `notes` is a file that holds the seconds so far while the work is unfinished: a run that was interrupted adds to them.
+    """
+
+    def __init__(self, notes: Path, *, interval_s: float = 0.5) -> None:
+        self._notes = notes
+        self.timings: dict[str, float] = json.loads(notes.read_text()) if notes.exists() else {}
+        self.peak_memory_mb = self.timings.pop("peak_memory_mb", 0.0)
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Meter:
-        self._begin = time.monotonic()
         self._thread.start()
         return self
 
@@ -87,7 +92,15 @@ class Meter:
         self._stop.set()
         self._thread.join()
         self._look()
-        self.timings["total"] = time.monotonic() - self._begin
+
+    def finish(self) -> None:
+        """The work is done: the next run begins at zero."""
+        self._notes.unlink(missing_ok=True)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all phases together."""
+        return sum(self.timings.values())
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -97,6 +110,7 @@ class Meter:
             yield
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begin
+            self._notes.write_text(json.dumps({**self.timings, "peak_memory_mb": self.peak_memory_mb}))
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):

@@ -59,7 +59,7 @@ def rehearse(simulation: Simulation) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(simulation.model_dump_json(indent=1))
     cache = Path(simulation.runs_folder) / "cache"
-    with Meter() as meter, Screen(simulation) as screen, executor(simulation.workers) as pool:
+    with Meter(folder / "timings.json") as meter, Screen(simulation) as screen, executor(simulation.workers) as pool:
         with meter.phase("hospitals"):
             sites, held_out, real = _open_hospitals(simulation, cache, pool, screen)
         with meter.phase("pretraining"):
@@ -83,6 +83,7 @@ def rehearse(simulation: Simulation) -> Outcome:
     record = _record(simulation, arms, world, folder, meter)
     record.write(folder / "record.json")
     write_report(folder)
+    meter.finish()
     print("\n".join(summary_lines(folder)))
     return record.verdict
 
@@ -231,9 +232,10 @@ def _export(simulation: Simulation, final: Arm, folder: Path) -> None:
         export_torchscript(restore(task, [final.state()]), task.settings, folder / "model.ts.pt")
     (folder / "ledgers").mkdir(exist_ok=True)
     for name in final.hospitals:
-        ledger = final.folder / "sites" / name / "ledger.jsonl"
-        if ledger.exists():
-            shutil.copy(ledger, folder / "ledgers" / f"{name}.jsonl")
+        for ending in ("", ".head"):  # the head finds lines that are missing at the end
+            ledger = final.folder / "sites" / name / f"ledger.jsonl{ending}"
+            if ledger.exists():
+                shutil.copy(ledger, folder / "ledgers" / f"{name}.jsonl{ending}")
 
 
 def _pictures(simulation: Simulation, final: Arm, world: World, folder: Path) -> None:
@@ -319,10 +321,8 @@ def _record(simulation: Simulation, arms: Sequence[Arm], world: World, folder: P
             entry = {"scanner": hospital.scanner, "cases_expected": hospital.cases_expected, "cases_used": len(hospital.cohort)}
             entry |= {"refused": dict(hospital.refused), "arms": {arm: means(arm, role, name) for arm in names}}
             record.held_out.setdefault(role, {})[name] = entry
-    earlier = json.loads((folder / "timings.json").read_text()) if (folder / "timings.json").exists() else {}
-    record.timings = {phase: round(seconds, 2) for phase, seconds in meter.timings.items()}
+    record.timings = {phase: round(seconds, 2) for phase, seconds in [*meter.timings.items(), ("total", meter.total_s)]}
     record.peak_memory_mb = round(meter.peak_memory_mb, 1)
-    (folder / "timings.json").write_text(json.dumps({**earlier, **record.timings}))
     record.judge()
     for other in arms:  # an arm that lost a hospital on the way is not the comparison it claims to be
         if other is not final and other.record().verdict != "complete":

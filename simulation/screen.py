@@ -50,7 +50,7 @@ class Screen:
         """A line that stays."""
         self.console.print(text, markup=False)
 
-    def advance(self, what: str, done: int, total: int, more: str = "") -> None:
+    def advance(self, what: str, done: float, total: int, more: str = "") -> None:
         """Show that `done` of `total` parts of `what` are done."""
         if what not in self._tasks:
             self._begun[what] = time.monotonic()
@@ -62,10 +62,10 @@ class Screen:
             self.note(f"{what}: done in {time.monotonic() - self._begun[what]:.0f} s {more}")
 
     def part(self, what: str, index: int, count: int, name: str) -> Callable[[int, int], None]:
-        """Progress of part `index` of `count`, which itself has parts; shown on one line in thousandths."""
+        """Progress of part `index` of `count`, which itself has parts, on the line of the whole."""
 
         def advance(done: int, total: int) -> None:
-            self.advance(what, round(100 * (index + done / max(total, 1))), 100 * count, f"{name} {done}/{total}")
+            self.advance(what, index + done / max(total, 1), count, f"{name} {done}/{total}")
 
         return advance
 
