@@ -6,7 +6,9 @@ to, because it has to find its study in the archive. It is marked as made for re
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -139,14 +141,22 @@ def _in_order(source: Path | Sequence[Dataset]) -> list[Dataset]:
     headers = _headers(Path(source)) if isinstance(source, (str, Path)) else list(source)
     if len({str(header.SeriesInstanceUID) for header in headers}) != 1:
         raise ValueError(f"a mask belongs to one series; the source holds {len({str(h.SeriesInstanceUID) for h in headers})}")
-    ordered = [frame.header for frame in stack([Frame(Path(), header) for header in headers])[0]]
+    ordered = [copy.deepcopy(frame.header) for frame in stack([Frame(Path(), header) for header in headers])[0]]
     for header in ordered:
         for name in COPIED:
-            if name not in header:
+            if name not in header or (name.endswith("Date") and not _is_date(str(header[name].value))):
                 setattr(header, name, "")
         if not UID(str(header.StudyInstanceUID)).is_valid:
             raise ValueError("StudyInstanceUID of the source images is no valid UID; a SEG can't refer to it")
     return ordered
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.strptime(text, "%Y%m%d")
+    except ValueError:  # such as 20120000, which some anonymisers leave
+        return False
+    return True
 
 
 def _headers(folder: Path) -> list[Dataset]:

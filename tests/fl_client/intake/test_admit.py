@@ -134,17 +134,27 @@ def test_of_two_studies_the_later_counts(case: Case, let_in: LetIn, tmp_path: Pa
     assert sum("earlier" in reason for reason in intake.left_out.values()) == 3
 
 
+def change(pattern: str, **elements: object) -> Callable[[Path, Edit], None]:
+    """Set elements in all files of this pattern."""
+
+    def spoil(archive: Path, edit: Edit) -> None:
+        for path in archive.rglob(pattern):
+            edit(path, lambda dataset: dataset.update(elements))
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (lambda a, edit: file_of(a, "cine_ed", 3).unlink(), "cine_ed: slices are missing"),
         (lambda a, edit: file_of(a, "cine_ed", 6).unlink(), "mask 1 refers to 6 images, of which 1 are not here"),
-        (lambda a, edit: edit(file_of(a, "lge", 2), lambda d: setattr(d, "ImagePositionPatient", [0, 0, 0])), "lge: "),
-        (lambda a, edit: edit(file_of(a, "lge", 2), lambda d: setattr(d, "PixelData", b"12")), "lge: the pixel data of image 2 of 6"),
-        (lambda a, edit: [edit(p, lambda d: setattr(d, "Modality", "OT")) for p in a.rglob("IM*.dcm")], "no usable series"),
-        (lambda a, edit: edit(next(a.rglob("cine_ed-mask.dcm")), lambda d: setattr(d, "FrameOfReferenceUID", "1.2.3")), "frame of reference"),
+        (change("lge/IM0002.dcm", ImagePositionPatient=[0, 0, 0]), "lge: "),
+        (change("lge/IM0002.dcm", PixelData=b"12"), "lge: the pixel data of image 2 of 6"),
+        (change("IM*.dcm", Modality="OT"), "no usable series"),
+        (change("cine_ed-mask.dcm", FrameOfReferenceUID="1.2.3"), "frame of reference"),
     ],
-)  # fmt: skip
+)
 def test_a_patient_whose_images_or_mask_are_wrong_is_refused(
     archive: Path, let_in: LetIn, edit: Edit, spoil: Any, reason: str
 ) -> None:
@@ -334,7 +344,7 @@ def test_every_file_of_other_projects_ends_as_a_case_or_a_reason(
     assert intake.expected == len(intake.admitted) + len(intake.refused)
     assert len(cohort) == len(intake.admitted)
     files = sum(1 for path in folder.rglob("*") if path.is_file())
-    assert files == 93 or files > 80
+    assert files > 80
     names = subprocess.run(
         ["cut", "-d,", "-f13", folder / "manifest.csv"], capture_output=True, text=True, check=True
     ).stdout.split("\n")[1:]

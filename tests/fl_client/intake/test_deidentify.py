@@ -58,7 +58,8 @@ def test_only_the_positive_list_passes_at_every_depth() -> None:
     inner.OperatorIdentificationSequence = [creator]
     dataset = header(
         PatientName="Abendroth^A", PatientBirthDate="19500101", InstitutionName="Abendroth Clinic", Modality="MR", Rows=4,
-        StudyTime="101010", SegmentSequence=[inner], StationName="ABENDROTH", PatientComments="Abendroth", Manufacturer="Abendroth Imaging",
+        StudyTime="101010", SegmentSequence=[inner], StationName="ABENDROTH",
+        PatientComments="Abendroth", Manufacturer="Abendroth Imaging",
         ImageType=["ORIGINAL", "ABENDROTH"], SeriesDescription="cine_ed of Mr Abendroth",
     )  # fmt: skip
     dataset.private_block(0x0019, "ABENDROTH", create=True).add_new(1, "LO", "Abendroth")
@@ -69,8 +70,8 @@ def test_only_the_positive_list_passes_at_every_depth() -> None:
     assert result.Manufacturer == "other"
     kept = {element.keyword for element in result.iterall()}
     assert kept == {
-        "Modality", "Rows", "SegmentSequence", "SegmentNumber", "SegmentLabel", "Manufacturer", "ImageType", "SeriesDescription", "PatientID",
-        "PatientIdentityRemoved",
+        "Modality", "Rows", "SegmentSequence", "SegmentNumber", "SegmentLabel", "Manufacturer", "ImageType",
+        "SeriesDescription", "PatientID", "PatientIdentityRemoved",
     }  # fmt: skip
 
 

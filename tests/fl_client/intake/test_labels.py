@@ -23,7 +23,7 @@ def test_texts_numbers_and_codes_lead_to_the_same_structure(labels: LabelMap) ->
 
 
 def test_an_unmapped_label_is_an_error_that_names_what_is_known(labels: LabelMap) -> None:
-    with pytest.raises(UnmappedLabel, match="label 7 stands nowhere.*LV blood pool"):
+    with pytest.raises(UnmappedLabel, match=r"label 7 stands nowhere.*LV blood pool"):
         labels.translate(np.array([[[0, 1, 7]]]))
     with pytest.raises(UnmappedLabel, match=r"1\.5 is no whole number"):
         labels.translate(np.array([[[0, 1.5]]]))

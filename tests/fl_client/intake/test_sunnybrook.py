@@ -92,7 +92,7 @@ def test_a_polygon_covers_the_pixels_that_it_covers_by_half_or_more() -> None:
     inside = fill(square, (6, 6))
     assert np.argwhere(inside).tolist() == [[1, 2], [1, 3], [2, 1], [2, 2], [2, 3], [2, 4], [3, 2], [3, 3]]
     assert np.array_equal(fill(5 - square, (6, 6)), inside[::-1, ::-1])  # no side is preferred
-    assert np.argwhere(fill(square + [0.5, 0.5], (6, 6))).tolist() == [[2, 2], [2, 3], [2, 4], [3, 2], [3, 3], [3, 4]]
+    assert np.argwhere(fill(square + 0.5, (6, 6))).tolist() == [[2, 2], [2, 3], [2, 4], [3, 2], [3, 3], [3, 4]]
 
 
 def test_an_areas_error_vanishes_with_size() -> None:
