@@ -201,6 +201,8 @@ def training_patients(site: Site, task: GradientTask) -> TrainingPatients:
             note(site, patient=patient, left_out=str(error))
         else:
             usable.append(patient)
+    if not usable:  # noise alone would pass for an answer
+        raise Declined(f"this hospital has no training patient that the task can use (declared: {site.declared_size})")
     return TrainingPatients(cohort, task, usable)
 
 
