@@ -34,6 +34,7 @@ Observer = Callable[[Round, State], None]
 """Called after each round with who answered and the model as it would be released now."""
 
 DECLINED = 100  # error code of a site that says no, in words (fl_client/release.py); any other code is a failure
+LONGEST_REASON = 500  # characters of a site's own words that go into the record
 
 
 class Rounds(Strategy):
@@ -140,7 +141,8 @@ class Rounds(Strategy):
             return SiteRound(answer="quarantined", reason="answered twice, with different contents")
         if first.has_error():
             answer = "declined" if first.error.code == DECLINED else "failed"
-            return SiteRound.model_validate({"answer": answer, "reason": first.error.reason or f"error {first.error.code}"})
+            reason = (first.error.reason or f"error {first.error.code}")[:LONGEST_REASON]
+            return SiteRound.model_validate({"answer": answer, "reason": reason})
         if first.metadata.src_node_id != question.metadata.dst_node_id:
             reason = f"answered by node {first.metadata.src_node_id}, which was not asked"
             return SiteRound(answer="quarantined", reason=reason)
@@ -346,7 +348,7 @@ class Enrolment:
             node = reply.metadata.src_node_id
             if reply.has_error():  # whose it is can't be known: it gives no name
                 self._names[node] = ""
-                self.failures.append(f"node {node}: {reply.error.reason}")
+                self.failures.append(f"node {node}: {(reply.error.reason or '')[:LONGEST_REASON]}")
             else:
                 self._enter(node, dict(reply.content.config_records.get("enrolment", {})))
 
@@ -359,7 +361,7 @@ class Enrolment:
             self.reasons[name] = f"more than one node says it is {name}; none of them is asked"
             self.nodes = {n: site for n, site in self.nodes.items() if site != name}
         elif answer.get("takes-part") is not True:
-            self.reasons[name] = str(answer.get("reason", "")) or "declined without a reason"
+            self.reasons[name] = str(answer.get("reason", ""))[:LONGEST_REASON] or "declined without a reason"
         elif not isinstance(size, int) or size < 1:
             self.reasons[name] = f"declared the size {size!r}; it must be a whole number, 1 or more"
         else:

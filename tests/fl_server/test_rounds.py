@@ -8,8 +8,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 
 from fl_client import app as hospital
+from fl_client import release
 from fl_server.record import Record
-from fl_server.rounds import Rounds, fingerprint, initial_state, run
+from fl_server.rounds import DECLINED, Rounds, fingerprint, initial_state, run
 from simulation.grid import InProcessGrid
 
 START = {"w": np.array([1.0, 2.0], np.float32), "frozen": np.array([7, 8], np.int64)}
@@ -154,6 +155,14 @@ def test_errors_are_declines_or_failures_and_are_told_apart_from_silence():
     assert said["a"] == ("declined", "budget spent")
     assert said["b"] == ("failed", "stopped responding")
     assert said["c"] == ("absent", "no answer before the round's end")
+
+
+def test_site_and_coordinator_mean_the_same_by_a_decline_and_words_are_cut_short():
+    assert DECLINED == release.DECLINED != release.FAILED
+    strategy = rounds()
+    one_round(strategy, lambda m: release.decline(m, "no " * 10_000), good([1, 1]), good([1, 1]))
+    assert strategy.answers[1]["a"].answer == "declined"
+    assert len(strategy.answers[1]["a"].reason) == 500
 
 
 def test_an_error_that_flowers_superlink_writes_under_its_own_number_is_put_down_to_the_site():
