@@ -29,12 +29,14 @@ THETA: Floats = (np.arange(ANGLES, dtype=np.float32) + 0.5) * np.float32(2 * np.
 class Contours:
     """Radii in mm around the long axis, each (levels, ANGLES); from inside out they never decrease.
 
-    `endo` and `epi` are what a reader draws; `cavity` is the jagged tissue border of the blood with trabeculae cut out.
+    `endo` and `epi` are what a reader draws; `cavity` is the jagged tissue border of the blood with trabeculae cut out,
+    `core` where blood moves fast.
     `surrounded` (levels,) is the fraction of the cavity's rim that is muscle; `zn` (levels,) is the normalised height, 0 at the
     valve plane and 1 at the tip of the cavity.
     """
 
     zn: Floats
+    core: Floats
     cavity: Floats
     endo: Floats
     epi: Floats
@@ -162,7 +164,9 @@ def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float) -> Contours:
     pad = 0.05 + 0.9 * _bump(THETA, 2.2, 0.9) + 0.5 * _bump(THETA, 4.2, 0.6)
     patches = np.clip(0.35 * pad[None] + 0.30 * _noise(rng, z, 26.0, 20.0) * (0.4 + pad[None]), 0, 2)
     fat = hull + patient.epicardial_fat_mm * patches * groove
-    tables = (zn, cavity, endo, epi, right_cavity, right, right_wall, fat, surrounded)
+    core = cavity - patient.slow_rim_mm * np.clip(0.45 + 0.35 * _noise(rng, z, 16.0, 14.0), 0, 1.3)
+    core = np.maximum(core, 0.3 * cavity)
+    tables = (zn, core, cavity, endo, epi, right_cavity, right, right_wall, fat, surrounded)
     return Contours(*(np.asarray(table, np.float32) for table in tables))
 
 

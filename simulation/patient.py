@@ -61,6 +61,7 @@ class Patient:
     base_tilt_mm: float
     outflow_angle: float
     trabeculation_mm: float
+    slow_rim_mm: float  # blood at the wall that moves slowly and is darker on cine
     papillary_mm: float
     papillary_angles: tuple[float, float]
     right_width_mm: float
@@ -149,7 +150,14 @@ def draw_patient(seed: int, case_mix: Mapping[str, float]) -> Patient:
         ecv = normal(tissue.ECV_AMYLOID, 0.06)
         lesions = [Lesion(0.0, 20.0, 0.4, 1.6, -0.1, float(uniform(0.35, 0.6)), float(np.clip(ecv + 0.09, 0.40, 0.75)))]
     edv = float(np.clip(edv, 75, 360))
-    length = 84 * (edv / 140) ** (1 / 3) * sphere
+    length = float(np.clip(84 * (edv / 140) ** (1 / 3) * sphere, 62, 130))
+    skin_fat = float(np.clip(rng.gamma(2.5, 7.5 if female else 5.5), 3.0, 55))
+    muscle = float(np.clip(normal(9 if female else 14, 4), 4, 28))
+    cage = (
+        float(normal(130 if female else 142, 9)),
+        float(normal(90 if female else 97, 8)),
+    )  # half width and depth to the pleura
+    place = _fitted(np.array([normal(42, 8), normal(-26, 6), 0.0]), cage, 0.55 * length + wall + 4)
     return Patient(
         seed=seed,
         disease=disease,
@@ -159,7 +167,7 @@ def draw_patient(seed: int, case_mix: Mapping[str, float]) -> Patient:
         heart_rate_per_min=float(np.clip(normal(68, 11), 45, 110)),
         ejection_fraction=float(np.clip(fraction, 0.10, 0.78)),
         edv_ml=edv,
-        length_mm=float(np.clip(length, 62, 130)),
+        length_mm=length,
         wall_mm=float(np.clip(wall, 5.0, 17.0)),
         septal_ratio=float(septal),
         hypertrophy_angle=float(hypertrophy_angle),
@@ -169,7 +177,8 @@ def draw_patient(seed: int, case_mix: Mapping[str, float]) -> Patient:
         septal_flattening=float(np.clip(normal(0.02, 0.03), -0.02, 0.12)),
         base_tilt_mm=float(uniform(3, 10)),
         outflow_angle=float(normal(2.45, 0.25)),
-        trabeculation_mm=float(uniform(2.0, 8.5)),
+        trabeculation_mm=float(uniform(2.5, 11.0)),
+        slow_rim_mm=float(uniform(0.0, 7.0)),
         papillary_mm=float(np.clip(normal(4.6, 0.9), 2.8, 7.5)),
         papillary_angles=(float(normal(0.62, 0.18)), float(normal(-1.05, 0.2))),
         right_width_mm=float(np.clip(normal(30, 6) * (edv / 150) ** 0.25, 16, 50)),
@@ -180,10 +189,10 @@ def draw_patient(seed: int, case_mix: Mapping[str, float]) -> Patient:
         epicardial_fat_mm=float(np.clip(rng.gamma(2.2, 2.4), 0.5, 15)),
         axis_tilt=(float(normal(0, 0.10)), float(normal(0, 0.10))),
         heart_angles_deg=(float(normal(0, 7)), float(normal(0, 7)), float(normal(0, 9))),
-        heart_place_mm=(float(normal(42, 8)), float(normal(-27, 7)), 0.0),
-        torso_mm=(float(normal(158 if female else 172, 14)), float(normal(112 if female else 120, 12))),
-        skin_fat_mm=float(np.clip(rng.gamma(2.5, 7.5 if female else 5.5), 3.0, 55)),
-        muscle_mm=float(np.clip(normal(9 if female else 14, 4), 4, 28)),
+        heart_place_mm=place,
+        torso_mm=(cage[0] + skin_fat + muscle + 11, cage[1] + skin_fat + muscle + 11),
+        skin_fat_mm=skin_fat,
+        muscle_mm=muscle,
         rib_spacing_mm=float(normal(25, 2)),
         dome_mm=float(normal(1, 5)),
         mediastinum=float(uniform(0.7, 1.2)),
@@ -191,6 +200,17 @@ def draw_patient(seed: int, case_mix: Mapping[str, float]) -> Patient:
         ecv=float(np.clip(ecv, 0.19, 0.65)),
         lesions=tuple(lesions),
     )
+
+
+def _fitted(place: npt.NDArray[np.float64], cage: tuple[float, float], reach_mm: float) -> tuple[float, float, float]:
+    """The heart's place, moved back along its axis until its apex lies inside the rib cage."""
+    axis = np.array([0.62, -0.67, -0.42])
+    for _ in range(60):
+        left, posterior, _ = place + reach_mm * axis
+        if (left / cage[0]) ** 2 + ((posterior - 6) / cage[1]) ** 2 < 0.88:
+            break
+        place = place - axis
+    return float(place[0]), float(place[1]), float(place[2])
 
 
 def _myocarditis(rng: np.random.Generator) -> list[Lesion]:

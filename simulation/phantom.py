@@ -137,6 +137,7 @@ class Anatomy:
 _RINGS = np.array(
     [
         Tissue.BLOOD,
+        Tissue.SLOW_BLOOD,
         Tissue.PAPILLARY,
         Tissue.MYOCARDIUM,
         Tissue.RIGHT_BLOOD,
@@ -161,7 +162,17 @@ def anatomy(patient: Patient, grid: Grid, phase: float) -> Anatomy:
     heart = np.empty((slices, subslices, *place.rho.shape[1:]), np.uint8)
     ecv = np.zeros(place.rho.shape, np.float32)
     rings = np.stack(
-        [tables.cavity, tables.endo, tables.epi, tables.right_cavity, tables.right, tables.right_wall, tables.fat, pericardium]
+        [
+            tables.core,
+            tables.cavity,
+            tables.endo,
+            tables.epi,
+            tables.right_cavity,
+            tables.right,
+            tables.right_wall,
+            tables.fat,
+            pericardium,
+        ]
     )
     for k in range(slices):
         background = surroundings[k][place.window]
@@ -219,7 +230,10 @@ def _papillaries(
         r, beside = rho[near], THETA[index[near]] - np.float32(angle)
         flat = layer[near]
         gap = r * r + distance * distance - 2 * distance * r * np.cos(beside)
-        flat[(gap < radius * radius * (1 + 0.25 * np.cos(3 * beside * 4 + number))) & (flat == Tissue.BLOOD)] = Tissue.PAPILLARY
+        flat[
+            (gap < radius * radius * (1 + 0.25 * np.cos(3 * beside * 4 + number)))
+            & ((flat == Tissue.BLOOD) | (flat == Tissue.SLOW_BLOOD))
+        ] = Tissue.PAPILLARY
         layer[near] = flat
 
 

@@ -34,7 +34,7 @@ class Tissue(IntEnum):
     MARROW = 12
     CORTEX = 13  # cortical bone, pericardium, sternal fibrous tissue
     SMALL_VESSEL = 14  # lung and liver vessels thinner than a slice: half blood
-    SLOW_BLOOD = 15  # blood between trabeculae: no inflow enhancement
+    SLOW_BLOOD = 15  # blood at the wall and between trabeculae: no inflow enhancement, some muscle in it
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ TISSUES: dict[Tissue, Relaxation] = {
     Tissue.MARROW: Relaxation((484, 586), (49, 49), 0.80, 0.10),  # B04, L4 vertebra: 586 / 49 at 3 T
     Tissue.CORTEX: Relaxation((1000, 1000), (2, 2), 0.15, 0.02),  # assumed: nearly no signal
     Tissue.SMALL_VESSEL: Relaxation((1475, 1620), (180, 120), 0.50, 0.58),
-    Tissue.SLOW_BLOOD: Relaxation((1475, 1620), (200, 130), 0.78, 0.58),
+    Tissue.SLOW_BLOOD: Relaxation((1475, 1620), (200, 130), 0.84, 0.58),
 }
 
 # Myocardial ECV. Normal 0.25 ± 0.04 (Dabir et al. 2014, JCMR 16:69); amyloid 0.43 ± 0.12 (Barison et al. 2015, J Intern Med

@@ -73,7 +73,16 @@ def test_contours_lie_inside_one_another():
     for seed, disease in enumerate(DISEASES):
         for phase in (0.0, 0.5, 1.0):
             tables = contours(draw_patient(seed, {disease: 1.0}), THIN, phase)
-            rings = [tables.cavity, tables.endo, tables.epi, tables.right_cavity, tables.right, tables.right_wall, tables.fat]
+            rings = [
+                tables.core,
+                tables.cavity,
+                tables.endo,
+                tables.epi,
+                tables.right_cavity,
+                tables.right,
+                tables.right_wall,
+                tables.fat,
+            ]
             for inner, outer in itertools.pairwise(rings):
                 assert np.isfinite(outer).all()
                 assert (outer - inner).min() > -1e-3
