@@ -36,13 +36,13 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Add one to every weight."""
-    arrays = ArrayRecord({name: Array(array.numpy() + 1) for name, array in message.content["arrays"].items()})
+    arrays = ArrayRecord({name: Array(array.numpy() + 1) for name, array in message.content.array_records["arrays"].items()})
     return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
 
 
 def federate(grid: Grid, weights: int) -> list[float]:
     """Seconds of each round; checks that every site took part in each."""
-    strategy = Rounds(FedAvg(fraction_evaluate=0.0, min_available_nodes=SITES), quorum=SITES)
+    strategy = Rounds(FedAvg(fraction_evaluate=0.0, min_train_nodes=SITES), quorum=SITES)
     marks: list[float] = []
     start = ArrayRecord({"weights": Array(np.zeros(weights, np.float32))})
     result = strategy.start(grid, start, num_rounds=ROUNDS, evaluate_fn=lambda *_: marks.append(time.perf_counter()))
