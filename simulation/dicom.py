@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
-from pydicom.valuerep import format_number_as_ds
 
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.write_back import write_seg
@@ -177,8 +176,12 @@ def _add_pixels(dataset: Dataset, stored: npt.NDArray[np.uint16] | npt.NDArray[n
 
 
 def _ds(value: float) -> str:
-    """A decimal string of at most 16 characters (PS3.5 6.2): 10 significant digits and more."""
-    return format_number_as_ds(float(value))
+    """A decimal string with as many digits as 16 characters hold (PS3.5 6.2), which is 10 or more.
+
+    pydicom 3.0's own function writes 17 characters for numbers such as 9.999999999999998.
+    """
+    texts = (f"{float(value):.{digits}g}" for digits in range(16, 0, -1))
+    return next(text for text in texts if len(text) <= 16)
 
 
 def _append_endpoints(path: Path, patient_id: str, endpoints: Mapping[str, float | int | str | None]) -> None:

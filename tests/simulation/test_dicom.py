@@ -90,6 +90,15 @@ def test_headers_hold_the_scanner_the_sequence_and_an_invented_person(tmp_path: 
     assert cine.private_block(0x0019, "KONSIL REHEARSAL")[0x01].value.startswith(person.name)
 
 
+@pytest.mark.parametrize("mm", [9.999999999999998, 1 / 3, 1.0000000000000002])
+def test_a_spacing_that_needs_many_digits_fits_a_decimal_string(tmp_path: Path, mm: float) -> None:
+    volume = small().volumes[0]
+    write_patient(Case("G1", (Volume("cine_ed", volume.image, np.diag([mm, mm, mm, 1.0])),)), tmp_path)
+    header = pydicom.dcmread(next(tmp_path.rglob("IM0003.dcm")))
+    assert header.SliceThickness == pytest.approx(mm, rel=1e-10)
+    assert header.ImagePositionPatient == pytest.approx([2 * mm, 0, 0], rel=1e-10)
+
+
 def test_patients_share_one_table_of_endpoints_and_writing_again_replaces_a_row(tmp_path: Path) -> None:
     write_patient(small("G1"), tmp_path)
     write_patient(Case("G2", small().volumes[:1], {"ef": 0.25, "sex": None}), tmp_path)
