@@ -28,7 +28,9 @@ def main() -> None:
     rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
 
     def dice(arm: str, role: str) -> float:
-        values = [v for r in rows if r["arm"] == arm and r["role"] == role for k, v in r["scores"].items() if k.startswith("dice/")]
+        values = [
+            v for r in rows if r["arm"] == arm and r["role"] == role for k, v in r["scores"].items() if k.startswith("dice/")
+        ]
         return round(float(np.mean(values)), 4)
 
     result = {

@@ -36,7 +36,12 @@ def main() -> None:
     begin = time.monotonic()
     with executor(simulation.workers) as pool:
         start = pretraining.pretrain(
-            simulation.task, simulation.pretraining, simulation.hospitals.series, cache=cache, pool=pool, advance=lambda *_: None
+            simulation.task,
+            simulation.pretraining,
+            simulation.hospitals.series,
+            cache=cache,
+            pool=pool,
+            advance=lambda *_: None,
         )
     real = hospital.real(simulation.real, cache=cache)
     task = load({**simulation.task, "test_time_rotations": 4})

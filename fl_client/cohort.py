@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -48,7 +48,12 @@ class Cohort:
                 if volume.mask is not None:
                     _save(part / f"{volume.series}.mask.npy", volume.mask)
                 volumes.append({"series": volume.series, "affine": volume.affine.tolist(), "mask": volume.mask is not None})
-            text = {"patient": case.patient, "volumes": volumes, "endpoints": dict(case.endpoints), "scanner": dict(case.scanner)}
+            text = {
+                "patient": case.patient,
+                "volumes": volumes,
+                "endpoints": dict(case.endpoints),
+                "scanner": dict(case.scanner),
+            }
             (part / "case.json").write_text(json.dumps(text, indent=1))
             if place.exists():
                 old = part.with_suffix(".old")

@@ -81,7 +81,9 @@ class Record(_Part):
     def begin(cls, study: Study, **fields: Any) -> Record:
         """A record of a study that has not run yet; its verdict is `failed` until rounds say otherwise."""
         sites = {name: SiteRecord() for name in study.sites}
-        return cls(name=study.name, study=study.model_dump(mode="json"), study_hash=study.hash, seed=study.seed, sites=sites, **fields)
+        return cls(
+            name=study.name, study=study.model_dump(mode="json"), study_hash=study.hash, seed=study.seed, sites=sites, **fields
+        )
 
     def judge(self) -> None:
         """Set `verdict` and `reasons` from the rounds: complete only if every planned site was used in every round."""

@@ -69,7 +69,9 @@ def train(arm: Arm, start: Path, look: Look | None = None, pool: Executor | None
     nodes = []
     for index, (name, hospital) in enumerate(arm.hospitals.items()):
         seed = 1_000 * arm.study.seed + index
-        nodes.append({"site": str(hospital.settle(arm.folder / "sites" / name, budget=budget, private=private, noise_seed=seed))})
+        nodes.append(
+            {"site": str(hospital.settle(arm.folder / "sites" / name, budget=budget, private=private, noise_seed=seed))}
+        )
     grid = InProcessGrid("fl_client.app:app", nodes, {"study": arm.study.to_json()}, pool=pool)
     run(grid, arm.study, torch.load(start, weights_only=True), folder=arm.folder, observer=look)
     (arm.folder / "finished").write_text(arm.study.hash)

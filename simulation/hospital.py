@@ -26,9 +26,21 @@ from fl_client.intake.sunnybrook import admit_sunnybrook
 from fl_client.site import Budget, Site
 from simulation.hospital_case import patient_case
 from simulation.machine import unordered
+from simulation.scanner import Series
 from simulation.settings import FolderHospitals, GeneratedHospital, GeneratedHospitals, RealHospital
 
-GENERATOR = ("tissue", "heart", "thorax", "phantom", "scanner", "reader", "hospital_case")
+GENERATOR = (
+    "patient",
+    "heart",
+    "thorax",
+    "tissue",
+    "phantom",
+    "reception",
+    "interpolation",
+    "scanner",
+    "reader",
+    "hospital_case",
+)
 KEY = b"a rehearsal keeps no secret; it needs the same pseudonyms again"
 
 Advance = Callable[[int, int], None]  # patients done, patients in all
@@ -80,12 +92,25 @@ class Hospital:
         return folder / "site.yaml"
 
 
-def drawn(name: str, index: int, settings: GeneratedHospital, every: GeneratedHospitals, *, cache: Path, pool: Executor, advance: Advance) -> Hospital:
+def drawn(
+    name: str,
+    index: int,
+    settings: GeneratedHospital,
+    every: GeneratedHospitals,
+    *,
+    cache: Path,
+    pool: Executor,
+    advance: Advance,
+) -> Hospital:
     """A generated hospital; its patients' seeds are taken from `first_seed + 10 000 index` upwards."""
     count = round(every.patients * settings.relative_size)
     first = every.first_seed + 10_000 * index
     seeds = _seeds(first, count, every.test_fraction, dicom=settings.through_dicom)
-    place = cache / "hospitals" / _key(settings, {"first": first, "series": every.series, "os": every.oversampling, "sub": every.subslices})
+    place = (
+        cache
+        / "hospitals"
+        / _key(settings, {"first": first, "series": every.series, "os": every.oversampling, "sub": every.subslices})
+    )
     place.mkdir(parents=True, exist_ok=True)
     cohort = Cohort(place / "cohort")
     jobs = [
@@ -126,7 +151,9 @@ def _seeds(first: int, count: int, test_fraction: float, *, dicom: bool) -> list
     return seeds
 
 
-def _draw_patient(cohort: Path, settings: GeneratedHospital, seed: int, series: tuple[str, ...], oversampling: int, subslices: int) -> int:
+def _draw_patient(
+    cohort: Path, settings: GeneratedHospital, seed: int, series: tuple[Series, ...], oversampling: int, subslices: int
+) -> int:
     case = patient_case(
         seed,
         scanner=settings.scanner,
@@ -169,7 +196,14 @@ def dealt(settings: FolderHospitals, *, cache: Path, advance: Advance) -> tuple[
                 for file in (Path(source) / stem for stem in share):
                     if file.exists():
                         (folder / kind / file.name).symlink_to(file.resolve())
-            admit_pairs(folder / "images", folder / "masks", Cohort(folder / "cohort"), key=KEY, labels=LabelMap.load(settings.labels), series_name=settings.series[0])
+            admit_pairs(
+                folder / "images",
+                folder / "masks",
+                Cohort(folder / "cohort"),
+                key=KEY,
+                labels=LabelMap.load(settings.labels),
+                series_name=settings.series[0],
+            )
             (folder / "done").touch()
         done += len(share)
         advance(done, total)
@@ -208,7 +242,9 @@ def pooled(name: str, hospitals: Mapping[str, Hospital], folder: Path) -> Hospit
 
 def _key(settings: Frozen, more: Mapping[str, object]) -> str:
     """What determines a cohort: the settings, and the source text of the generator and the intake."""
-    text = settings.model_dump_json(exclude={"relative_size", "sites", "held_out"}) + json.dumps(more, default=str, sort_keys=True)
+    text = settings.model_dump_json(exclude={"relative_size", "sites", "held_out"}) + json.dumps(
+        more, default=str, sort_keys=True
+    )
     here = Path(__file__).parent
     sources = [here / f"{name}.py" for name in GENERATOR] + sorted((here.parent / "fl_client" / "intake").glob("*.py"))
     digest = hashlib.sha256(text.encode())

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from fl_client.cohort import Cohort
-from simulation.hospital_case import patient_case
 from simulation.hospital import GENERATOR
+from simulation.hospital_case import patient_case
 from simulation.machine import unordered
-from simulation.scanner import random_scanner
+from simulation.scanner import Series, random_scanner
 from simulation.settings import Pretraining
 from tasks.task import load
 
@@ -32,7 +32,15 @@ State = dict[str, torch.Tensor]
 Advance = Callable[[str, int, int], None]  # what, done, in all
 
 
-def pretrain(task_settings: dict[str, Any], settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance) -> State:
+def pretrain(
+    task_settings: dict[str, Any],
+    settings: Pretraining,
+    series: tuple[Series, ...],
+    *,
+    cache: Path,
+    pool: Executor,
+    advance: Advance,
+) -> State:
     """Weights after `settings.steps` steps of Adam with cosine decay, and an exponential mean over the steps."""
     task = load(task_settings)
     place = cache / "pretrained" / _key(task.hash, task_settings, settings, series)
@@ -65,7 +73,7 @@ def pretrain(task_settings: dict[str, Any], settings: Pretraining, series: tuple
         image, target = (torch.cat(part).to(device) for part in zip(*rows, strict=True))
         loss = task.loss(model(image), target).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)  # an early step on an odd batch must not throw it off
         optimizer.step()
         schedule.step()
@@ -83,18 +91,22 @@ def pretrain(task_settings: dict[str, Any], settings: Pretraining, series: tuple
     return state
 
 
-def _free_cohort(settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance) -> Cohort:
+def _free_cohort(settings: Pretraining, series: tuple[Series, ...], *, cache: Path, pool: Executor, advance: Advance) -> Cohort:
     key = _key(settings.model_dump_json(include={"first_seed", "oversampling", "subslices"}), series)
     place = cache / "free" / key / str(settings.patients)
     cohort = Cohort(place)
-    seeds = [seed for seed in range(settings.first_seed, settings.first_seed + settings.patients) if f"G{seed:08d}" not in set(cohort.patients)]
+    seeds = [
+        seed
+        for seed in range(settings.first_seed, settings.first_seed + settings.patients)
+        if f"G{seed:08d}" not in set(cohort.patients)
+    ]
     jobs = [(place, seed, series, settings.oversampling, settings.subslices) for seed in seeds]
     for done, _ in enumerate(unordered(pool, _draw_free, jobs), start=settings.patients - len(jobs) + 1):
         advance("patients for pre-training", done, settings.patients)
     return cohort
 
 
-def _draw_free(place: Path, seed: int, series: tuple[str, ...], oversampling: int, subslices: int) -> int:
+def _draw_free(place: Path, seed: int, series: tuple[Series, ...], oversampling: int, subslices: int) -> int:
     from simulation.reader import Reader
 
     scanner = random_scanner(seed)
@@ -113,7 +125,9 @@ def _save(state: dict[str, Any], path: Path) -> None:
 
 def _key(*parts: object) -> str:
     """Hash of the settings and of the source that draws and trains."""
-    digest = hashlib.sha256(json.dumps([part if isinstance(part, str | dict) else str(part) for part in parts], sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps([part if isinstance(part, str | dict) else str(part) for part in parts], sort_keys=True).encode()
+    )
     here = Path(__file__).parent
     for source in (*(here / f"{name}.py" for name in GENERATOR), here / "pretraining.py"):
         digest.update(source.read_bytes())

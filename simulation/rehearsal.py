@@ -168,7 +168,9 @@ def _federate(simulation: Simulation, arm: Arm, world: World, pool: Executor, sc
             for role, hospital in world.roles:
                 if role == "real":
                     continue
-                rows = score_hospital(pool, simulation.task, [state], hospital.cohort_folder, hospital.test_patients, full=False)
+                rows = score_hospital(
+                    pool, simulation.task, [state], hospital.cohort_folder, hospital.test_patients, full=False
+                )
                 means[hospital.name] = mean_scores([scores for _, scores in rows])
         for name in {**answers.sites, **means}:
             site = answers.sites.get(name)
@@ -199,7 +201,9 @@ def _score(simulation: Simulation, arms: Sequence[Arm], world: World, folder: Pa
         if saved.get("identity") != identity:
             rows = []
             for role, hospital in world.roles:
-                full = simulation.full_scores == "all" or (simulation.full_scores == "federation" and name.startswith("federation"))
+                full = simulation.full_scores == "all" or (
+                    simulation.full_scores == "federation" and name.startswith("federation")
+                )
                 found = score_hospital(pool, simulation.task, states, hospital.cohort_folder, hospital.test_patients, full=full)
                 for patient, scores in sorted(found):
                     finite = {key: value for key, value in scores.items() if np.isfinite(value)}
@@ -311,11 +315,17 @@ def _record(simulation: Simulation, arms: Sequence[Arm], world: World, folder: P
     for name, hospital in final.hospitals.items():
         site = record.sites[name]
         site.declared_size, site.scanner = hospital.declared_size, hospital.scanner
-        site.cases_expected, site.cases_used, site.cases_refused = hospital.cases_expected, len(hospital.cohort), len(hospital.refused)
+        site.cases_expected, site.cases_used, site.cases_refused = (
+            hospital.cases_expected,
+            len(hospital.cohort),
+            len(hospital.refused),
+        )
         scores = means(final.name, "site", name)
         site.dice = {key.removeprefix("dice/"): value for key, value in scores.items() if key.startswith("dice/")}
     names = sorted({row["arm"] for row in rows})
-    record.baselines = {arm: {"sites": means(arm, "site"), "seeds": sorted({r["seed"] for r in rows if r["arm"] == arm})} for arm in names}
+    record.baselines = {
+        arm: {"sites": means(arm, "site"), "seeds": sorted({r["seed"] for r in rows if r["arm"] == arm})} for arm in names
+    }
     for role, group in (("held_out", world.held_out), ("real", world.real)):
         for name, hospital in group.items():
             entry = {"scanner": hospital.scanner, "cases_expected": hospital.cases_expected, "cases_used": len(hospital.cohort)}

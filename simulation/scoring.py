@@ -44,7 +44,9 @@ class Ensemble(torch.nn.Module):
         return mean.clamp_min(1e-12).log()
 
 
-def score_patient(settings: dict[str, Any], states: Sequence[State], cohort: Path, patient: str, full: bool) -> tuple[str, Scores]:
+def score_patient(
+    settings: dict[str, Any], states: Sequence[State], cohort: Path, patient: str, full: bool
+) -> tuple[str, Scores]:
     """Scores of one patient; `full` adds distances and volumes to Dice."""
     task = load(settings)
     model = restore(task, states)

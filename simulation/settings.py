@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 
 from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study
 from simulation.reader import Reader
-from simulation.scanner import Scanner
+from simulation.scanner import Scanner, Series
 
 Arm = Literal["federation_private", "federation_plain", "pooled", "alone", "ensemble"]
 
@@ -34,7 +34,7 @@ class GeneratedHospitals(Frozen):
     source: Literal["generated"]
     patients: Annotated[int, Field(ge=2)]  # per hospital of relative size 1, training and test patients together
     first_seed: Annotated[int, Field(ge=0)] = 1_000_000  # patients of hospital i: first_seed + 10 000 i + 0, 1, 2, ...
-    series: tuple[Literal["cine_ed", "cine_es", "lge"], ...]
+    series: tuple[Series, ...]
     oversampling: Annotated[int, Field(ge=1, le=4)]
     subslices: Annotated[int, Field(ge=1, le=8)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -36,7 +36,9 @@ class GradientTask(Protocol):
     def prepare(self, case: Case) -> Arrays:
         """The arrays of one case, computed once. Raises `ValueError`, in words, for a case the task can't use."""
 
-    def example(self, arrays: Mapping[str, npt.NDArray[Any]], views: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def example(
+        self, arrays: Mapping[str, npt.NDArray[Any]], views: int, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw `views` rows from one patient, augmented: input (views, channels, *space), target (views, *space)."""
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
