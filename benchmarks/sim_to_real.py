@@ -1,7 +1,7 @@
 """From drawn patients to real ones: a U-Net that has seen generated scans only, on the Sunnybrook patients at end-diastole.
 
-It is the start that every arm of the standard study begins with (from the cache of --runs, or trained now). The patients come in
-through the intake; the one whose contours are displaced has to be refused there.
+It is the start that every arm of the standard study begins with (from the cache of --runs, or trained now). The patients
+come in through the intake; the one whose contours are displaced has to be refused there.
 The last line is one JSON object; benchmarks/README.md names its keys.
 """
 
