@@ -26,6 +26,7 @@ from conf.study import Study
 from fl_client.site import Budget
 from fl_server.record import Record, Round
 from fl_server.rounds import run
+from simulation.engine import run_ray
 from simulation.grid import InProcessGrid
 from simulation.hospital import Hospital
 from simulation.machine import one_thread
@@ -58,7 +59,7 @@ class Arm:
         return Record.read(self.folder / "record.json")
 
 
-def train(arm: Arm, start: Path, look: Look | None = None, pool: Executor | None = None) -> str:
+def train(arm: Arm, start: Path, look: Look | None = None, *, pool: Executor | None = None, engine: str = "inprocess") -> str:
     """Run one arm to its end, unless it is finished. `look` sees the model after every round."""
     if arm.finished:
         return arm.name
@@ -66,14 +67,20 @@ def train(arm: Arm, start: Path, look: Look | None = None, pool: Executor | None
     arm.folder.mkdir(parents=True)
     private = arm.study.privacy.kind != "none"
     budget = Budget(epsilon=arm.study.privacy.epsilon, delta=arm.study.privacy.delta)
-    nodes = []
-    for index, (name, hospital) in enumerate(arm.hospitals.items()):
-        seed = 1_000 * arm.study.seed + index
-        nodes.append(
-            {"site": str(hospital.settle(arm.folder / "sites" / name, budget=budget, private=private, noise_seed=seed))}
+    sites = {
+        name: hospital.settle(
+            arm.folder / "sites" / name, budget=budget, private=private, noise_seed=1_000 * arm.study.seed + index
         )
-    grid = InProcessGrid("fl_client.app:app", nodes, {"study": arm.study.to_json()}, pool=pool)
-    run(grid, arm.study, torch.load(start, weights_only=True), folder=arm.folder, observer=look)
+        for index, (name, hospital) in enumerate(arm.hospitals.items())
+    }
+    initial = torch.load(start, weights_only=True)
+    if engine == "ray":
+        run_ray(arm.study, sites, initial, folder=arm.folder, observer=look)
+    else:
+        grid = InProcessGrid(
+            "fl_client.app:app", [{"site": str(path)} for path in sites.values()], {"study": arm.study.to_json()}, pool=pool
+        )
+        run(grid, arm.study, initial, folder=arm.folder, observer=look, engine=engine)
     (arm.folder / "finished").write_text(arm.study.hash)
     return arm.name
 

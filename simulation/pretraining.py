@@ -30,7 +30,7 @@ CASE_MIX = {"normal": 1.0, "myocarditis": 0.7, "infarct": 1.5, "hcm": 1.0, "dcm"
 """More dilated and thinned hearts than any hospital has: a network that has seen the extremes interpolates."""
 
 THREADS = 2
-"""Of torch, whatever the machine: sums over threads are rounded in another order, and equal settings should give equal weights."""
+"""Of torch, on any machine: the order of sums depends on it, and equal settings should give equal weights."""
 
 State = dict[str, torch.Tensor]
 Advance = Callable[[str, int, int], None]  # what, done, in all

@@ -178,7 +178,7 @@ def _federate(simulation: Simulation, arm: Arm, world: World, pool: Executor, sc
             write_line(lines, {**entry, "epsilon": site.epsilon if site else None, "time_s": answers.seconds})
         bar(answers, means)
 
-    train(arm, world.start_path, look, pool)
+    train(arm, world.start_path, look, pool=pool, engine=simulation.engine)
 
 
 # -- what came of it --------------------------------------------------------------------------------------------------
