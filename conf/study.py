@@ -50,6 +50,7 @@ class Strategy(Frozen):
     name: Literal["fedavg", "fedprox", "fedadam", "fedmedian"] = "fedavg"
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0  # fedprox: pull of the global model during local steps
     server_learning_rate: Annotated[float, Field(gt=0)] = 1.0  # fedadam: step along the averaged update
+    server_tau: Annotated[float, Field(gt=0)] = 1e-6  # fedadam: updates well below it are not scaled up to full steps
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # final model = exponential mean of the rounds' models; 0 = last
     quorum: Annotated[int, Field(ge=1)] = 1  # a round with fewer usable answers keeps the old model
     round_timeout_s: Annotated[float, Field(gt=0)] = 3600.0

@@ -392,7 +392,7 @@ def _aggregator(study: Study) -> FedAvg:
     kinds: dict[str, Callable[[], FedAvg]] = {
         "fedavg": FedAvg,
         "fedprox": lambda: FedProx(proximal_mu=study.strategy.proximal_mu),
-        "fedadam": lambda: FedAdam(eta=study.strategy.server_learning_rate),
+        "fedadam": lambda: FedAdam(eta=study.strategy.server_learning_rate, tau=study.strategy.server_tau),
         "fedmedian": FedMedian,
     }
     return kinds[study.strategy.name]()
