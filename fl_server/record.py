@@ -18,6 +18,7 @@ from conf.study import Study
 
 SCHEMA = "konsil-record/1"
 Outcome = Literal["complete", "degraded", "failed"]
+LONGEST_REASON = 500  # characters of a site's own words that go into the record
 Answer = Literal["used", "declined", "failed", "quarantined", "absent"]
 
 

@@ -283,6 +283,16 @@ def test_a_study_that_nobody_joins_has_failed_and_leaves_no_model(hospitals):
     assert json.loads((hospitals.folder / "run" / "record.json").read_text())["verdict"] == "failed"
 
 
+def test_with_fewer_hospitals_than_the_quorum_nobody_is_asked_and_nobody_pays(hospitals):
+    for name in ("b", "c"):
+        hospitals.save(hospitals.site(name).model_copy(update={"approve_all": False}))
+    _, record = over(hospitals, hospitals.study(strategy={"quorum": 2}))
+    assert record.verdict == "failed"
+    assert record.rounds[0].sites["a"].reason == "not asked: 1 of the 2 hospitals that a round needs take part"
+    assert record.rounds[0].sites["b"].answer == "declined"
+    assert hospital.ledger_of(hospitals.site("a")).events == ()
+
+
 def test_the_averaged_model_weights_rounds_by_their_distance_from_the_end(hospitals):
     app = ClientApp()  # answers round r with the value r everywhere
     app.query("enroll")(hospital.enroll)
