@@ -1,9 +1,12 @@
-"""konsil-site: what a person at the hospital does with studies and with the ledger.
+"""konsil-site: what a person at the hospital does: let images in, decide about studies, read the ledger, join.
 
+konsil-site --site site.yaml init --name clinic --declared-size 50    write site.yaml and a key for pseudonyms
+konsil-site --site site.yaml admit FOLDER       let images in: DICOM, NIfTI or NRRD with --masks, or Sunnybrook
+konsil-site --site site.yaml cohort             who is inside, in numbers
 konsil-site --site site.yaml studies            what was asked, what was decided, what it would cost
-konsil-site --site site.yaml show HASH          the whole study, as JSON
-konsil-site --site site.yaml approve HASH       say yes to exactly this study
-konsil-site --site site.yaml decline HASH       say no
+konsil-site --site site.yaml show STUDY         the whole study, as JSON (STUDY: a file, or the beginning of a hash)
+konsil-site --site site.yaml approve STUDY      say yes to exactly this study, once
+konsil-site --site site.yaml decline STUDY      say no
 konsil-site --site site.yaml ledger             every release so far, what they cost together, what is left
 konsil-site --site site.yaml start --superlink HOST:PORT --root-certificates ca.crt ...   join a federation
 """
@@ -12,16 +15,18 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from conf.study import Study, words
 from fl_client.approval import Approvals, Decision
-from fl_client.privacy import BudgetSpent, Ledger, LedgerBroken
+from fl_client.privacy import BudgetSpent, Event, Ledger, LedgerBroken
 from fl_client.site import Site
 
 
@@ -31,6 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command != "start":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        if options.command == "init":
+            from fl_client.admission import init
+
+            return init(
+                options.site,
+                name=options.name,
+                declared_size=options.declared_size,
+                epsilon=options.epsilon,
+                delta=options.delta,
+            )
         site = Site.load(options.site)
         if options.command == "start":
             return start(options.site, options.superlink, rest)
@@ -38,7 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return ledger(site)
         if options.command == "studies":
             return studies(site)
-        study = Approvals(site.folder).find(options.hash)
+        if options.command in ("admit", "cohort"):
+            from fl_client import admission  # here: image readers take seconds to import
+
+            if options.command == "cohort":
+                return admission.cohort(site)
+            return admission.admit(
+                site,
+                options.folder,
+                masks=options.masks,
+                series=options.series,
+                rules=options.series_rules,
+                labels=options.labels,
+                quiet=options.quiet,
+            )
+        study = study_of(site, options.study)
         if options.command == "show":
             print(study.model_dump_json(indent=1))
             return 0
@@ -50,13 +79,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1
 
 
+def study_of(site: Site, said: str) -> Study:
+    """The study in a file that the coordinator sent by other means, or one that was put down when a run asked.
+
+    Raises `ValueError` for a file that holds no study, and for a hash that fits none or several.
+    """
+    approvals = Approvals(site.folder)
+    if not Path(said).is_file():
+        return approvals.find(said)
+    try:
+        study = Study.model_validate({"konsil_version": version("konsil"), **json.loads(Path(said).read_text())})
+    except (ValidationError, TypeError, ValueError) as error:
+        problem = words(error) if isinstance(error, ValidationError) else "not a JSON object"
+        raise ValueError(f"{said} is no study: {problem}") from None
+    approvals.put_down(study)
+    return study
+
+
 def studies(site: Site) -> int:
     """Print every study that was asked for: hash, name, decision, price."""
     approvals = Approvals(site.folder)
     for key, study in approvals.studies.items():
         decision = approvals.decisions.get(key)
         said = f"{decision.decision} by {decision.who} on {decision.when[:10]}" if decision else "not decided"
-        print(f"{key[:12]}  {study.name}: {said}; {_price(site, study)}")
+        paid = sum(event.study == key for event in _ledger(site).events)
+        price = _price(site, study, rounds=max(0, study.rounds - paid))
+        print(f"{key[:12]}  {study.name}: {said}, {paid} of {study.rounds} rounds paid; {price}")
     if not approvals.studies:
         print(f"{site.name} has not been asked to join a study yet")
     return 0
@@ -66,7 +114,7 @@ def decide(site: Site, study: Study, decision: Decision, *, who: str) -> int:
     """Write down a decision about one study."""
     epsilon = study.privacy.epsilon if study.privacy.kind == "patient" else None
     line = Approvals(site.folder).decide(study, decision, who=who, epsilon=epsilon)
-    print(f"{line.decision}: study {study.name} ({study.hash}) at {site.name}; {_price(site, study)}")
+    print(f"{line.decision}: study {study.name} ({study.hash}) at {site.name}; {_price(site, study, rounds=study.rounds)}")
     return 0
 
 
@@ -76,9 +124,12 @@ def ledger(site: Site) -> int:
     for number, event in enumerate(book.events, start=1):
         print(
             f"{number:4}  {event.study_name} round {event.round}: {event.kind}, {event.steps} noisy sum(s), noise multiplier "
-            f"{event.noise_multiplier:.4g}, sampling {event.sample_rate:g}"
+            f"{event.noise_multiplier:.4g}, sampling {event.sample_rate:g}{_doubt(event)}"
         )
     print(f"{len(book.events)} releases, unbroken; epsilon {book.epsilon:.4g} of {book.budget:g} at delta {book.delta:g}")
+    repeatable = sum(event.noise == "seeded" for event in book.events)
+    if repeatable:
+        print(f"{repeatable} of them with repeatable noise: their epsilon protects nobody from whoever knows noise_seed")
     return 0
 
 
@@ -91,13 +142,25 @@ def start(site: Path, superlink: str, options: Sequence[str]) -> int:
     os.execvp(command[0], command)
 
 
-def _price(site: Site, study: Study) -> str:
+def _price(site: Site, study: Study, *, rounds: int) -> str:
+    """What the study says it costs, and where the ledger would stand after `rounds` more of it, at this hospital's delta."""
     if study.privacy.kind == "none":
         return "no privacy: updates would leave without noise"
+    from fl_client.app import event  # here: torch and Flower take seconds to import
+
+    book = _ledger(site)
+    after = book.planned([event(site, study, round=number + 1) for number in range(rounds)])
+    over = " (over the budget: it will be refused)" if after > site.budget.epsilon else ""
     return (
-        f"price epsilon {study.privacy.epsilon:g} (delta {study.privacy.delta:g}); so far the ledger stands at "
-        f"{_ledger(site).epsilon:.4g} of {site.budget.epsilon:g}"
+        f"price epsilon {study.privacy.epsilon:g} (delta {study.privacy.delta:g}); the ledger stands at {book.epsilon:.4g} and "
+        f"would stand at {after:.4g} of {site.budget.epsilon:g} (delta {site.budget.delta:g}){over}"
     )
+
+
+def _doubt(event: Event) -> str:
+    if event.noise_multiplier == 0:
+        return ", NO NOISE"
+    return ", repeatable noise" if event.noise == "seeded" else ""
 
 
 def _ledger(site: Site) -> Ledger:
@@ -111,11 +174,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--site", type=Path, required=True, help="the hospital's settings file, site.yaml")
     commands = parser.add_subparsers(dest="command", required=True)
+    new = commands.add_parser("init", help="write the settings and a random key for pseudonyms")
+    new.add_argument("--name", required=True, help="the hospital's name, as studies will call it")
+    new.add_argument("--declared-size", type=int, required=True, help="a round number near the number of patients; public")
+    new.add_argument("--epsilon", type=float, default=10.0, help="the most that patients' data may cost, for ever (default 10)")
+    new.add_argument("--delta", type=float, default=1e-3, help="well below one over the number of patients (default 0.001)")
+    door = commands.add_parser("admit", help="let images in")
+    door.add_argument("folder", type=Path, help="DICOM files, images (with --masks), or the Sunnybrook layout")
+    door.add_argument("--masks", type=Path, help="folder of masks named as the NIfTI or NRRD images")
+    door.add_argument("--series", default="cine_ed", help="with --masks: what the images are (default: cine_ed)")
+    door.add_argument("--series-rules", type=Path, help="YAML file that says which DICOM series are wanted")
+    door.add_argument("--labels", help="label map: a file, or a name in conf/labels")
+    door.add_argument("--quiet", action="store_true", help="don't list the admitted")
+    commands.add_parser("cohort", help="count who is inside")
     commands.add_parser("studies", help="what was asked and what was decided")
     commands.add_parser("ledger", help="check and print the privacy ledger")
     for name in ("show", "approve", "decline"):
         command = commands.add_parser(name)
-        command.add_argument("hash", help="the study's hash, or as much of its beginning as is unique")
+        command.add_argument("study", help="a study's file, or its hash or as much of the beginning as is unique")
         if name != "show":
             command.add_argument("--who", default=getpass.getuser(), help="who decides (default: the user's name)")
     joined = commands.add_parser("start", help="join a federation; further options go to flower-supernode")

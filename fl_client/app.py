@@ -5,7 +5,8 @@ a message brings the weights and the number of the round, and can't change anyth
 `site.yaml`, whose path comes from the hospital's own node configuration.
 
 A round that is asked for twice (a retry, a restarted coordinator) is a second release: it is trained with fresh noise and
-paid for again. Handing out the old answer would need it to be kept, and refusing would let one lost message cost a round.
+paid for again, within the rounds that were approved. Handing out the old answer would need it to be kept, and refusing the
+repetition itself would let one lost message cost a round.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def enroll(question: Message, context: Context) -> Message:
     refusal, epsilon = "", 0.0
     try:
         study = study_of(question, context)
-        require_approval(site, study)
+        require_approval(site, study, paid=rounds_paid(site, study), wanted=study.rounds)
         task_of(study)
         planned = [event(site, study, round=number) for number in range(1, study.rounds + 1)]
         ledger_of(site).affords(planned)
@@ -59,7 +60,7 @@ def train(question: Message, context: Context) -> Message:
     """Train one round under the study's privacy, after writing its price in the ledger."""
     site = site_of(context)
     study = study_of(question, context)
-    require_approval(site, study)
+    require_approval(site, study, paid=rounds_paid(site, study), wanted=1)
     task = task_of(study)
     model = with_weights(task.model(), question.content)
     require_private(model)
@@ -210,6 +211,11 @@ def ledger_of(site: Site) -> Ledger:
     """The hospital's privacy ledger, with its budget."""
     budget = site.budget
     return Ledger(site.ledger_path, epsilon=budget.epsilon, delta=budget.delta, accept_no_privacy=site.accept_no_privacy)
+
+
+def rounds_paid(site: Site, study: Study) -> int:
+    """How many rounds of this study stand in the hospital's ledger, repeated ones counted each time."""
+    return sum(entry.study == study.hash for entry in ledger_of(site).events)
 
 
 def randomness(site: Site, study: Study, *, round: int, entry: int) -> tuple[Noise, np.random.Generator]:

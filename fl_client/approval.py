@@ -1,7 +1,9 @@
 """What a person at the hospital has said about studies: yes or no, to one hash, at a stated price.
 
 A study that comes for the first time is put down in `studies/` to be read; who decides writes one line in
-`approvals.jsonl`. Nothing is run under a hash that nobody said yes to, unless the site's own settings say so.
+`approvals.jsonl`. Nothing is run under a hash that nobody said yes to, unless the site's own settings say so. One yes is good
+for the study's rounds once: a coordinator that starts anew, or asks for rounds again, has to be approved again, because every
+repetition costs privacy.
 """
 
 from __future__ import annotations
@@ -80,14 +82,28 @@ class Approvals:
     @property
     def decisions(self) -> dict[str, Approval]:
         """The decision in force for each hash."""
+        return {line.hash: line for line in self._lines}
+
+    def rounds(self, study: Study) -> int:
+        """How many rounds of the study may be paid for: all of them for every yes since it was last declined."""
+        times = 0
+        for line in self._lines:
+            if line.hash == study.hash:
+                times = times + 1 if line.decision == "approved" else 0
+        return times * study.rounds
+
+    @property
+    def _lines(self) -> list[Approval]:
         if not self.path.exists():
-            return {}
-        lines = [Approval.model_validate(json.loads(line)) for line in self.path.read_text().splitlines()]
-        return {line.hash: line for line in lines}
+            return []
+        return [Approval.model_validate(json.loads(line)) for line in self.path.read_text().splitlines()]
 
 
-def require_approval(site: Site, study: Study) -> None:
-    """Return if the hospital takes part in this study; otherwise raise `Declined` with the reason."""
+def require_approval(site: Site, study: Study, *, paid: int, wanted: int) -> None:
+    """Return if the hospital takes part in `wanted` further rounds of this study; otherwise raise `Declined` with the reason.
+
+    `paid` rounds of it stand in the ledger.
+    """
     if site.name not in study.sites:
         raise Declined(f"study {study.name} does not name {site.name} among its sites")
     if study.privacy.kind == "none" and not site.accept_no_privacy:
@@ -101,3 +117,8 @@ def require_approval(site: Site, study: Study) -> None:
         raise Declined(f"nobody at {site.name} has approved study {study.name} ({study.hash[:12]}) yet")
     if approval.decision == "declined":
         raise Declined(f"{site.name} declined study {study.name} ({study.hash[:12]}) on {approval.when[:10]}")
+    if paid + wanted > (allowed := approvals.rounds(study)):
+        raise Declined(
+            f"{site.name} approved {allowed} rounds of study {study.name} ({study.hash[:12]}), of which {paid} are paid for; "
+            f"{wanted} more need another approval"
+        )

@@ -27,6 +27,7 @@ class Site(Frozen):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
     folder: Path  # holds cohort/, ledger.jsonl, approvals.jsonl and what the site keeps between rounds
+    key_file: Path = Path("pseudonym.key")  # at least 16 random bytes, mode 0600; makes the pseudonyms
     declared_size: Annotated[int, Field(ge=1)]  # public: a round number near the cohort's size, never the exact count
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of patients that no training ever sees
     budget: Budget = Budget()
@@ -40,7 +41,8 @@ class Site(Frozen):
         """Read `site.yaml`. Raises `pydantic.ValidationError` for a wrong key or value."""
         path = Path(path)
         settings = dict(yaml.safe_load(path.read_text()) or {})
-        settings["folder"] = (path.parent / settings.get("folder", ".")).resolve()
+        for name, default in (("folder", "."), ("key_file", "pseudonym.key")):
+            settings[name] = (path.parent / settings.get(name, default)).resolve()
         return cls.model_validate(settings)
 
     def save(self, path: Path | str) -> None:

@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_client import app as hospital
 from fl_client.approval import Approvals
-from fl_client.privacy import Event
+from fl_client.privacy import Event, epsilon
 from fl_client.release import DECLINED, FAILED, FAILED_WORDS
 from fl_client.site import Budget
 from fl_server.rounds import initial_state, run
@@ -147,6 +147,31 @@ def test_a_person_decides_and_the_last_word_counts(hospitals):
     assert declined(ask(hospitals, hospitals.study(rounds=3))[0])  # another hash is another study
     approvals.decide(study, "declined", who="Dr. Beta", epsilon=None)
     assert "a declined study rehearsal" in declined(ask(hospitals, study)[0])
+
+
+def test_one_yes_is_good_for_the_studys_rounds_once_however_often_they_are_asked_for(hospitals):
+    hospitals.save(hospitals.site("a").model_copy(update={"approve_all": False}))
+    study, approvals = hospitals.study(), Approvals(hospitals.site("a").folder)
+    approvals.decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    assert all(ask(hospitals, study, number=1)[0].has_content() for _ in range(2))  # a repetition is one of the two rounds
+    assert "a approved 2 rounds of study rehearsal" in declined(ask(hospitals, study, number=2)[0])
+    assert "of which 2 are paid for" in ask(hospitals, study, kind="query.enroll")[0].content["enrolment"]["reason"]
+    assert len(hospital.ledger_of(hospitals.site("a")).events) == 2
+    hospitals.save(hospitals.site("a").model_copy(update={"budget": Budget(epsilon=20.0)}))
+    approvals.decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    assert ask(hospitals, study, number=2)[0].has_content()
+    approvals.decide(study, "declined", who="Dr. Alpha", epsilon=None)
+    approvals.decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    assert "approved 2 rounds of study rehearsal" in declined(ask(hospitals, study, number=2)[0])
+
+
+def test_a_hospital_with_a_smaller_delta_prices_the_study_at_its_own_and_refuses(hospitals):
+    hospitals.save(hospitals.site("b").model_copy(update={"budget": Budget(epsilon=10.0, delta=1e-5)}))
+    study = hospitals.study()  # epsilon 8 at delta 1e-3 costs more at 1e-5
+    reason = ask(hospitals, study, kind="query.enroll")[1].content["enrolment"]["reason"]
+    cost = [hospital.event(hospitals.site("b"), study, round=number) for number in (1, 2)]
+    assert epsilon(cost, delta=1e-3) <= 8 < 10 < epsilon(cost, delta=1e-5)
+    assert reason.endswith("over this hospital's 10 (delta 1e-05)")
 
 
 def test_enrolment_names_the_price_of_the_whole_study_or_the_reason_against(hospitals):

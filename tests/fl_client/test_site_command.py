@@ -12,7 +12,10 @@ def test_a_person_reads_approves_and_declines_a_study(hospitals, capsys):
     assert "has not been asked" in capsys.readouterr().out
     Approvals(hospitals.site("a").folder).put_down(study)
     assert main(["--site", str(site), "studies"]) == 0
-    assert f"{study.hash[:12]}  rehearsal: not decided; price epsilon 8 (delta 0.001)" in capsys.readouterr().out
+    assert (
+        f"{study.hash[:12]}  rehearsal: not decided, 0 of 2 rounds paid; price epsilon 8 (delta 0.001)"
+        in capsys.readouterr().out
+    )
     assert main(["--site", str(site), "approve", study.hash[:6], "--who", "Dr. Alpha"]) == 0
     decision = Approvals(hospitals.site("a").folder).decisions[study.hash]
     assert (decision.decision, decision.who, decision.epsilon) == ("approved", "Dr. Alpha", 8.0)

@@ -1,0 +1,139 @@
+"""What the person at the hospital's door does: set the house up, let images in, and count who is inside.
+
+Called by `konsil-site init`, `admit` and `cohort`. What is printed here stays on the hospital's own screen: it names files,
+which nothing that is stored does.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import Counter
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from conf.study import words
+from fl_client.cohort import Cohort
+from fl_client.intake.admit import Intake, SeriesRules, admit_folder
+from fl_client.intake.labels import LabelMap
+from fl_client.intake.pairs import admit_pairs
+from fl_client.intake.sunnybrook import admit_sunnybrook
+from fl_client.site import Site
+
+_SETTINGS = """\
+# This hospital's own settings for konsil. The coordinator never sends or sees this file.
+name: {name}
+folder: .  # gets cohort/, ledger.jsonl, approvals.jsonl, studies/ and log/
+key_file: {key}  # makes the pseudonyms; whoever has it can test whether a known patient is in the cohort
+declared_size: {size}  # public: a round number near the number of patients, never the exact count
+test_fraction: 0.2  # share of the patients that no training ever sees
+budget:  # the most that patients' data may cost, over all studies, for ever
+  epsilon: {epsilon}
+  delta: {delta}  # well below one over the number of patients
+approve_all: false  # a person says yes to each study
+accept_no_privacy: false  # nothing leaves without noise
+device: auto  # auto, cpu, cuda, cuda:1
+"""
+
+
+def init(path: Path, *, name: str, declared_size: int, epsilon: float, delta: float) -> int:
+    """Write `site.yaml` and a random key for pseudonyms beside it, both with mode 0600, into a folder with mode 0700.
+
+    Raises `pydantic.ValidationError` for values that can't be right, and `FileExistsError` where settings, a key or a cohort
+    stand already: a new key would give the same patients new pseudonyms, and count each of them as two people.
+    """
+    key = path.parent / "pseudonym.key"
+    Site.model_validate(
+        {"name": name, "folder": path.parent, "declared_size": declared_size, "budget": {"epsilon": epsilon, "delta": delta}}
+    )
+    for present in (path, key, path.parent / "cohort"):
+        if present.exists():
+            raise FileExistsError(f"{present} stands already; a hospital is set up once, in a folder of its own")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write(key, secrets.token_hex(32))
+    _write(path, _SETTINGS.format(name=name, key=key.name, size=declared_size, epsilon=epsilon, delta=delta))
+    print(f"wrote {path} and {key} (both readable by you alone); keep a copy of the key, away from the cohort")
+    return 0
+
+
+def key_of(site: Site) -> bytes:
+    """The hospital's secret. Raises `FileNotFoundError`, or `PermissionError` if other users may read it."""
+    if not site.key_file.exists():
+        raise FileNotFoundError(f"{site.key_file} is missing: pseudonyms need the hospital's key (konsil-site init makes one)")
+    mode = site.key_file.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise PermissionError(f"{site.key_file} has mode {mode:04o}, so others may read it; do: chmod 600 {site.key_file}")
+    return site.key_file.read_bytes()
+
+
+def admit(
+    site: Site, folder: Path, *, masks: Path | None, series: str, rules: Path | None, labels: str | None, quiet: bool = False
+) -> int:
+    """Let a folder in and print what became of it; 0 if any patient was admitted.
+
+    With `masks` it is a folder of NIfTI or NRRD images of the series `series`; with `link.csv`, `dicom/` and `contours/` in it
+    the Sunnybrook layout; otherwise DICOM. `rules` is a YAML file of series rules, `labels` the name or file of a label map
+    (default: `sunnybrook` for that layout, else `cardiac`).
+    """
+    cohort, key = Cohort(site.cohort_folder), key_of(site)
+    site.cohort_folder.chmod(0o700)
+    contours = all((folder / name).exists() for name in ("link.csv", "dicom", "contours"))
+    chosen = labels or ("sunnybrook" if contours and masks is None else "cardiac")
+    try:
+        file = Path(chosen)
+        meanings = LabelMap.load(chosen)
+        file = rules or file
+        wanted = SeriesRules.model_validate(yaml.safe_load(rules.read_text())) if rules else SeriesRules()
+    except ValidationError as error:
+        raise ValueError(f"{file}: {words(error)}") from None
+    if masks is not None:
+        found = admit_pairs(folder, masks, cohort, key=key, labels=meanings, series_name=series)
+    elif contours:
+        found = admit_sunnybrook(folder, cohort, key=key, labels=meanings)
+    else:
+        found = admit_folder(folder, cohort, key=key, labels=meanings, series=wanted)
+    _tell(found, quiet=quiet)
+    return 0 if found.admitted else 1
+
+
+def cohort(site: Site) -> int:
+    """Print how many patients are inside, with which series and masks, and what was refused."""
+    inside = Cohort(site.cohort_folder)
+    print(f"{len(inside)} patients in {inside.folder}; {site.name} declares {site.declared_size} in public")
+    for which in ("train", "test"):
+        print(f"  {which}: {len(inside.split(which, test_fraction=site.test_fraction))}")
+    images: Counter[str] = Counter()
+    masks: Counter[str] = Counter()
+    for case in inside:
+        for volume in case.volumes:
+            images[volume.series] += 1
+            masks[volume.series] += volume.mask is not None
+    for series in sorted(images):
+        print(f"  {series}: {images[series]} images, {masks[series]} with a mask")
+    print(f"{len(inside.refused)} lines in {inside.folder / 'refused.jsonl'} say what stayed outside, and why")
+    return 0
+
+
+def _tell(found: Intake, *, quiet: bool) -> None:
+    print(f"{found.expected} patients: {len(found.admitted)} admitted, {len(found.refused)} refused")
+    if not quiet:
+        for pseudonym in found.admitted:
+            print(f"  {pseudonym} admitted")
+    for pseudonym, reason in sorted(found.refused.items()):
+        print(f"  {pseudonym} refused: {reason}")
+    by_reason: dict[str, list[str]] = {}
+    for handle, reason in found.left_out.items():
+        by_reason.setdefault(reason, []).append(str(found.where.get(handle, handle)))
+    for reason, what in by_reason.items():
+        more = f" and {len(what) - 3} more" if len(what) > 3 else ""
+        print(f"  left out: {', '.join(what[:3])}{more}: {reason}")
+
+
+def _write(path: Path, text: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(file, "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(file)

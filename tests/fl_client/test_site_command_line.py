@@ -1,0 +1,184 @@
+"""A hospital's first day: settings, key, images in, a study approved before any run; by command line only."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from fl_client.__main__ import main
+from fl_client.app import ledger_of
+from fl_client.approval import Approvals
+from fl_client.cohort import Cohort
+from fl_client.privacy import Event
+from fl_client.site import Budget, Site
+from simulation.dicom import write_patient
+
+SUNNYBROOK = Path(__file__).parents[1] / "data" / "sunnybrook"
+
+
+@pytest.fixture
+def clinic(tmp_path):
+    """The settings file of a hospital that has just been set up."""
+    path = tmp_path / "clinic" / "site.yaml"
+    assert (
+        main(["--site", str(path), "init", "--name", "clinic", "--declared-size", "50", "--epsilon", "6", "--delta", "1e-4"])
+        == 0
+    )
+    return path
+
+
+@pytest.fixture
+def cases(hospitals):
+    """Two patients as a scanner would store them: whole numbers."""
+    found = list(Cohort(hospitals.site("a").cohort_folder))[:2]
+    return [
+        dataclasses.replace(case, volumes=tuple(dataclasses.replace(v, image=v.image.astype(np.int16)) for v in case.volumes))
+        for case in found
+    ]
+
+
+def test_a_new_hospital_has_settings_that_load_and_a_key_that_nobody_else_reads(clinic):
+    site = Site.load(clinic)
+    assert (site.name, site.declared_size, site.budget) == ("clinic", 50, Budget(epsilon=6, delta=1e-4))
+    assert (site.approve_all, site.accept_no_privacy, site.noise_seed) == (False, False, None)
+    assert site.folder == clinic.parent
+    assert len(site.key_file.read_bytes()) == 64
+    assert {path.name: path.stat().st_mode & 0o777 for path in clinic.parent.iterdir()} == {
+        "site.yaml": 0o600,
+        "pseudonym.key": 0o600,
+    }
+    assert clinic.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_hospital_is_set_up_once(clinic, capsys):
+    key = Site.load(clinic).key_file.read_bytes()
+    clinic.unlink()  # even then: a new key would make two people of every patient
+    assert main(["--site", str(clinic), "init", "--name", "clinic", "--declared-size", "50"]) == 1
+    assert "pseudonym.key stands already" in capsys.readouterr().err
+    assert (clinic.parent / "pseudonym.key").read_bytes() == key
+
+
+def test_wrong_settings_leave_nothing_behind(tmp_path, capsys):
+    path = tmp_path / "new" / "site.yaml"
+    assert main(["--site", str(path), "init", "--name", "St. Anna", "--declared-size", "0"]) == 1
+    said = capsys.readouterr().err
+    assert "name: " in said
+    assert "declared_size: Input should be greater than or equal to 1 (got 0)" in said
+    assert not path.parent.exists()
+
+
+def test_dicom_comes_in_and_a_stray_file_is_named_on_the_screen_only(clinic, cases, tmp_path, capsys):
+    export = tmp_path / "export"
+    for case in cases:
+        write_patient(case, export)
+    (export / "Müller.txt").write_text("a remark")
+    assert main(["--site", str(clinic), "admit", str(export)]) == 0
+    said = capsys.readouterr().out
+    assert "2 patients: 2 admitted, 0 refused" in said
+    assert f"left out: {export / 'Müller.txt'}: not a DICOM file" in said
+    assert "Müller" not in (clinic.parent / "cohort" / "refused.jsonl").read_text()
+    assert (clinic.parent / "cohort").stat().st_mode & 0o777 == 0o700
+    assert main(["--site", str(clinic), "cohort"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 patients in ")
+    assert "cine_es: 2 images, 2 with a mask" in said
+    assert "1 lines in " in said
+
+
+def test_series_rules_choose_what_a_hospital_calls_otherwise(clinic, cases, tmp_path, capsys):
+    write_patient(cases[0], tmp_path / "export")
+    rules = tmp_path / "series.yaml"
+    rules.write_text("rules:\n  - {name: cine_ed, words: [cine, es]}\n")
+    assert main(["--site", str(clinic), "admit", str(tmp_path / "export"), "--series-rules", str(rules)]) == 0
+    (case,) = Cohort(clinic.parent / "cohort")
+    assert [volume.series for volume in case.volumes] == ["cine_ed"]
+    np.testing.assert_array_equal(case.volumes[0].image, cases[0].volume("cine_es").image)
+
+
+@pytest.mark.parametrize(("option", "text"), [("--series-rules", "rules: cine"), ("--labels", "structures: 3")])
+def test_wrong_rules_and_label_maps_are_told_under_their_own_name(clinic, tmp_path, capsys, option, text):
+    (tmp_path / "wrong.yaml").write_text(text)
+    assert main(["--site", str(clinic), "admit", str(tmp_path), option, str(tmp_path / "wrong.yaml")]) == 1
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'wrong.yaml'}: {text.split(':')[0]}: Input should be")
+
+
+def test_pairs_come_in_and_a_folder_without_any_patient_is_an_error(clinic, cases, tmp_path, capsys):
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for folder, what in ((images, "image"), (masks, "mask")):
+        folder.mkdir()
+        for case in cases:
+            volume = case.volume("cine_ed")
+            sitk.WriteImage(sitk.GetImageFromArray(np.array(getattr(volume, what))), str(folder / f"{case.patient}.nii.gz"))
+    command = ["--site", str(clinic), "admit", str(images), "--masks", str(masks)]
+    (masks / f"{cases[1].patient}.nii.gz").unlink()
+    assert main([*command, "--series", "cine_es"]) == 0
+    said = capsys.readouterr().out
+    assert "2 patients: 1 admitted, 1 refused" in said
+    assert "refused: an image without a mask" in said
+    assert [volume.series for case in Cohort(clinic.parent / "cohort") for volume in case.volumes] == ["cine_es"]
+    (masks / f"{cases[0].patient}.nii.gz").unlink()
+    assert main(command) == 1
+
+
+def test_the_sunnybrook_layout_is_known_by_its_folders(clinic, capsys):
+    assert main(["--site", str(clinic), "admit", str(SUNNYBROOK), "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "5 patients: 4 admitted, 1 refused" in said
+    assert "the contours are displaced against each other" in said
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda key: key.unlink(), "pseudonym.key is missing"),
+        (lambda key: key.chmod(0o640), "has mode 0640, so others may read it; do: chmod 600"),
+        (lambda key: key.write_bytes(b"short"), "the pseudonym key has 5 bytes"),
+    ],
+)
+def test_nothing_comes_in_without_a_sound_key(clinic, cases, tmp_path, capsys, spoil, told):
+    write_patient(cases[0], tmp_path / "export")
+    spoil(Site.load(clinic).key_file)
+    assert main(["--site", str(clinic), "admit", str(tmp_path / "export")]) == 1
+    assert told in capsys.readouterr().err
+    assert len(Cohort(clinic.parent / "cohort")) == 0
+
+
+def test_a_study_file_is_approved_before_any_run_asks(clinic, hospitals, tmp_path, capsys):
+    study = hospitals.study(sites=("clinic",))
+    file = tmp_path / "study.json"
+    file.write_text(study.model_dump_json())
+    assert main(["--site", str(clinic), "approve", str(file), "--who", "Dr. Alpha"]) == 0
+    said = capsys.readouterr().out
+    assert study.hash in said
+    assert "price epsilon 8 (delta 0.001)" in said
+    assert "of 6 (delta 0.0001) (over the budget: it will be refused)" in said  # the hospital's own delta and budget
+    decision = Approvals(clinic.parent).decisions[study.hash]
+    assert (decision.decision, decision.who) == ("approved", "Dr. Alpha")
+    assert main(["--site", str(clinic), "studies"]) == 0
+    assert "approved by Dr. Alpha" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("{", "not a JSON object"), ("[]", "not a JSON object"), ('{"rounds": 0}', "rounds: ")]
+)
+def test_a_file_that_holds_no_study_is_refused_in_words(clinic, tmp_path, capsys, text, told):
+    (tmp_path / "study.json").write_text(text)
+    assert main(["--site", str(clinic), "show", str(tmp_path / "study.json")]) == 1
+    said = capsys.readouterr().err
+    assert "is no study" in said
+    assert told in said
+
+
+def test_the_ledger_says_which_releases_protect_nobody(hospitals, capsys):
+    book = ledger_of(hospitals.site("a"))
+    book.spend(Event(noise_multiplier=2.0, study_name="pilot", round=1, noise="seeded"))
+    book.spend(Event(noise_multiplier=2.0, study_name="pilot", round=2))
+    assert main(["--site", str(hospitals.sites["a"]), "ledger"]) == 0
+    first, second, _, warning = capsys.readouterr().out.splitlines()
+    assert "repeatable noise" in first
+    assert "repeatable noise" not in second
+    assert warning.startswith("1 of them with repeatable noise")
+    assert json.loads(book.path.read_text().splitlines()[0])["event"]["noise"] == "seeded"
