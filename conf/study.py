@@ -104,7 +104,8 @@ def words(error: Any) -> str:
     lines = []
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"]) or "study"
-        value = "" if item["type"] in ("missing", "extra_forbidden") else f" (got {item['input']!r})"
+        plain = item["type"] not in ("missing", "extra_forbidden") and not isinstance(item["input"], dict)
+        value = f" (got {item['input']!r})" if plain else ""
         message = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
         lines.append(f"{path}: {message}{value}")
     return "\n".join(lines)

@@ -5,24 +5,24 @@ Hydra is seen in this file alone. Wrong keys and wrong values are refused before
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 import conf
-from conf.study import words
-from simulation.settings import Simulation, read
+from simulation.settings import Simulation, read, require_data, sentences
 
 CONF = Path(next(iter(conf.__path__)))
 GROUPS = ("hospitals", "size", "privacy", "strategy", "task")
@@ -54,27 +54,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show = "--show" in arguments
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun", "--show")]
     try:
-        jobs = _sweep(overrides) if many else [overrides]
-        simulations = [settings_of(job) for job in jobs]
-        if many:
-            simulations = [_named(simulation, job) for simulation, job in zip(simulations, jobs, strict=True)]
+        jobs = _sweep(overrides) if many else {"": overrides}
+        simulations = [_named(settings_of(job), label) for label, job in jobs.items()]
+        if not show:
+            for simulation in simulations:
+                require_data(simulation)
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(_hydra_words(error))
     except ValidationError as error:
-        return _refuse(words(error))
+        return _refuse(sentences(error))
     except ValueError as error:
         return _refuse(str(error))
     if show:
         for simulation in simulations:
             print(OmegaConf.to_yaml(OmegaConf.create(simulation.model_dump(mode="json"))))
         return 0
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before Flower is imported; else it reports its use
     from simulation.rehearsal import rehearse  # torch and Flower are imported when there is something to run
 
-    status = 0
-    for simulation in simulations:
-        verdict = rehearse(simulation)
-        status = max(status, {"complete": 0, "failed": 1, "degraded": 3}[verdict])
-    return status
+    verdicts = {rehearse(simulation) for simulation in simulations}
+    return 1 if "failed" in verdicts else 3 if "degraded" in verdicts else 0
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -84,27 +83,42 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 def settings_of(overrides: Sequence[str]) -> Simulation:
     """The checked settings of `conf/` with these overrides."""
-    settings = OmegaConf.to_container(_compose(overrides), resolve=True)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    composed = _compose([_offered(item, text) for item, text in zip(parsed, overrides, strict=True)])
+    settings = OmegaConf.to_container(composed, resolve=True)
     if not isinstance(settings, dict):
         raise ValueError("conf/simulation.yaml must hold a mapping")
     return read({str(key): value for key, value in settings.items()})
 
 
-def _sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Hydra's `a=1,2 b=3` as the list of its combinations."""
+def _offered(override: Override, text: str) -> str:
+    """A plain `key=value` so that Hydra takes keys which conf/ leaves at their default; `read` knows which there are."""
+    key = override.get_key_element()
+    plain = override.is_add() or override.is_force_add() or override.is_delete() or (CONF / key.partition("@")[0]).is_dir()
+    return text if plain or key.startswith("hydra") else f"++{text}"
+
+
+def _sweep(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Hydra's `a=1,2 b=3` as its combinations, each under a label that tells it from the others."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     choices = [
         [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()] if item.is_sweep_override() else [text]
         for item, text in zip(parsed, overrides, strict=True)
     ]
-    return [list(job) for job in product(*choices)]
+    jobs = {}
+    for job in product(*choices):
+        swept = [override for override, item in zip(job, parsed, strict=True) if item.is_sweep_override()]
+        jobs["_".join(swept)] = list(job)
+    return jobs
 
 
-def _named(simulation: Simulation, overrides: Sequence[str]) -> Simulation:
-    """The same run in a folder of its own, named after what it overrides."""
-    label = "_".join(override.replace("=", "-").replace("/", "-") for override in overrides)
-    kept = "".join(c for c in label if c.isalnum() or c in "._-")
-    return simulation.model_copy(update={"name": f"{simulation.name}_{kept}"[:64]})
+def _named(simulation: Simulation, label: str) -> Simulation:
+    """The same run in a folder of its own, named after what distinguishes it in the sweep."""
+    kept = re.sub(r"[^A-Za-z0-9._-]", "", label.replace("=", "-").replace("/", "-"))
+    name = f"{simulation.name}_{kept}" if kept else simulation.name
+    if len(name) > 64 or kept != label.replace("=", "-"):  # something was left out that may have been the difference
+        name = f"{name[:55]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return simulation.model_copy(update={"name": name})
 
 
 def _groups() -> str:
@@ -118,16 +132,12 @@ def _choices(folder: Path) -> list[str]:
 def _hydra_words(error: Exception) -> str:
     """What Hydra says, without its advice for programmers, and what is allowed at that place."""
     text = str(error)
-    if wrong := re.search(r"Could not override '([^']+)'", text):
-        *path, key = wrong[1].split(".")
-        place: Any = OmegaConf.to_container(_compose([]))
-        for part in path:
-            place = place.get(part) if isinstance(place, dict) else None
-        allowed = f"{'.'.join(path) or 'the top level'} has {', '.join(sorted(place))}" if isinstance(place, dict) else ""
-        return f"{wrong[1]}: no such setting as {key}; {allowed}"
     if wrong := re.search(r"Could not find '(\w+)/([^']+)'", text):
         return f"{wrong[1]}: no such choice as {wrong[2]}; {wrong[1]} is one of {', '.join(_choices(CONF / wrong[1]))}"
-    return "\n".join(dict.fromkeys(line for line in text.splitlines() if line.strip()))
+    if wrong := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{wrong[1].lstrip('+')}: several values; -m before it makes one run of each, [brackets] make it a list"
+    lines = dict.fromkeys(line for line in text.splitlines() if line.strip() and not line.startswith("See https"))
+    return "\n".join(lines)
 
 
 def _refuse(text: str) -> int:
@@ -136,5 +146,4 @@ def _refuse(text: str) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     sys.exit(main())

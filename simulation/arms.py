@@ -8,11 +8,13 @@
     pretrained           the start of all of them: no hospital's data
 
 Every arm starts from the same weights and takes the same number of gradient steps per model. An arm that is finished is
-not run again (its folder holds the study's hash); one that was interrupted begins anew, in a new world with empty ledgers.
+not run again (its folder holds a hash of the study and the hospitals); one that was interrupted begins anew, in a new world
+with empty ledgers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -45,10 +47,16 @@ class Arm:
     folder: Path
 
     @property
+    def identity(self) -> str:
+        """Hash of everything that determines the result: the study, which names no patients, and the patients."""
+        parts = [self.study.hash, *(hospital.identity for hospital in self.hospitals.values())]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @property
     def finished(self) -> bool:
-        """True when this very study has been run here to its end."""
+        """True when this very study has been run here, on these very patients, to its end."""
         mark = self.folder / "finished"
-        return mark.exists() and mark.read_text() == self.study.hash
+        return mark.exists() and mark.read_text() == self.identity
 
     def state(self) -> State:
         """The final weights."""
@@ -81,7 +89,7 @@ def train(arm: Arm, start: Path, look: Look | None = None, *, pool: Executor | N
             "fl_client.app:app", [{"site": str(path)} for path in sites.values()], {"study": arm.study.to_json()}, pool=pool
         )
         run(grid, arm.study, initial, folder=arm.folder, observer=look, engine=engine)
-    (arm.folder / "finished").write_text(arm.study.hash)
+    (arm.folder / "finished").write_text(arm.identity)
     return arm.name
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,12 @@ class Hospital:
         return max(5, 5 * round(self.cases_expected * (1 - self.test_fraction) / 5))
 
     @property
+    def identity(self) -> str:
+        """Hash of who lies in the cohort, drawn or let in how, and who is tested: another one makes another model."""
+        places = [(self.cohort_folder / "cases" / patient).resolve().parts[-5:] for patient in self.cohort.patients]
+        return hashlib.sha256(json.dumps([self.name, self.test_fraction, self.declared_size, places]).encode()).hexdigest()
+
+    @property
     def test_patients(self) -> tuple[str, ...]:
         """Pseudonyms that no training ever sees."""
         return self.cohort.split("test", test_fraction=self.test_fraction)
@@ -103,7 +109,7 @@ def drawn(
     advance: Advance,
 ) -> Hospital:
     """A generated hospital; its patients' seeds are taken from `first_seed + 10 000 index` upwards."""
-    count = round(every.patients * settings.relative_size)
+    count = every.count(settings)
     first = every.first_seed + 10_000 * index
     seeds = _seeds(first, count, every.test_fraction, dicom=settings.through_dicom)
     place = (
@@ -121,21 +127,44 @@ def drawn(
     advance(count - len(jobs), count)
     for done, _ in enumerate(unordered(pool, _draw_patient, jobs), start=count - len(jobs) + 1):
         advance(done, count)
-    refused = {entry["what"]: entry["reason"] for entry in cohort.refused}
+    names = set(seeds.values())
+    refused = {entry["what"]: entry["reason"] for entry in cohort.refused if entry["what"] in names}
     scanner = f"{settings.scanner.manufacturer} {settings.scanner.field_strength_t:g} T"
-    return Hospital(name, place / "cohort", every.test_fraction, scanner, count, refused)
+    return Hospital(name, _only(cohort, names), every.test_fraction, scanner, count, refused)
 
 
-def _seeds(first: int, count: int, test_fraction: float, *, dicom: bool) -> list[int]:
-    """The first seeds that give `count` patients of whom the stated fraction, exactly and at least one, are test patients.
+def _only(cohort: Cohort, patients: Collection[str]) -> Path:
+    """A cohort of these patients alone: the cache may hold more, drawn for a larger hospital or another split."""
+    chosen = [patient for patient in cohort.patients if patient in patients]
+    folder = cohort.folder.parent / "chosen" / hashlib.sha256(" ".join(chosen).encode()).hexdigest()[:16]
+    _link(folder, [cohort.folder / "cases" / patient for patient in chosen])
+    return folder
+
+
+def _link(folder: Path, cases: Iterable[Path]) -> None:
+    """Make `folder` a cohort of exactly these cases, which stay where they are."""
+    wanted = {case.name: case.resolve() for case in cases}
+    place = folder / "cases"
+    if place.exists() and {link.name: link.resolve() for link in place.iterdir()} != wanted:
+        shutil.rmtree(folder)  # with the arrays that tasks made of other patients
+    place.mkdir(parents=True, exist_ok=True)
+    for name, target in wanted.items():
+        if not (place / name).exists():
+            (place / name).symlink_to(target)
+
+
+def _seeds(first: int, count: int, test_fraction: float, *, dicom: bool) -> dict[int, str]:
+    """The first seeds, with pseudonyms, that give `count` patients, of whom the stated fraction are test patients.
+
+    The fraction is met exactly, but for at least one patient on either side.
 
     Which side a patient is on is a matter of the pseudonym (`fl_client.cohort.is_test`), so a hospital of ten could
     otherwise have no test patient at all.
     """
-    wanted = {True: max(1, round(count * test_fraction))}
+    wanted = {True: min(max(1, round(count * test_fraction)), count - 1)}
     wanted[False] = count - wanted[True]
     deidentifier = Deidentifier(KEY)
-    seeds: list[int] = []
+    seeds: dict[int, str] = {}
     seed = first
     while any(wanted.values()):
         name = f"G{seed:08d}"
@@ -146,7 +175,7 @@ def _seeds(first: int, count: int, test_fraction: float, *, dicom: bool) -> list
         side = is_test(name, test_fraction)
         if wanted[side]:
             wanted[side] -= 1
-            seeds.append(seed)
+            seeds[seed] = name
         seed += 1
     return seeds
 
@@ -183,7 +212,13 @@ def dealt(settings: FolderHospitals, *, cache: Path, advance: Advance) -> tuple[
     if not stems:
         raise ValueError(f"hospitals.images: no *.nii.gz in {settings.images}")
     names = (*settings.sites, *settings.held_out)
-    place = cache / "hospitals" / _key(settings, {"files": stems})
+    place = (
+        cache
+        / "hospitals"
+        / _key(
+            settings, {"sites": names, "labels": _label_text(settings.labels), "files": _files(settings.images, settings.masks)}
+        )
+    )
     shares = {name: stems[index :: len(names)][: settings.patients] for index, name in enumerate(names)}
     total, done = sum(map(len, shares.values())), 0
     hospitals = {}
@@ -217,7 +252,7 @@ def real(settings: RealHospital, *, cache: Path) -> Hospital:
     folder = Path(settings.folder)
     if not folder.is_dir():
         raise ValueError(f"real.folder: there is no folder {folder}")
-    place = cache / "hospitals" / _key(settings, {})
+    place = cache / "hospitals" / _key(settings, {"labels": _label_text(settings.labels), "files": _files(folder)})
     if not (place / "done").exists():
         shutil.rmtree(place, ignore_errors=True)
         intake = admit_sunnybrook(folder, Cohort(place / "cohort"), key=KEY, labels=LabelMap.load(settings.labels))
@@ -229,15 +264,20 @@ def real(settings: RealHospital, *, cache: Path) -> Hospital:
 
 def pooled(name: str, hospitals: Mapping[str, Hospital], folder: Path) -> Hospital:
     """One imaginary hospital that has all patients of these: what no federation can see."""
-    cases = folder / "cohort" / "cases"
-    cases.mkdir(parents=True, exist_ok=True)
-    for hospital in hospitals.values():
-        for patient in hospital.cohort.patients:
-            if not (cases / patient).exists():
-                (cases / patient).symlink_to((hospital.cohort_folder / "cases" / patient).resolve())
+    _link(folder / "cohort", [h.cohort_folder / "cases" / patient for h in hospitals.values() for patient in h.cohort.patients])
     first = next(iter(hospitals.values()))
     expected = sum(hospital.cases_expected for hospital in hospitals.values())
     return Hospital(name, folder / "cohort", first.test_fraction, "", expected, {})
+
+
+def _files(*folders: Path | str) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of all files below the folders: whether they are still those that were let in."""
+    found = [path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+
+
+def _label_text(labels: str) -> str:
+    return LabelMap.load(labels).model_dump_json()
 
 
 def _key(settings: Frozen, more: Mapping[str, object]) -> str:

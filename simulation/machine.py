@@ -110,7 +110,9 @@ class Meter:
             yield
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begin
-            self._notes.write_text(json.dumps({**self.timings, "peak_memory_mb": self.peak_memory_mb}))
+            part = self._notes.with_suffix(".part")
+            part.write_text(json.dumps({**self.timings, "peak_memory_mb": self.peak_memory_mb}))
+            part.replace(self._notes)  # at once: a run that is killed here has to find it whole
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):

@@ -6,6 +6,7 @@ settings goes on where it was interrupted: finished arms are not run again, coho
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -190,12 +191,16 @@ def _score(simulation: Simulation, arms: Sequence[Arm], world: World, folder: Pa
     models += [(arm.name, arm.study.seed, [arm.state()]) for arm in arms if (arm.folder / "model.pt").exists()]
     if "ensemble" in simulation.arms:
         for seed in simulation.seeds:
-            alone = [arm.state() for arm in arms if arm.name.startswith("alone/") and arm.study.seed == seed]
-            models.append(("ensemble", seed, alone))
+            alone = [arm for arm in arms if arm.name.startswith("alone/") and arm.study.seed == seed]
+            alone_states = [arm.state() for arm in alone if (arm.folder / "model.pt").exists()]
+            if alone_states:
+                models.append(("ensemble", seed, alone_states))
     kept = folder / "arms" / "scores"
     kept.mkdir(parents=True, exist_ok=True)
+    tested = [json.dumps(simulation.task, sort_keys=True), *(hospital.identity for _, hospital in world.roles)]
+    patients = hashlib.sha256(" ".join(tested).encode()).hexdigest()[:16]
     for done, (name, seed, states) in enumerate(models, start=1):
-        identity = "-".join([*(fingerprint(state)[:16] for state in states), simulation.full_scores])
+        identity = "-".join([*(fingerprint(state)[:16] for state in states), simulation.full_scores, patients])
         place = kept / f"{name.replace('/', '-')}-{seed}.json"
         saved = json.loads(place.read_text()) if place.exists() else {}
         if saved.get("identity") != identity:
@@ -209,7 +214,9 @@ def _score(simulation: Simulation, arms: Sequence[Arm], world: World, folder: Pa
                     finite = {key: value for key, value in scores.items() if np.isfinite(value)}
                     row = {"arm": name, "seed": seed, "hospital": hospital.name, "role": role}
                     rows.append({**row, "patient": patient, "scores": finite})
-            place.write_text(json.dumps({"identity": identity, "rows": rows}))
+            part = place.with_suffix(".part")
+            part.write_text(json.dumps({"identity": identity, "rows": rows}))
+            part.replace(place)
         screen.advance("scores", done, len(models))
     with open(folder / "scores.jsonl", "w") as file:
         for name, seed, _ in models:
@@ -228,13 +235,16 @@ def _private(arms: Sequence[Arm]) -> Arm | None:
 
 def _export(simulation: Simulation, final: Arm, folder: Path) -> None:
     """The first seed's model: weights, a TorchScript file that loads without konsil, and each hospital's ledger."""
+    for name in ("model.pt", "model.ts.pt", "model.ts.json"):  # of an earlier run, if any
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "ledgers", ignore_errors=True)
     if not (final.folder / "model.pt").exists():
         return
     task = load(simulation.task)
     shutil.copy(final.folder / "model.pt", folder / "model.pt")
     if isinstance(task, SegmentationTask):
         export_torchscript(restore(task, [final.state()]), task.settings, folder / "model.ts.pt")
-    (folder / "ledgers").mkdir(exist_ok=True)
+    (folder / "ledgers").mkdir()
     for name in final.hospitals:
         for ending in ("", ".head"):  # the head finds lines that are missing at the end
             ledger = final.folder / "sites" / name / f"ledger.jsonl{ending}"

@@ -6,16 +6,21 @@ refuses everything else before anything runs. `study()` makes of them the frozen
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study
+from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study, words
+from simulation.patient import DISEASES
 from simulation.reader import Reader
 from simulation.scanner import Scanner, Series
 
 Arm = Literal["federation_private", "federation_plain", "pooled", "alone", "ensemble"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Settings = TypeVar("Settings", bound=Frozen)
 
 
 class GeneratedHospital(Frozen):
@@ -27,6 +32,15 @@ class GeneratedHospital(Frozen):
     relative_size: Annotated[float, Field(gt=0)] = 1.0  # times `hospitals.patients`, rounded
     through_dicom: bool = False  # write the patients as DICOM and let them in through the intake
 
+    @field_validator("case_mix")
+    @classmethod
+    def _is_a_mix(cls, mix: dict[str, float]) -> dict[str, float]:
+        if unknown := sorted(set(mix) - set(DISEASES)):
+            raise ValueError(f"no such disease as {', '.join(unknown)}; there are {', '.join(DISEASES)}")
+        if min(mix.values(), default=0.0) < 0 or not sum(mix.values()) > 0:
+            raise ValueError("the shares must not be negative, and one of them positive")
+        return mix
+
 
 class GeneratedHospitals(Frozen):
     """Hospitals drawn by seed."""
@@ -34,12 +48,25 @@ class GeneratedHospitals(Frozen):
     source: Literal["generated"]
     patients: Annotated[int, Field(ge=2)]  # per hospital of relative size 1, training and test patients together
     first_seed: Annotated[int, Field(ge=0)] = 1_000_000  # patients of hospital i: first_seed + 10 000 i + 0, 1, 2, ...
-    series: tuple[Series, ...]
+    series: Annotated[tuple[Series, ...], Field(min_length=1)]
     oversampling: Annotated[int, Field(ge=1, le=4)]
     subslices: Annotated[int, Field(ge=1, le=8)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    sites: dict[str, GeneratedHospital]
-    held_out: dict[str, GeneratedHospital] = {}
+    sites: dict[Name, GeneratedHospital]
+    held_out: dict[Name, GeneratedHospital] = {}
+
+    def count(self, profile: GeneratedHospital) -> int:
+        """Patients of a hospital, training and test patients together."""
+        return round(self.patients * profile.relative_size)
+
+    @model_validator(mode="after")
+    def _can_be_split(self) -> Self:
+        for name, profile in (self.sites | self.held_out).items():
+            if self.count(profile) < 2:
+                raise ValueError(
+                    f"{name} would have {self.count(profile)} patients; one to train on and one to test on are needed"
+                )
+        return self
 
 
 class FolderHospitals(Frozen):
@@ -49,9 +76,9 @@ class FolderHospitals(Frozen):
     images: str
     masks: str
     labels: str  # label map in conf/labels
-    series: tuple[str, ...]  # one name: all images are of this series
-    sites: tuple[str, ...]
-    held_out: tuple[str, ...] = ()
+    series: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]  # all images are of this one
+    sites: tuple[Name, ...]
+    held_out: tuple[Name, ...] = ()
     patients: Annotated[int, Field(ge=2)] | None = None  # per hospital; None deals out all
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
@@ -59,7 +86,7 @@ class FolderHospitals(Frozen):
 class RealHospital(Frozen):
     """A folder in the layout of the Sunnybrook Cardiac Data, let in through the intake and only ever tested on."""
 
-    name: str
+    name: Name
     folder: str
     labels: str
 
@@ -90,7 +117,7 @@ class Size(Frozen):
 class Simulation(Frozen):
     """One run of `konsil-simulate`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    name: Name
     size: Size
     runs_folder: str = "runs"
     seed: Annotated[int, Field(ge=0)] = 0
@@ -112,6 +139,22 @@ class Simulation(Frozen):
     pretraining: Pretraining | None = None
     arms: tuple[Arm, ...] = ("federation_private",)
 
+    @field_validator("arms")
+    @classmethod
+    def _something_runs(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        if not arms:
+            raise ValueError(f"at least one of {', '.join(get_args(Arm))} has to run")
+        return arms
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        names = [*self.hospitals.sites, *self.hospitals.held_out, *([self.real.name] if self.real else [])]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"each hospital needs a name of its own, and is either a site, held out or real: {', '.join(twice)}"
+            )
+        return self
+
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds of the repeats."""
@@ -121,9 +164,11 @@ class Simulation(Frozen):
         """The Study of one arm: the same in all but privacy, the optimizer's tuning and the sites."""
         training, strategy, task = self.training, self.strategy, self.task
         if not private:
-            training = LocalTraining.model_validate(training.model_dump() | self.plain_training)
-            strategy = Strategy.model_validate(strategy.model_dump() | self.plain_strategy)
+            training = _changed(training, self.plain_training, "plain_training")
+            strategy = _changed(strategy, self.plain_strategy, "plain_strategy")
             task = task | self.plain_task
+        if len(sites) < len(self.hospitals.sites):  # pooled, alone: nobody else to wait for
+            strategy = strategy.model_copy(update={"quorum": 1})
         return Study(
             name=name or self.name,
             konsil_version=version("konsil"),
@@ -138,6 +183,9 @@ class Simulation(Frozen):
         )
 
 
+SOURCES: dict[str, type[Frozen]] = {"generated": GeneratedHospitals, "folders": FolderHospitals}
+
+
 def read(settings: dict[str, Any]) -> Simulation:
     """Check composed settings. Raises `pydantic.ValidationError` or `ValueError`, naming path and allowed values."""
     simulation = Simulation.model_validate(settings)
@@ -146,4 +194,62 @@ def read(settings: dict[str, Any]) -> Simulation:
     for private in (True, False):
         study = simulation.study(seed=0, private=private, sites=tuple(simulation.hospitals.sites), initial=None)
         tasks.task.load(study.task)
+    wanted = simulation.task.get("series")
+    if isinstance(wanted, list) and not set(wanted) & set(simulation.hospitals.series):
+        there = ", ".join(simulation.hospitals.series)
+        raise ValueError(f"task.series: the hospitals have {there}, so nobody has a patient for the task (got {wanted})")
     return simulation
+
+
+def require_data(simulation: Simulation) -> None:
+    """Raise `ValueError` unless the folders that the hospitals come from are there."""
+    hospitals = simulation.hospitals
+    if isinstance(hospitals, FolderHospitals):
+        for key, folder in (("images", hospitals.images), ("masks", hospitals.masks)):
+            if not any(Path(folder).glob("*.nii.gz")):
+                raise ValueError(f"hospitals.{key}: there is no folder {folder} with *.nii.gz in it")
+
+
+def sentences(error: ValidationError) -> str:
+    """What is wrong, by path as it is written on the command line, with what is allowed there."""
+    lines = []
+    for item in error.errors():
+        where = item["loc"]
+        if len(where) > 1 and where[0] == "hospitals" and where[1] in SOURCES:  # which kind it is stands in no path
+            where = (where[0], *where[2:])
+        path = ".".join(map(str, where))
+        if item["type"] == "extra_forbidden":
+            known = _known(item["loc"])
+            said = "no such setting" + (f"; there are {', '.join(known)}" if known else "")
+        elif item["type"] == "value_error":
+            said = str(item["ctx"]["error"])
+        else:
+            said = item["msg"] + ("" if isinstance(item["input"], dict) else f" (got {item['input']!r})")
+        lines.append(f"{path}: {said}" if path else said)
+    return "\n".join(lines)
+
+
+def _known(where: tuple[int | str, ...]) -> list[str]:
+    """The settings beside the one at this place."""
+    kind: Any = Simulation
+    named = False
+    for part in where[:-1]:
+        if named:  # this part is a hospital's name
+            named = False
+        elif kind is Simulation and part == "hospitals":
+            kind = SOURCES[str(where[1])]
+        elif part not in SOURCES:
+            annotation = kind.model_fields[str(part)].annotation
+            named = get_origin(annotation) is dict
+            kinds = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, Frozen)]
+            if not kinds:
+                return []
+            kind = kinds[0]
+    return sorted(kind.model_fields)
+
+
+def _changed(settings: Settings, changes: Mapping[str, JsonValue], where: str) -> Settings:
+    try:
+        return type(settings).model_validate(settings.model_dump() | dict(changes))
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{where}.{line}" for line in words(error).splitlines())) from None

@@ -19,4 +19,6 @@ def build(settings: Mapping[str, Any]) -> SegmentationTask:
     try:
         return SegmentationTask(Settings.model_validate(dict(settings)))
     except ValidationError as error:
-        raise ValueError(f"task segmentation: {words(error)}") from error
+        known = ", ".join(Settings.model_fields)
+        unknown = any(item["type"] == "extra_forbidden" for item in error.errors())
+        raise ValueError(f"task segmentation: {words(error)}" + (f"; there are {known}" if unknown else "")) from error

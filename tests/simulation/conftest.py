@@ -1,0 +1,72 @@
+"""A rehearsal small enough for a test, run once for all of them: two hospitals of four patients, one held out, every arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fl_server.record import Record
+from simulation.__main__ import main
+
+HOSPITALS = ("sites.donau", "sites.rhein", "held_out.limmat")
+TINY = [
+    *(f"~hospitals.sites.{name}" for name in ("alster", "isar", "spree")),
+    *(f"hospitals.{name}.relative_size=1" for name in HOSPITALS),
+    *(f"hospitals.{name}.scanner.{key}" for name in HOSPITALS for key in ("matrix=64", "pixel_mm=4")),
+    *("hospitals.patients=4", "hospitals.oversampling=1", "hospitals.subslices=1", "real=null"),
+    *("task.voxels=32", "task.working_mm=6", "task.channels=[4,8]", "task.strides=[2]", "task.num_res_units=0"),
+    *("pretraining={patients:4,steps:60,batch_patients:2,views:2,learning_rate:0.02,subslices:1}",),
+    *("rounds=2", "evaluate_every=1", "training.views=2", "workers=0"),
+]
+"""What makes the five scanners' rehearsal tiny; the rest is the size `small`."""
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that came to its end."""
+
+    folder: Path
+    overrides: list[str]
+    status: int
+
+    @property
+    def record(self) -> Record:
+        return Record.read(self.folder / "record.json")
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        return lines(self.folder / "scores.jsonl")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return lines(self.folder / "metrics.jsonl")
+
+    def again(self, *more: str) -> int:
+        return main([*self.overrides, *more])
+
+
+@pytest.fixture(scope="session")
+def threads() -> Iterator[None]:
+    """Runs in this process set torch's threads; give them back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, threads: None) -> Finished:
+    """`konsil-simulate` on the tiny rehearsal with two seeds. Tests may run it again, but not change its folder."""
+    runs = tmp_path_factory.mktemp("runs")
+    overrides = [*TINY, f"runs_folder={runs}", "name=tiny", "repeats=2"]
+    status = main(overrides)
+    return Finished(runs / "tiny", overrides, status)
