@@ -115,6 +115,8 @@ def train(
         For settings that can't be right, or a loss that isn't one number per row.
     """
     require_private(model)
+    if len(set(examples.patients)) < len(examples.patients):  # who is listed twice would be clipped twice
+        raise ValueError("a patient is listed more than once; all rows of a patient belong under one pseudonym")
     _require_sensible(steps=steps, sample_rate=sample_rate, views=views, declared_size=declared_size, parameters=parameters)
     std = noise_std(noise_multiplier=noise_multiplier, bound=max_grad_norm)
     denominator = sample_rate * declared_size  # public

@@ -258,6 +258,16 @@ def test_settings_that_can_not_be_right_are_refused(unet, ward, setting, value, 
         trained(unet, ward, **{"noise_multiplier": 1.0, setting: value})
 
 
+def test_a_patient_who_is_listed_twice_is_refused(unet):
+    class Twice(Ward):
+        @property
+        def patients(self):
+            return [*self.rows, next(iter(self.rows))]
+
+    with pytest.raises(ValueError, match="a patient is listed more than once"):
+        trained(unet, Twice({"p": some_patients(1)[0]}))
+
+
 def test_the_gate_is_asked_first(ward):
     with pytest.raises(TypeError, match="BatchNorm2d"):
         trained(small_unet(norm="batch").double(), ward)
