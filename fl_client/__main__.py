@@ -102,7 +102,7 @@ def studies(site: Site) -> int:
     for key, study in approvals.studies.items():
         decision = approvals.decisions.get(key)
         said = f"{decision.decision} by {decision.who} on {decision.when[:10]}" if decision else "not decided"
-        paid = sum(event.study == key for event in _ledger(site).events)
+        paid = _paid(site, study)
         price = _price(site, study, rounds=max(0, study.rounds - paid))
         print(f"{key[:12]}  {study.name}: {said}, {paid} of {study.rounds} rounds paid; {price}")
     if not approvals.studies:
@@ -113,7 +113,7 @@ def studies(site: Site) -> int:
 def decide(site: Site, study: Study, decision: Decision, *, who: str) -> int:
     """Write down a decision about one study."""
     epsilon = study.privacy.epsilon if study.privacy.kind == "patient" else None
-    line = Approvals(site.folder).decide(study, decision, who=who, epsilon=epsilon)
+    line = Approvals(site.folder).decide(study, decision, who=who, epsilon=epsilon, paid=_paid(site, study))
     print(f"{line.decision}: study {study.name} ({study.hash}) at {site.name}; {_price(site, study, rounds=study.rounds)}")
     return 0
 
@@ -155,6 +155,10 @@ def _price(site: Site, study: Study, *, rounds: int) -> str:
         f"price epsilon {study.privacy.epsilon:g} (delta {study.privacy.delta:g}); the ledger stands at {book.epsilon:.4g} and "
         f"would stand at {after:.4g} of {site.budget.epsilon:g} (delta {site.budget.delta:g}){over}"
     )
+
+
+def _paid(site: Site, study: Study) -> int:
+    return sum(event.study == study.hash for event in _ledger(site).events)
 
 
 def _doubt(event: Event) -> str:

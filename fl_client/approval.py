@@ -37,6 +37,7 @@ class Approval(BaseModel):
     who: str
     when: str  # ISO 8601, UTC
     epsilon: float | None  # the price that was named at the time of the decision; None: a study without privacy
+    paid: int = 0  # rounds of the study that stood in the ledger then: a yes covers the study's rounds from there on
 
 
 class Approvals:
@@ -68,10 +69,10 @@ class Approvals:
         paths = sorted(self.studies_folder.glob("*.json"))
         return {path.stem: Study.from_json(path.read_text()) for path in paths}
 
-    def decide(self, study: Study, decision: Decision, *, who: str, epsilon: float | None) -> Approval:
-        """Write the decision, and make sure that it is on the disk."""
+    def decide(self, study: Study, decision: Decision, *, who: str, epsilon: float | None, paid: int = 0) -> Approval:
+        """Write the decision, and make sure that it is on the disk. `paid` rounds of the study stand in the ledger."""
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        line = Approval(hash=study.hash, study=study.name, decision=decision, who=who, when=when, epsilon=epsilon)
+        line = Approval(hash=study.hash, study=study.name, decision=decision, who=who, when=when, epsilon=epsilon, paid=paid)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a") as file:
             file.write(line.model_dump_json() + "\n")
@@ -82,21 +83,10 @@ class Approvals:
     @property
     def decisions(self) -> dict[str, Approval]:
         """The decision in force for each hash."""
-        return {line.hash: line for line in self._lines}
-
-    def rounds(self, study: Study) -> int:
-        """How many rounds of the study may be paid for: all of them for every yes since it was last declined."""
-        times = 0
-        for line in self._lines:
-            if line.hash == study.hash:
-                times = times + 1 if line.decision == "approved" else 0
-        return times * study.rounds
-
-    @property
-    def _lines(self) -> list[Approval]:
         if not self.path.exists():
-            return []
-        return [Approval.model_validate(json.loads(line)) for line in self.path.read_text().splitlines()]
+            return {}
+        lines = [Approval.model_validate(json.loads(line)) for line in self.path.read_text().splitlines()]
+        return {line.hash: line for line in lines}
 
 
 def require_approval(site: Site, study: Study, *, paid: int, wanted: int) -> None:
@@ -117,8 +107,9 @@ def require_approval(site: Site, study: Study, *, paid: int, wanted: int) -> Non
         raise Declined(f"nobody at {site.name} has approved study {study.name} ({study.hash[:12]}) yet")
     if approval.decision == "declined":
         raise Declined(f"{site.name} declined study {study.name} ({study.hash[:12]}) on {approval.when[:10]}")
-    if paid + wanted > (allowed := approvals.rounds(study)):
+    left = approval.paid + study.rounds - paid
+    if wanted > left:
         raise Declined(
-            f"{site.name} approved {allowed} rounds of study {study.name} ({study.hash[:12]}), of which {paid} are paid for; "
-            f"{wanted} more need another approval"
+            f"of the {study.rounds} rounds of study {study.name} ({study.hash[:12]}) that {site.name} approved, {left} are "
+            f"left; {wanted} need another approval"
         )

@@ -154,15 +154,16 @@ def test_one_yes_is_good_for_the_studys_rounds_once_however_often_they_are_asked
     study, approvals = hospitals.study(), Approvals(hospitals.site("a").folder)
     approvals.decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
     assert all(ask(hospitals, study, number=1)[0].has_content() for _ in range(2))  # a repetition is one of the two rounds
-    assert "a approved 2 rounds of study rehearsal" in declined(ask(hospitals, study, number=2)[0])
-    assert "of which 2 are paid for" in ask(hospitals, study, kind="query.enroll")[0].content["enrolment"]["reason"]
+    assert "of the 2 rounds of study rehearsal" in declined(ask(hospitals, study, number=2)[0])
+    assert "0 are left; 2 need" in ask(hospitals, study, kind="query.enroll")[0].content["enrolment"]["reason"]
     assert len(hospital.ledger_of(hospitals.site("a")).events) == 2
     hospitals.save(hospitals.site("a").model_copy(update={"budget": Budget(epsilon=20.0)}))
-    approvals.decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    for _ in range(2):  # saying yes twice is no more than saying it once
+        approvals.decide(study, "approved", who="Dr. Alpha", epsilon=8.0, paid=2)
+    assert ask(hospitals, study, number=1)[0].has_content()
+    assert "1 are left; 2 need" in ask(hospitals, study, kind="query.enroll")[0].content["enrolment"]["reason"]
     assert ask(hospitals, study, number=2)[0].has_content()
-    approvals.decide(study, "declined", who="Dr. Alpha", epsilon=None)
-    approvals.decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
-    assert "approved 2 rounds of study rehearsal" in declined(ask(hospitals, study, number=2)[0])
+    assert "0 are left; 1 need" in declined(ask(hospitals, study, number=2)[0])
 
 
 def test_a_hospital_with_a_smaller_delta_prices_the_study_at_its_own_and_refuses(hospitals):
