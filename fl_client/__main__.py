@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         site = Site.load(options.site)
         if options.command == "start":
-            return start(options.site, options.superlink, rest)
+            return start(site, options.site, options.superlink, rest)
         if options.command == "ledger":
             return ledger(site)
         if options.command == "studies":
@@ -133,12 +133,19 @@ def ledger(site: Site) -> int:
     return 0
 
 
-def start(site: Path, superlink: str, options: Sequence[str]) -> int:
+def start(site: Site, settings: Path, superlink: str, options: Sequence[str]) -> int:
     """Become Flower's SuperNode with this site's settings in its node configuration. Returns only if that fails.
 
     Flower's own SuperNode runs the app that the coordinator sends: join only coordinators whose code you trust.
     """
-    command = ["flower-supernode", "--superlink", superlink, "--node-config", f'site="{site.resolve()}"', *options]
+    rehearsing = {
+        "noise_seed: the noise can be repeated and protects nobody": site.noise_seed is not None,
+        "accept_no_privacy: updates may leave without noise": site.accept_no_privacy,
+        "approve_all: nobody is asked": site.approve_all,
+    }
+    for warning in (text for text, is_set in rehearsing.items() if is_set):
+        print(f"{settings}: for rehearsals only: {warning}", file=sys.stderr)
+    command = ["flower-supernode", "--superlink", superlink, "--node-config", f'site="{settings.resolve()}"', *options]
     os.execvp(command[0], command)
 
 

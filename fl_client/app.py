@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -242,5 +243,6 @@ def note(site: Site, **facts: object) -> None:
     """Write a line in the hospital's own training log, which never leaves it."""
     folder = site.folder / "log"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(folder / "training.jsonl", "a") as file:
+    log = os.open(folder / "training.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with open(log, "a") as file:
         file.write(json.dumps(facts) + "\n")

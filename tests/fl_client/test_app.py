@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -184,6 +185,16 @@ def test_enrolment_names_the_price_of_the_whole_study_or_the_reason_against(hosp
     assert "over this hospital's 3" in b["reason"]
 
 
+def test_an_enrolment_is_the_same_whoever_the_patients_are(hospitals):
+    study = hospitals.study()
+    (before, *_) = ask(hospitals, study, kind="query.enroll")
+    cases = hospitals.site("a").cohort_folder / "cases"
+    for patient in list(cases.iterdir()):
+        shutil.rmtree(patient)
+    (after, *_) = ask(hospitals, study, kind="query.enroll")
+    assert dict(before.content["enrolment"]) == dict(after.content["enrolment"])
+
+
 def test_a_budget_that_runs_out_midway_declines_from_then_on_and_degrades_the_verdict(hospitals):
     study = hospitals.study(rounds=4)
 
@@ -241,6 +252,8 @@ def test_a_patient_the_task_cannot_use_is_left_out_and_named_in_the_hospitals_lo
         volume["mask"] = False
     (folder / "case.json").write_text(json.dumps(text))
     assert ask(hospitals, hospitals.study())[0].has_content()
-    lines = [json.loads(line) for line in (site.folder / "log" / "training.jsonl").read_text().splitlines()]
+    log = site.folder / "log" / "training.jsonl"
+    assert log.stat().st_mode & 0o777 == 0o600
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["patient"] for line in lines if "left_out" in line] == ["p0-1"]
     assert lines[-1]["patients"] == 3
