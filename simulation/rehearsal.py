@@ -25,7 +25,7 @@ from simulation import hospital as hospitals_module
 from simulation import pretraining
 from simulation.arms import Arm, State, train, train_by_itself, write_line
 from simulation.hospital import Hospital
-from simulation.machine import Meter, executor, unordered
+from simulation.machine import Meter, executor, one_thread, unordered
 from simulation.report import summary_lines, write_report
 from simulation.scoring import Scores, mean_scores, restore, score_hospital
 from simulation.screen import Screen
@@ -65,6 +65,7 @@ def rehearse(simulation: Simulation) -> Outcome:
             sites, held_out, real = _open_hospitals(simulation, cache, pool, screen)
         with meter.phase("pretraining"):
             start, start_path = _start(simulation, cache, folder, pool, screen)
+        one_thread()  # as in the workers: what is done in this process from here on gives the same numbers as there
         world = World(sites, held_out, real, start, start_path)
         arms = _arms(simulation, world, folder)
         with meter.phase("federation"):

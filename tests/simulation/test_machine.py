@@ -1,0 +1,107 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+import torch
+
+from simulation.machine import Immediately, Meter, executor, unordered
+
+
+def where():
+    return os.getpid(), torch.get_num_threads()
+
+
+def half(number):
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    return number // 2
+
+
+def interrupted():
+    time.sleep(0.1)
+    raise KeyboardInterrupt
+
+
+def die():
+    os._exit(1)
+
+
+# -- seconds and memory -----------------------------------------------------------------------------------------------
+
+
+def test_seconds_are_counted_by_phase_and_added_up(tmp_path):
+    with Meter(tmp_path / "notes.json") as meter:
+        with meter.phase("long"):
+            time.sleep(0.2)
+        for _ in range(2):
+            with meter.phase("short"):
+                time.sleep(0.05)
+    assert meter.timings["long"] == pytest.approx(0.2, abs=0.15)
+    assert 0.1 <= meter.timings["short"] < meter.timings["long"] + 0.15
+    assert meter.total_s == pytest.approx(meter.timings["long"] + meter.timings["short"])
+
+
+def test_a_run_that_was_interrupted_adds_to_its_seconds_and_a_finished_one_begins_at_nought(tmp_path):
+    notes = tmp_path / "notes.json"
+    first = Meter(notes)
+    with pytest.raises(KeyboardInterrupt), first, first.phase("work"):
+        interrupted()
+    written = json.loads(notes.read_text())
+    assert written["work"] == pytest.approx(first.timings["work"])
+    with Meter(notes) as second, second.phase("work"):
+        pass
+    assert second.timings["work"] >= first.timings["work"] >= 0.1
+    assert second.peak_memory_mb >= written["peak_memory_mb"]
+    second.finish()
+    assert not notes.exists()
+    with Meter(notes) as third:
+        pass
+    assert (third.timings, third.total_s) == ({}, 0)
+
+
+def test_the_memory_of_child_processes_counts(tmp_path):
+    child = "import sys; kept = bytearray(b'x') * (200 << 20); print('ready', flush=True); sys.stdin.read()"
+    with Meter(tmp_path / "notes.json", interval_s=0.02) as alone:
+        time.sleep(0.1)
+    with (
+        Meter(tmp_path / "notes.json", interval_s=0.02) as both,
+        subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        process.stdout.readline()
+        time.sleep(0.3)
+        process.communicate()
+    assert both.peak_memory_mb > alone.peak_memory_mb + 150
+
+
+# -- who does the work ------------------------------------------------------------------------------------------------
+
+
+def test_without_workers_everything_happens_here_and_errors_come_with_the_result():
+    with executor(0) as pool:
+        assert isinstance(pool, Immediately)
+        assert pool.submit(os.getpid).result() == os.getpid()
+        with pytest.raises(ValueError, match="3 is odd"):
+            pool.submit(half, 3).result()
+    with pytest.raises(KeyboardInterrupt):  # a person who wants to stop is not a result
+        Immediately().submit(interrupted)
+
+
+def test_workers_are_other_processes_with_one_thread_each():
+    with executor(2) as pool:
+        found = {pool.submit(where).result() for _ in range(4)}
+        assert os.getpid() not in {process for process, _ in found}
+        assert {threads for _, threads in found} == {1}
+        assert sorted(unordered(pool, half, [(n,) for n in (0, 2, 4, 6)])) == [0, 1, 2, 3]
+        with pytest.raises(ValueError, match="5 is odd"):
+            list(unordered(pool, half, [(2,), (5,), (4,)]))
+        with pytest.raises(BrokenProcessPool):
+            list(unordered(pool, die, [()]))
+
+
+def test_results_come_as_they_are_ready_each_once():
+    assert sorted(unordered(Immediately(), half, ((n,) for n in range(0, 10, 2)))) == [0, 1, 2, 3, 4]
+    assert list(unordered(Immediately(), half, [])) == []
