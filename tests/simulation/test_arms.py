@@ -12,6 +12,7 @@ from simulation.__main__ import settings_of
 from simulation.arms import Arm, train
 from simulation.hospital import drawn, pooled
 from simulation.machine import Immediately
+from tasks.task import load
 
 ARMS = ("federation_private", "federation_plain", "pooled", "alone/donau", "alone/rhein")
 
@@ -46,14 +47,18 @@ def model(tiny, name, seed):
     return torch.load(tiny.folder / "arms" / name / str(seed) / "model.pt", weights_only=True)
 
 
-def test_every_arm_moves_every_weight_and_no_two_end_at_the_same_place(tiny):
+def test_every_arm_moves_what_it_may_move_and_no_two_end_at_the_same_place(tiny):
     start = torch.load(tiny.folder / "start.pt", weights_only=True)
+    simulation = settings_of(tiny.overrides)
     ends = {}
     for name in ARMS:
         for seed in (0, 1):
             state = model(tiny, name, seed)
             assert state.keys() == start.keys()
-            assert all(not torch.equal(state[weight], start[weight]) for weight in start)
+            study = simulation.study(seed=seed, private=name == "federation_private", sites=("donau",), initial=None)
+            task = load(study.task)
+            moved = {weight for weight in start if not torch.equal(state[weight], start[weight])}
+            assert moved == set(task.trainable(task.model()))
             ends[name, seed] = fingerprint(state)
     assert len({*ends.values(), fingerprint(start)}) == 11
 
@@ -76,8 +81,10 @@ def test_what_the_arms_without_privacy_do_differently_is_what_the_settings_say(t
         for name in ("federation_private", "federation_plain")
     )
     assert (private["privacy"]["kind"], plain["privacy"]["kind"]) == ("patient", "none")
-    assert plain["training"]["learning_rate"] == settings_of(tiny.overrides).plain_training["learning_rate"]
-    assert private["training"] | {"learning_rate": None} == plain["training"] | {"learning_rate": None}
+    simulation = settings_of(tiny.overrides)
+    for part, changes in (("training", simulation.plain_training), ("strategy", simulation.plain_strategy)):
+        assert plain[part] == private[part] | changes
+    assert plain["task"] == private["task"] | simulation.plain_task
 
 
 def test_each_arm_and_seed_has_ledgers_of_its_own(tiny):
