@@ -47,7 +47,8 @@ def pretrain(
 ) -> State:
     """Weights after `settings.steps` steps of Adam with cosine decay, and an exponential mean over the steps."""
     task = load(task_settings)
-    place = cache / "pretrained" / _key(task.hash, task_settings, settings, series)
+    network = {key: value for key, value in task_settings.items() if key != "trainable"}  # pre-training moves everything
+    place = cache / "pretrained" / _key(task.hash, network, settings, series)
     finished = place / "model.pt"
     if finished.exists():
         advance("pre-training", settings.steps, settings.steps)
