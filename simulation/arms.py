@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -96,6 +97,7 @@ def train(arm: Arm, start: Path, look: Look | None = None, *, pool: Executor | N
 def train_by_itself(arm: Arm, start: Path) -> str:
     """Run one arm in this worker process, with one thread."""
     one_thread()
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # its lines would tear the progress bars
     return train(arm, start)
 
 

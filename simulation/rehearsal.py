@@ -207,6 +207,8 @@ def _score(simulation: Simulation, arms: Sequence[Arm], world: World, folder: Pa
         if saved.get("identity") != identity:
             rows = []
             for role, hospital in world.roles:
+                if role == "real" and name not in ("pretrained", "federation_private", "federation_plain"):
+                    continue  # large images; what they are for is the step from drawn to real, and what privacy does to it
                 full = simulation.full_scores == "all" or (
                     simulation.full_scores == "federation" and name.startswith("federation")
                 )
