@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before Flower is imported; else it reports its use
     from simulation.rehearsal import rehearse  # torch and Flower are imported when there is something to run
 
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the workers too, as Ctrl-C does
     verdicts = {rehearse(simulation) for simulation in simulations}
     return 1 if "failed" in verdicts else 3 if "degraded" in verdicts else 0
 
