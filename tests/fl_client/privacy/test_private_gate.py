@@ -15,7 +15,11 @@ def unet(norm):
     [("group", {"num_groups": 4}), ("group", {"num_groups": 4, "affine": False}), "instance", ("instance", {"affine": True})],
 )
 def test_networks_without_state_pass(norm):
-    require_private(unet(norm))
+    model = unet(norm)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    require_private(model)
+    assert before.keys() == {name for name, _ in model.named_parameters()}  # nothing but parameters would leave
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("norm", ["batch", ("batch", {"affine": False}), ("batch", {"track_running_stats": False})])
