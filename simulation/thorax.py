@@ -7,7 +7,7 @@ sizes are plausible and assumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,27 @@ CAGE_MM = np.float32(11.5)
 """Thickness of the rib cage between muscle and pleura."""
 COARSE = 33
 """Samples per side of fields that are smooth over centimetres; they are interpolated to the pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Points of the body, every field (n,) or (H, W), in mm: where they lie, how deep, and what is smooth around them."""
+
+    left: Floats
+    posterior: Floats
+    superior: Floats
+    depth: Floats  # under the skin
+    bone: Floats  # under the surface of the rib cage
+    diaphragm: Floats  # its height here
+    skin: Floats  # thickness of the fat under the skin
+    muscle: Floats  # thickness of the muscle under that
+    warp_x: Floats
+    warp_y: Floats
+    warp_z: Floats
+
+    def at(self, where: npt.NDArray[np.intp]) -> Points:
+        """The points of these flat indices."""
+        return Points(*(getattr(self, field.name).ravel()[where] for field in fields(self)))
 
 
 def labels(patient: Patient, grid: Grid, tables: Contours) -> Labels:
@@ -91,98 +112,68 @@ def _plane(patient: Patient, left: Floats, posterior: Floats, superior: Floats, 
     depth = (np.sqrt(square) - square) / steep  # mm under the skin
     _, skin, muscle, *_ = smooth
     bone = depth - skin - muscle  # mm under the surface of the rib cage
-    under_skin = (np.asarray(depth, np.float32), np.asarray(bone, np.float32))
+    points = Points(left, posterior, superior, np.asarray(depth, np.float32), np.asarray(bone, np.float32), *smooth)
     out = np.full(left.shape, Tissue.AIR, np.uint8)
-    places = np.where(depth < 0, 0, np.where(bone < CAGE_MM, 1, 2))
-    regions: tuple[tuple[int, Callable[..., Labels]], ...] = ((1, _chest_wall), (2, _inside))
-    for region, tissue_of in regions:
-        where = np.flatnonzero(places == region)
-        fields = [field.ravel()[where] for field in (left, posterior, superior, *under_skin, *smooth)]
-        out.ravel()[where] = tissue_of(patient, dome_mm, phase, *fields)
+    wall = np.flatnonzero((depth >= 0) & (bone < CAGE_MM))
+    inside = np.flatnonzero((depth >= 0) & ~(bone < CAGE_MM))
+    out.ravel()[wall] = _chest_wall(patient, phase, points.at(wall))
+    out.ravel()[inside] = _inside(patient, dome_mm, phase, points.at(inside))
     return out
 
 
-def _inside(
-    patient: Patient,
-    dome_mm: float,
-    phase: npt.NDArray[np.float64],
-    left: Floats,
-    posterior: Floats,
-    superior: Floats,
-    depth: Floats,
-    bone: Floats,
-    diaphragm: Floats,
-    skin: Floats,
-    muscle: Floats,
-    warp_x: Floats,
-    warp_y: Floats,
-    warp_z: Floats,
-) -> Labels:
-    """Labels of points (n,) inside the rib cage: lungs, mediastinum, and the abdomen under the diaphragm."""
-    out = np.full(left.shape, Tissue.LUNG, np.uint8)
-    height = superior - diaphragm
-    xw, yw = left + warp_x, posterior + warp_y
+def _inside(patient: Patient, dome_mm: float, phase: npt.NDArray[np.float64], p: Points) -> Labels:
+    """Labels of points inside the rib cage: lungs, mediastinum, and the abdomen under the diaphragm."""
+    out = np.full(p.left.shape, Tissue.LUNG, np.uint8)
+    height = p.superior - p.diaphragm
+    xw, yw = p.left + p.warp_x, p.posterior + p.warp_y
     size = patient.mediastinum
     # fat around the great vessels, a pad in front of the heart and one in the angle to the diaphragm
-    waist = ((xw - 6) / (26 * size)) ** 2 + ((yw - 16 - np.float32(0.1) * superior) / 66) ** 2
-    inward = bone - CAGE_MM
+    waist = ((xw - 6) / (26 * size)) ** 2 + ((yw - 16 - np.float32(0.1) * p.superior) / 66) ** 2
+    inward = p.bone - CAGE_MM
     pad = ((xw - 18) / (46 * size)) ** 2 + ((inward - 2) / (13 * size)) ** 2 + np.clip(yw + 20, 0, None)
     corner = (
         ((xw - 58) / 40) ** 2 + ((inward - 6) / (20 * size)) ** 2 + (height / (7 + 11 * size)) ** 2 + np.clip(yw - 20, 0, None)
     )
     out[np.minimum(np.minimum(waist, pad), corner) < 1] = Tissue.FAT
     shift_mm = float(3 * phase[4] - 9)
-    _great_vessels(out, left, posterior, superior, shift_mm)
+    _great_vessels(out, p.left, p.posterior, p.superior, shift_mm)
     under = np.flatnonzero(height < 0)
     if under.size:
-        out[under] = _abdomen(patient, xw[under], yw[under], superior[under] + warp_z[under], height[under], dome_mm, phase)
+        out[under] = _abdomen(patient, xw[under], yw[under], p.superior[under] + p.warp_z[under], height[under], dome_mm, phase)
     out[np.abs(height) < 1.0] = Tissue.MUSCLE
-    _descending(out, left, posterior, shift_mm)
+    _descending(out, p.left, p.posterior, shift_mm)
     return out
 
 
-def _chest_wall(
-    patient: Patient,
-    dome_mm: float,
-    phase: npt.NDArray[np.float64],
-    left: Floats,
-    posterior: Floats,
-    superior: Floats,
-    depth: Floats,
-    bone: Floats,
-    diaphragm: Floats,
-    skin: Floats,
-    muscle: Floats,
-    warp_x: Floats,
-    warp_y: Floats,
-    warp_z: Floats,
-) -> Labels:
-    """Labels of points (n,) between skin and pleura: ribs with marrow, muscle in layers, fat, breastbone and spine."""
-    out = np.full(left.shape, Tissue.MUSCLE, np.uint8)
-    out[bone > CAGE_MM - 0.8 - np.float32(0.06) * skin] = Tissue.FAT  # extrapleural fat
-    run = (superior - np.float32(0.42) * posterior + np.float32(0.04) * left + 12 * phase[5]) / patient.rib_spacing_mm
+def _chest_wall(patient: Patient, phase: npt.NDArray[np.float64], p: Points) -> Labels:
+    """Labels of points between skin and pleura: ribs with marrow, muscle in layers, fat, breastbone and spine."""
+    out = np.full(p.left.shape, Tissue.MUSCLE, np.uint8)
+    out[p.bone > CAGE_MM - 0.8 - np.float32(0.06) * p.skin] = Tissue.FAT  # extrapleural fat
+    run = (p.superior - np.float32(0.42) * p.posterior + np.float32(0.04) * p.left + 12 * phase[5]) / patient.rib_spacing_mm
     run = run.astype(np.float32)
     beside = np.abs(run - np.floor(run) - np.float32(0.5)) * np.float32(patient.rib_spacing_mm)
-    rib = (beside / 6.8) ** 2 + ((bone - 5.2) / 4.6) ** 2
-    out[(rib < 1.35) & (bone > 0)] = Tissue.FAT
+    rib = (beside / 6.8) ** 2 + ((p.bone - 5.2) / 4.6) ** 2
+    out[(rib < 1.35) & (p.bone > 0)] = Tissue.FAT
     out[rib < 1] = Tissue.CORTEX
     out[rib < 0.62] = Tissue.MARROW
-    outer = bone < 0
+    outer = p.bone < 0
     out[outer] = Tissue.MUSCLE
-    out[outer & (np.abs(bone + np.float32(0.55) * muscle + np.float32(0.15) * warp_z) < 0.8)] = Tissue.FAT  # fascia
-    breastbone = (left / 17) ** 2 + ((bone - 5) / 6) ** 2 + np.clip(posterior, 0, None)
+    out[outer & (np.abs(p.bone + np.float32(0.55) * p.muscle + np.float32(0.15) * p.warp_z) < 0.8)] = Tissue.FAT  # fascia
+    breastbone = (p.left / 17) ** 2 + ((p.bone - 5) / 6) ** 2 + np.clip(p.posterior, 0, None)
     out[breastbone < 1] = Tissue.CORTEX
     out[breastbone < 0.7] = Tissue.MARROW
-    spine = (left / 1.15) ** 2 + (posterior - np.float32(0.72 * patient.torso_mm[1])) ** 2
+    spine = (p.left / 1.15) ** 2 + (p.posterior - np.float32(0.72 * patient.torso_mm[1])) ** 2
     out[spine < 17.0**2] = Tissue.CORTEX
     out[spine < 15.2**2] = Tissue.MARROW
-    out[depth < skin] = Tissue.FAT
-    out[depth < 1.2] = Tissue.MUSCLE  # skin
+    out[p.depth < p.skin] = Tissue.FAT
+    out[p.depth < 1.2] = Tissue.MUSCLE  # skin
     if patient.sternotomy:  # steel wires destroy the signal around them
         wire = np.abs(run * 0.8 - np.floor(run * 0.8) - 0.5) * patient.rib_spacing_mm / 0.8
-        lost = ((left + 0.3 * warp_x) / 15) ** 2 + ((bone - 5) / 15) ** 2 + (wire / 10) ** 2 + np.clip(posterior, 0, None)
-        out[(lost < 1 + 0.08 * warp_y) & (lost > 0.45)] = Tissue.FAT
-        out[lost < 0.8 + 0.08 * warp_z] = Tissue.AIR
+        lost = (
+            ((p.left + 0.3 * p.warp_x) / 15) ** 2 + ((p.bone - 5) / 15) ** 2 + (wire / 10) ** 2 + np.clip(p.posterior, 0, None)
+        )
+        out[(lost < 1 + 0.08 * p.warp_y) & (lost > 0.45)] = Tissue.FAT
+        out[lost < 0.8 + 0.08 * p.warp_z] = Tissue.AIR
     return out
 
 
