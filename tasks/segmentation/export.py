@@ -1,4 +1,4 @@
-"""The trained network and its masks for programs that don't have konsil: TorchScript with a sidecar, and NIfTI.
+"""The trained network for programs that don't have konsil: TorchScript with a sidecar.
 
 The TorchScript file holds the network alone, from a normalised look to logits; the JSON beside it says in words and
 numbers how a look is made and what the outputs are. TorchScript, because it loads with PyTorch alone, in Python or C++.
@@ -11,13 +11,9 @@ import json
 import warnings
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import SimpleITK as sitk
 import torch
 from torch.jit._trace import TracerWarning
 
-from tasks.case import Volume
 from tasks.segmentation.settings import Settings
 
 
@@ -68,16 +64,3 @@ def description(settings: Settings) -> dict[str, object]:
         "classes": ["background", *settings.structures],
         "mask_values": {"background": 0, **settings.structures},
     }
-
-
-def write_nifti(volume: Volume, mask: npt.NDArray[np.uint8], path: Path | str) -> None:
-    """Write a mask that lies on `volume`'s grid as NIfTI, for viewers. Raises `ValueError` for another shape."""
-    if mask.shape != volume.image.shape:
-        raise ValueError(f"the mask has shape {mask.shape}, but {volume.series} has {volume.image.shape}")
-    image = sitk.GetImageFromArray(np.ascontiguousarray(mask))
-    dz, dy, dx = volume.spacing_mm
-    columns = volume.affine[:3, [2, 1, 0]] / np.array([dx, dy, dz])  # SimpleITK lists x, y, z; both are LPS
-    image.SetSpacing((dx, dy, dz))
-    image.SetOrigin(volume.affine[:3, 3].tolist())
-    image.SetDirection(columns.ravel().tolist())
-    sitk.WriteImage(image, str(path))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,19 @@ def test_a_nifti_mask_lies_on_the_dicom_images(archive: Path, case: Case, tmp_pa
     for index in ((0, 0, 0), (43, 39, 5), (20, 10, 3)):
         assert mask.TransformIndexToPhysicalPoint(index) == pytest.approx(images.TransformIndexToPhysicalPoint(index), abs=1e-3)
     assert np.array_equal(sitk.GetArrayFromImage(mask), volume.mask)
+
+
+@pytest.mark.parametrize("stacked", [1, -1], ids=["right-handed", "left-handed"])
+def test_a_nifti_mask_lies_where_the_affine_of_the_image_says(case: Case, tmp_path: Path, stacked: int) -> None:
+    volume = case.volumes[0]
+    assert volume.mask is not None
+    affine = volume.affine @ np.diag([stacked, 1, 1, 1])  # slice 0 may lie at either end
+    write_nifti(volume.mask, replace(volume, affine=affine), tmp_path / "mask.nii.gz")
+    mask = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
+    assert np.array_equal(sitk.GetArrayFromImage(mask), volume.mask)
+    for index in ((0, 0, 0), (5, 0, 0), (2, 35, 11)):
+        point = mask.TransformIndexToPhysicalPoint(index[::-1])
+        assert point == pytest.approx((affine @ [*index, 1])[:3], abs=1e-3)
 
 
 def test_a_seg_holds_the_same_voxels_when_read_by_hand(archive: Path, case: Case, labels: LabelMap, tmp_path: Path) -> None:
@@ -105,5 +119,5 @@ def test_a_mask_of_another_shape_an_empty_one_and_a_stranger_are_refused(
         write_seg(mask * 9, source, tmp_path / "mask.dcm", labels)
     with pytest.raises(ValueError, match="the source holds 3"):
         write_seg(mask, archive, tmp_path / "mask.dcm", labels)
-    with pytest.raises(ValueError, match="goes back on its own image's grid"):
+    with pytest.raises(ValueError, match=r"shape \(5, 40, 44\), the image \(6, 40, 44\); a mask goes back on its own image's"):
         write_nifti(mask[1:], case.volumes[0], tmp_path / "mask.nii.gz")

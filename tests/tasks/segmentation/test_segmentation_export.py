@@ -3,13 +3,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 
 from tasks.segmentation import build
-from tasks.segmentation.export import export_torchscript, write_nifti
+from tasks.segmentation.export import export_torchscript
 
 LOAD = """
 import sys
@@ -47,15 +45,3 @@ def test_the_sidecar_says_what_goes_in_and_what_comes_out(tmp_path):
     assert sidecar["looks"]["close"]["spacing_mm"] == [1.5, 1.5]
     assert sidecar["classes"] == ["background", "blood_pool", "myocardium", "right_ventricle"]
     assert sidecar["mask_values"]["right_ventricle"] == 3
-
-
-def test_a_mask_in_nifti_lies_where_the_image_lies(tmp_path, toy_heart):
-    volume = toy_heart()
-    write_nifti(volume, volume.mask, tmp_path / "mask.nii.gz")
-    read = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
-    assert np.array_equal(sitk.GetArrayFromImage(read), volume.mask)
-    for index in ((0, 0, 0), (5, 0, 0), (2, 70, 11)):
-        point = read.TransformContinuousIndexToPhysicalPoint([float(i) for i in reversed(index)])
-        assert point == pytest.approx((volume.affine @ [*index, 1])[:3], abs=1e-3)
-    with pytest.raises(ValueError, match="has shape"):
-        write_nifti(volume, volume.mask[1:], tmp_path / "mask.nii.gz")
