@@ -1,0 +1,236 @@
+"""What came of a rehearsal: every model's scores, the model to hand on, pictures for the report, and the record.
+
+All of it is made from finished arms, anew at every call; only the scores, which take long, are kept for as long as the
+weights and the patients stay the same. What the files mean: docs/run_folder.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl_client.cohort import Cohort
+from fl_server.record import Record
+from fl_server.rounds import fingerprint, versions
+from simulation.arms import Arm, State
+from simulation.hospital import Hospital
+from simulation.machine import Meter
+from simulation.scoring import Scores, mean_scores, restore, score_hospital
+from simulation.screen import Screen
+from simulation.settings import Simulation
+from tasks.case import Volume
+from tasks.segmentation.export import export_torchscript
+from tasks.segmentation.task import SegmentationTask
+from tasks.task import load
+
+
+@dataclass(frozen=True)
+class World:
+    """Everybody there is in a rehearsal: hospitals that train, hospitals that are only tested on, and the start."""
+
+    sites: Mapping[str, Hospital]
+    held_out: Mapping[str, Hospital]
+    real: Mapping[str, Hospital]
+    start: State
+    start_path: Path
+
+    @property
+    def roles(self) -> Iterator[tuple[str, Hospital]]:
+        """Every hospital with its role in the scores."""
+        yield from (("site", hospital) for hospital in self.sites.values())
+        yield from (("held_out", hospital) for hospital in self.held_out.values())
+        yield from (("real", hospital) for hospital in self.real.values())
+
+
+def final_arm(arms: Sequence[Arm]) -> Arm:
+    """The arm whose model and record are those of the run: the private federation of the first seed, else the first arm."""
+    return next((arm for arm in arms if arm.name == "federation_private"), arms[0])
+
+
+def score_models(
+    simulation: Simulation, arms: Sequence[Arm], world: World, folder: Path, pool: Executor, screen: Screen
+) -> None:
+    """Score every arm's final model on every test patient, once, and write `scores.jsonl` and `metrics.jsonl` into `folder`.
+
+    What is scored already, of these weights on these patients, is taken from `arms/scores`. Scores that are not finite (the
+    labels can't decide them) are left out of a row.
+    """
+    models: list[tuple[str, int, list[State]]] = [("pretrained", simulation.seed, [world.start])]
+    models += [(arm.name, arm.study.seed, [arm.state()]) for arm in arms if (arm.folder / "model.pt").exists()]
+    if "ensemble" in simulation.arms:
+        for seed in simulation.seeds:
+            alone = [arm for arm in arms if arm.name.startswith("alone/") and arm.study.seed == seed]
+            alone_states = [arm.state() for arm in alone if (arm.folder / "model.pt").exists()]
+            if alone_states:
+                models.append(("ensemble", seed, alone_states))
+    kept = folder / "arms" / "scores"
+    kept.mkdir(parents=True, exist_ok=True)
+    tested = [json.dumps(simulation.task, sort_keys=True), *(hospital.identity for _, hospital in world.roles)]
+    patients = hashlib.sha256(" ".join(tested).encode()).hexdigest()[:16]
+    for done, (name, seed, states) in enumerate(models, start=1):
+        identity = "-".join([*(fingerprint(state)[:16] for state in states), simulation.full_scores, patients])
+        place = kept / f"{name.replace('/', '-')}-{seed}.json"
+        saved = json.loads(place.read_text()) if place.exists() else {}
+        if saved.get("identity") != identity:
+            rows = []
+            for role, hospital in world.roles:
+                if role == "real" and name not in ("pretrained", "federation_private", "federation_plain"):
+                    continue  # large images; what they are for is the step from drawn to real, and what privacy does to it
+                full = simulation.full_scores == "all" or (
+                    simulation.full_scores == "federation" and name.startswith("federation")
+                )
+                found = score_hospital(pool, simulation.task, states, hospital.cohort_folder, hospital.test_patients, full=full)
+                for patient, scores in sorted(found):
+                    finite = {key: value for key, value in scores.items() if np.isfinite(value)}
+                    row = {"arm": name, "seed": seed, "hospital": hospital.name, "role": role}
+                    rows.append({**row, "patient": patient, "scores": finite})
+            part = place.with_suffix(".part")
+            part.write_text(json.dumps({"identity": identity, "rows": rows}))
+            part.replace(place)
+        screen.advance("scores", done, len(models))
+    with open(folder / "scores.jsonl", "w") as file:
+        for name, seed, _ in models:
+            for row in json.loads((kept / f"{name.replace('/', '-')}-{seed}.json").read_text())["rows"]:
+                file.write(json.dumps(row) + "\n")
+    with open(folder / "metrics.jsonl", "w") as file:
+        for arm in arms:
+            lines = arm.folder.parent / f"metrics-{arm.study.seed}.jsonl"
+            if lines.exists():
+                file.write(lines.read_text())
+
+
+def export_model(simulation: Simulation, final: Arm, folder: Path) -> None:
+    """Copy the first seed's model (weights, and TorchScript that loads without konsil) and each hospital's ledger to `folder`.
+
+    What an earlier run left there is removed first; an arm that has no model leaves nothing.
+    """
+    for name in ("model.pt", "model.ts.pt", "model.ts.json"):  # of an earlier run, if any
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "ledgers", ignore_errors=True)
+    if not (final.folder / "model.pt").exists():
+        return
+    task = load(simulation.task)
+    shutil.copy(final.folder / "model.pt", folder / "model.pt")
+    if isinstance(task, SegmentationTask):
+        export_torchscript(restore(task, [final.state()]), task.settings, folder / "model.ts.pt")
+    (folder / "ledgers").mkdir()
+    for name in final.hospitals:
+        for ending in ("", ".head"):  # the head finds lines that are missing at the end
+            ledger = final.folder / "sites" / name / f"ledger.jsonl{ending}"
+            if ledger.exists():
+                shutil.copy(ledger, folder / "ledgers" / f"{name}.jsonl{ending}")
+
+
+def save_pictures(simulation: Simulation, final: Arm, world: World, folder: Path) -> None:
+    """Save what the report shows: best, median and worst patient of the final model, and every scanner's view of a heart.
+
+    `overlays/scanners.npz` holds one slice (rows, columns) of a patient per hospital, `overlays/{best,median,worst}.npz` a
+    volume (slices, rows, columns) with its mask and the prediction; spacings in mm. Without a model: the scanners alone.
+    """
+    place = folder / "overlays"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    scanners: dict[str, Any] = {}
+    for _, hospital in world.roles:
+        patients = hospital.test_patients or hospital.cohort.patients
+        if not patients:
+            continue
+        volume = hospital.cohort.case(patients[0]).volumes[0]
+        middle = volume.image.shape[0] // 2
+        scanners[f"{hospital.name}/image"] = np.asarray(volume.image[middle], dtype=np.float32)
+        scanners[f"{hospital.name}/spacing_mm"] = np.array(volume.spacing_mm[1:])
+        scanners[f"{hospital.name}/label"] = np.array(hospital.scanner)
+        if volume.mask is not None:
+            scanners[f"{hospital.name}/mask"] = np.asarray(volume.mask[middle])
+    np.savez_compressed(place / "scanners.npz", **scanners)
+    if not (final.folder / "model.pt").exists():
+        return
+    rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["arm"] == final.name and row["seed"] == final.study.seed and row["role"] != "real"]
+    rows = [row for row in rows if any(key.startswith("dice/") for key in row["scores"])]
+    if not rows:
+        return
+    task = load(simulation.task)
+    if not isinstance(task, SegmentationTask):
+        return
+    model = restore(task, [final.state()])
+    rows.sort(key=_mean_dice)
+    folders = {hospital.name: hospital.cohort_folder for _, hospital in world.roles}
+    for rank, row in (("worst", rows[0]), ("median", rows[len(rows) // 2]), ("best", rows[-1])):
+        case = Cohort(folders[row["hospital"]]).case(row["patient"])
+        volume = next(volume for volume in case.volumes if volume.mask is not None)
+        _picture(place / f"{rank}.npz", volume, task.segment(model, case)[volume.series].mask, row, final.name)
+
+
+def _mean_dice(row: dict[str, Any]) -> float:
+    return float(np.mean([value for key, value in row["scores"].items() if key.startswith("dice/")]))
+
+
+def _picture(path: Path, volume: Volume, prediction: np.ndarray[Any, Any], row: dict[str, Any], arm: str) -> None:
+    dice = {key: value for key, value in row["scores"].items() if key.startswith("dice/")}
+    np.savez_compressed(
+        path,
+        image=np.asarray(volume.image, dtype=np.float32),
+        mask=np.asarray(volume.mask),
+        prediction=prediction,
+        spacing_mm=np.array(volume.spacing_mm),
+        hospital=row["hospital"],
+        patient=row["patient"],
+        series=volume.series,
+        dice=json.dumps(dice),
+        arm=arm,
+    )
+
+
+def study_record(simulation: Simulation, arms: Sequence[Arm], world: World, folder: Path, meter: Meter) -> Record:
+    """The record of the private federation (or the first arm), with everything the researcher knows beside it.
+
+    Reads `scores.jsonl` in `folder`. The verdict is `degraded` at best if any arm did not end complete.
+    """
+    final = final_arm(arms)
+    record = final.record()
+    record.versions = versions()
+    record.seeds, record.profile = list(simulation.seeds), simulation.size.profile
+    record.engine, record.device = simulation.engine, "cuda" if torch.cuda.is_available() else "cpu"
+    rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+
+    def means(arm: str, role: str, hospital: str | None = None) -> Scores:
+        chosen = [r for r in rows if r["arm"] == arm and r["role"] == role and hospital in (None, r["hospital"])]
+        return mean_scores([row["scores"] for row in chosen])
+
+    for name, hospital in final.hospitals.items():
+        site = record.sites[name]
+        site.declared_size, site.scanner = hospital.declared_size, hospital.scanner
+        site.cases_expected, site.cases_used, site.cases_refused = (
+            hospital.cases_expected,
+            len(hospital.cohort),
+            len(hospital.refused),
+        )
+        scores = means(final.name, "site", name)
+        site.dice = {key.removeprefix("dice/"): value for key, value in scores.items() if key.startswith("dice/")}
+    names = sorted({row["arm"] for row in rows})
+    record.baselines = {
+        arm: {"sites": means(arm, "site"), "seeds": sorted({r["seed"] for r in rows if r["arm"] == arm})} for arm in names
+    }
+    for role, group in (("held_out", world.held_out), ("real", world.real)):
+        for name, hospital in group.items():
+            entry = {"scanner": hospital.scanner, "cases_expected": hospital.cases_expected, "cases_used": len(hospital.cohort)}
+            entry |= {"refused": dict(hospital.refused), "arms": {arm: means(arm, role, name) for arm in names}}
+            record.held_out.setdefault(role, {})[name] = entry
+    record.timings = {phase: round(seconds, 2) for phase, seconds in [*meter.timings.items(), ("total", meter.total_s)]}
+    record.peak_memory_mb = round(meter.peak_memory_mb, 1)
+    record.judge()
+    for other in arms:  # an arm that lost a hospital on the way is not the comparison it claims to be
+        if other is not final and other.record().verdict != "complete":
+            record.reasons.append(f"arm {other.name}, seed {other.study.seed}, ended {other.record().verdict}")
+            record.verdict = "degraded" if record.verdict == "complete" else record.verdict
+    return record
