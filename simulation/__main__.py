@@ -73,8 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before Flower is imported; else it reports its use
     from simulation.rehearsal import rehearse  # torch and Flower are imported when there is something to run
 
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the workers too, as Ctrl-C does
-    verdicts = {rehearse(simulation) for simulation in simulations}
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the workers too, as Ctrl-C does
+    try:
+        verdicts = {rehearse(simulation) for simulation in simulations}
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that Python can't put back
     return 1 if "failed" in verdicts else 3 if "degraded" in verdicts else 0
 
 

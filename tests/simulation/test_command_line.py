@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +23,12 @@ def rehearsed(monkeypatch):
     class Rehearsed(list):
         verdicts = {}
 
+        def during(self, simulation):
+            """What happens while it runs."""
+
         def __call__(self, simulation):
             self.append(simulation)
+            self.during(simulation)
             return self.verdicts.get(simulation.seed, "complete")
 
     stand_in = Rehearsed()
@@ -180,3 +186,31 @@ def test_the_exit_status_is_that_of_the_worst_run(rehearsed, verdicts, status):
     rehearsed.verdicts = verdicts
     assert main(["-m", "seed=0,1"]) == status
     assert len(rehearsed) == 2
+
+
+@pytest.fixture
+def own_handler():
+    """What the program that calls `main` does about SIGTERM."""
+
+    def handler(number, frame):
+        raise AssertionError("the caller's handler was called")
+
+    before = signal.signal(signal.SIGTERM, handler)
+    yield handler
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_that_is_terminated_ends_as_by_ctrl_c_and_the_callers_handler_is_back(rehearsed, own_handler):
+    rehearsed.during = lambda simulation: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is own_handler
+
+
+def test_a_run_that_ends_by_itself_gives_the_callers_handler_back(rehearsed, own_handler):
+    found = []
+    rehearsed.during = lambda simulation: found.append(signal.getsignal(signal.SIGTERM))
+    assert main([]) == 0
+    assert found != [own_handler]
+    assert signal.getsignal(signal.SIGTERM) is own_handler
