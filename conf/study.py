@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -50,10 +51,17 @@ class Strategy(Frozen):
     name: Literal["fedavg", "fedprox", "fedadam", "fedmedian"] = "fedavg"
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0  # fedprox: pull of the global model during local steps
     server_learning_rate: Annotated[float, Field(gt=0)] = 1.0  # fedadam: step along the averaged update
+    server_schedule: Literal["constant", "cosine"] = "constant"  # fedadam: cosine lets the steps shrink towards the end
     server_tau: Annotated[float, Field(gt=0)] = 1e-6  # fedadam: updates well below it are not scaled up to full steps
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # final model = exponential mean of the rounds' models; 0 = last
     quorum: Annotated[int, Field(ge=1)] = 1  # a round with fewer usable answers keeps the old model
     round_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+
+    def server_step(self, number: int, rounds: int) -> float:
+        """Step along the averaged update in round `number` of 1..`rounds`: `server_learning_rate`, or less by the schedule."""
+        if self.server_schedule == "constant":
+            return self.server_learning_rate
+        return self.server_learning_rate * 0.5 * (1 + math.cos(math.pi * (number - 1) / rounds))
 
 
 class Study(Frozen):

@@ -294,6 +294,8 @@ def run(
         start = time.monotonic()
         enrolment.ask(grid)  # who came late may join from here on
         strategy.nodes, strategy.weights = enrolment.nodes, enrolment.sizes
+        if isinstance(strategy.aggregator, FedOpt):
+            strategy.aggregator.eta = study.strategy.server_step(number, study.rounds)
         config = ConfigRecord({"study-hash": study.hash})
         enough = len(enrolment.nodes) >= study.strategy.quorum  # else every answer would be paid for and none would count
         questions = strategy.configure_train(number, ArrayRecord(dict(state)), config, grid) if enough else []
@@ -362,5 +364,5 @@ def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
 
 def versions() -> dict[str, str]:
     """What the coordinator runs on: konsil and the packages that decide the numbers."""
-    packages = ("konsil", "flwr", "torch", "numpy")
+    packages = ("konsil", "flwr", "torch", "monai", "numpy")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

@@ -1,5 +1,6 @@
 import json
 
+import monai
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 from fl_client import app as hospital
 from fl_client import release
 from fl_server.record import Record
-from fl_server.rounds import DECLINED, Rounds, fingerprint, initial_state, run
+from fl_server.rounds import DECLINED, Rounds, fingerprint, initial_state, run, versions
 from simulation.grid import InProcessGrid
 
 START = {"w": np.array([1.0, 2.0], np.float32), "frozen": np.array([7, 8], np.int64)}
@@ -257,6 +258,13 @@ def test_a_complete_study_leaves_a_model_and_a_record(hospitals):
     assert all(7.5 < site.epsilon <= 8 and site.delta == 1e-3 for site in record.sites.values())
 
 
+def test_a_record_says_which_packages_decided_the_numbers(hospitals):
+    record = Record.begin(hospitals.study(), versions=versions(), engine="")
+    assert list(record.versions) == ["python", "konsil", "flwr", "torch", "monai", "numpy"]
+    assert torch.__version__.startswith(record.versions["torch"])  # some builds of one release add "+cu130"
+    assert (record.versions["monai"], record.versions["numpy"]) == (monai.__version__, np.__version__)
+
+
 def test_every_planned_hospital_has_an_entry_in_every_round(hospitals):
     hospitals.save(hospitals.site("b").model_copy(update={"approve_all": False}))
     study = hospitals.study(sites=("a", "b", "nowhere"))
@@ -313,6 +321,28 @@ def test_the_averaged_model_weights_rounds_by_their_distance_from_the_end(hospit
     expected = [1.0, (2 + 1 / 2) / (1 + 1 / 2), (3 + 2 / 2 + 1 / 4) / (1 + 1 / 2 + 1 / 4)]
     assert [float(model["head.bias"][0]) for model in seen] == pytest.approx(expected)
     assert fingerprint(state) == fingerprint(seen[-1])
+
+
+def test_a_cosine_schedule_shrinks_the_coordinators_steps_by_half_a_cosine(hospitals):
+    app = ClientApp()  # answers every round with one more everywhere
+    app.query("enroll")(hospital.enroll)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        arrays = {n: Array((a.numpy() + 1).astype(np.float32)) for n, a in message.content["arrays"].items()}
+        metrics = MetricRecord({"num-examples": 5, "epsilon": 1.0})
+        return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
+
+    def steps(schedule: str) -> np.ndarray:
+        strategy = {"name": "fedadam", "server_learning_rate": 0.1, "server_schedule": schedule}
+        study = hospitals.study(sites=("a",), rounds=4, strategy=strategy)
+        start, seen = initial_state(study), []
+        grid = InProcessGrid(app, hospitals.nodes, {"study": study.to_json()})
+        run(grid, study, start, folder=hospitals.folder / schedule, observer=lambda entry, model: seen.append(model))
+        return np.diff([float(model["head.bias"][0]) for model in (start, *seen)])
+
+    expected = [1, (1 + 2**-0.5) / 2, 1 / 2, (1 - 2**-0.5) / 2]  # (1 + cos 0, 45, 90, 135 degrees) / 2
+    np.testing.assert_allclose(steps("cosine") / steps("constant"), expected, rtol=1e-4)
 
 
 def test_a_model_with_another_fingerprint_than_the_studys_is_refused(hospitals):
