@@ -129,3 +129,14 @@ def test_training_that_was_interrupted_goes_on_from_its_checkpoint_to_the_same_w
     assert seen[1:] == list(range(501, 511))  # a checkpoint lies at step 500
     assert equal(found, expected)
     assert list(tmp_path.rglob("checkpoint.pt")) == []
+
+
+def test_every_free_patient_has_a_reader_of_its_own_with_the_stated_mean_habits():
+    readers = [pretraining._reader(seed) for seed in range(400)]
+    assert readers[7] == pretraining._reader(7)
+    outwards = np.array([reader.contour_bias_mm for reader in readers])
+    epicardium = np.array([reader.epicardial_bias_mm for reader in readers])
+    assert np.mean(outwards) == pytest.approx(0.5, abs=0.1)  # four standard errors of 0.5 / sqrt(400)
+    assert np.mean(epicardium) == pytest.approx(-1.0, abs=0.1)
+    assert np.std(outwards) == pytest.approx(0.5, abs=0.1)
+    assert abs(np.corrcoef(outwards, epicardium)[0, 1]) < 0.2
