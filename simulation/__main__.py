@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from itertools import product
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from simulation.settings import Simulation, read, require_data, sentences
 
 CONF = Path(next(iter(conf.__path__)))
 GROUPS = ("hospitals", "size", "privacy", "strategy", "task")
+
+WORKER_DIED = """a worker process died, perhaps for lack of memory, and this run can't go on.
+Running the same command again resumes it: what is finished is not done again. With workers=1 it needs less memory."""
 
 HELP = """konsil-simulate: federate hospitals that do not exist, through the code that real ones run.
 
@@ -76,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the workers too, as Ctrl-C does
     try:
         verdicts = {rehearse(simulation) for simulation in simulations}
+    except BrokenProcessPool:
+        print(f"konsil-simulate: {WORKER_DIED}", file=sys.stderr)
+        return 1
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that Python can't put back
     return 1 if "failed" in verdicts else 3 if "degraded" in verdicts else 0

@@ -69,7 +69,10 @@ class Arm:
 
 
 def train(arm: Arm, start: Path, look: Look | None = None, *, pool: Executor | None = None, engine: str = "inprocess") -> str:
-    """Run one arm to its end, unless it is finished. `look` sees the model after every round."""
+    """Run one arm to its end, unless it is finished. `look` sees the model after every round.
+
+    Raises `BrokenProcessPool` if a worker of `pool` dies: the record says so, and the arm can be run again.
+    """
     if arm.finished:
         return arm.name
     shutil.rmtree(arm.folder, ignore_errors=True)
@@ -90,6 +93,7 @@ def train(arm: Arm, start: Path, look: Look | None = None, *, pool: Executor | N
             "fl_client.app:app", [{"site": str(path)} for path in sites.values()], {"study": arm.study.to_json()}, pool=pool
         )
         run(grid, arm.study, initial, folder=arm.folder, observer=look, engine=engine)
+        grid.require_workers()  # a hospital that failed because this machine did has not failed in this comparison
     (arm.folder / "finished").write_text(arm.identity)
     return arm.name
 

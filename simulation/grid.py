@@ -28,6 +28,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+DIED = "a worker process died, perhaps for lack of memory"
 FIRST_NODE = 2  # Flower's SuperLink is node 1, and writes its own error replies under that number
 
 _Answer = tuple[Message, Context, float]  # the reply, the node's context afterwards, seconds the site took
@@ -47,7 +48,9 @@ class InProcessGrid(Grid):
     workers
         0: sites work one after the other in this process. n: in n processes, started when first needed.
     pool
-        Worker processes that exist already, instead of `workers`; they stay open when the grid closes.
+        Worker processes that exist already, instead of `workers`; they stay open when the grid closes. If one of them dies,
+        the sites at work are answered for with an error, and the next messages raise `BrokenProcessPool`; a grid with
+        workers of its own starts new ones.
     threads
         Torch threads of one site's work, in either case. Sums over threads are rounded in another order, so the numbers
         are equal between engines only at an equal number of threads.
@@ -82,6 +85,7 @@ class InProcessGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._seconds: dict[str, float] = {}
         self._given, self._pool = pool, pool
+        self._given_broke = False
         self.contexts = {
             FIRST_NODE + i: Context(run_id, FIRST_NODE + i, dict(config), RecordDict(), dict(run_config or {}))
             for i, config in enumerate(node_configs)
@@ -143,22 +147,32 @@ class InProcessGrid(Grid):
                 yield message, _work(self._app, self._threads, message, context)
 
     def _in_workers(self, messages: list[Message]) -> Iterable[tuple[Message, _Answer]]:
+        self.require_workers()  # else every further round would fail as if the hospitals had been at fault
         # a node answers one message at a time, as a SuperNode does: its second message waits for its first
         while messages:
             now = {message.metadata.dst_node_id: message for message in reversed(messages)}
             futures: dict[Future[_Answer], Message] = {}
             for message in (m for m in messages if now[m.metadata.dst_node_id] is m):
-                context = self.contexts[message.metadata.dst_node_id]
-                futures[self._pool_of_workers().submit(_work, self._app, self._threads, message, context)] = message
+                futures[self._submit(message)] = message
             wait(futures)
             for future, message in futures.items():
                 try:
                     yield message, future.result()
                 except BrokenProcessPool:
+                    self._given_broke = self._given is not None
                     self.close()  # the next message starts a new pool
-                    error = Error(ErrorCode.CLIENT_APP_CRASHED, "the worker process died while this site was at work")
+                    error = Error(ErrorCode.CLIENT_APP_CRASHED, DIED)
                     yield message, (Message(error, reply_to=message), self.contexts[message.metadata.dst_node_id], 0.0)
             messages = [m for m in messages if now[m.metadata.dst_node_id] is not m]
+
+    def _submit(self, message: Message) -> Future[_Answer]:
+        context = self.contexts[message.metadata.dst_node_id]
+        try:
+            return self._pool_of_workers().submit(_work, self._app, self._threads, message, context)
+        except BrokenProcessPool as error:  # it was noticed before this message was handed over
+            future: Future[_Answer] = Future()
+            future.set_exception(error)
+            return future
 
     def _pool_of_workers(self) -> Executor:
         if self._pool is None:
@@ -166,6 +180,11 @@ class InProcessGrid(Grid):
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._workers, spawn, initializer=_begin, initargs=(sys.path,))
         return self._pool
+
+    def require_workers(self) -> None:
+        """Raise `BrokenProcessPool` if a worker died in the pool that this grid was given."""
+        if self._given_broke:
+            raise BrokenProcessPool(f"{DIED}; no other can take its place in the pool that this grid was given")
 
     def close(self) -> None:
         """End the worker processes that this grid started, if any."""

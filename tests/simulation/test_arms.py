@@ -1,4 +1,7 @@
+import os
 import shutil
+import signal
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from math import inf
 
@@ -11,7 +14,7 @@ from fl_server.rounds import fingerprint
 from simulation.__main__ import settings_of
 from simulation.arms import Arm, train
 from simulation.hospital import drawn, pooled
-from simulation.machine import Immediately
+from simulation.machine import Immediately, executor
 from tasks.task import load
 
 ARMS = ("federation_private", "federation_plain", "pooled", "alone/donau", "alone/rhein")
@@ -131,6 +134,36 @@ def test_an_arm_that_was_interrupted_begins_anew_and_pays_once(tiny, arm):
     ledger = Ledger(arm.folder / "sites" / "donau" / "ledger.jsonl", epsilon=8.0, delta=1e-3)
     assert [event.round for event in ledger.events] == [1, 2]
     assert fingerprint(arm.state()) == fingerprint(model(tiny, "federation_private", 0))
+
+
+def test_an_arm_whose_worker_died_says_so_is_not_finished_and_can_be_run_again(tiny, arm):
+    arm = replace(arm, study=arm.study.model_copy(update={"rounds": 3}))
+    with executor(1) as pool:
+
+        def kill(answers, state):
+            if answers.round == 1:
+                os.kill(pool.submit(os.getpid).result(), signal.SIGKILL)
+
+        with pytest.raises(BrokenProcessPool):
+            train(arm, tiny.folder / "start.pt", kill, pool=pool)
+    assert not arm.finished
+    first, second = arm.record().rounds
+    assert {answer.answer for answer in first.sites.values()} == {"used"}
+    assert {(answer.answer, answer.reason) for answer in second.sites.values()} == {
+        ("failed", "a worker process died, perhaps for lack of memory")
+    }
+    train(arm, tiny.folder / "start.pt")
+    assert arm.finished
+    assert arm.record().verdict == "complete"
+
+
+def test_an_arm_whose_worker_died_while_the_hospitals_enrolled_is_not_finished_either(tiny, arm):
+    with executor(1) as pool:
+        os.kill(pool.submit(os.getpid).result(), signal.SIGKILL)
+        with pytest.raises(BrokenProcessPool, match="perhaps for lack of memory"):
+            train(arm, tiny.folder / "start.pt", pool=pool)
+    assert arm.record().verdict == "failed"
+    assert not arm.finished
 
 
 def test_weights_other_than_the_studys_are_refused(tiny, arm, tmp_path):

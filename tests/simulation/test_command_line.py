@@ -1,7 +1,9 @@
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -214,3 +216,16 @@ def test_a_run_that_ends_by_itself_gives_the_callers_handler_back(rehearsed, own
     assert main([]) == 0
     assert found != [own_handler]
     assert signal.getsignal(signal.SIGTERM) is own_handler
+
+
+def test_a_worker_that_died_ends_the_run_in_words_that_say_how_to_go_on(rehearsed, capsys):
+    def die(simulation):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(os._exit, 9).result()
+
+    rehearsed.during = die
+    assert main([]) == 1
+    said = capsys.readouterr().err
+    assert "a worker process died, perhaps for lack of memory" in said
+    assert "Running the same command again resumes it" in said
+    assert "Traceback" not in said

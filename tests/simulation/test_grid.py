@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -101,6 +102,24 @@ def test_a_dead_worker_is_an_error_reply_and_the_grid_goes_on():
         assert reply.error.code == 8
         (reply,) = grid.send_and_receive(messages(grid))
         assert reply.has_content()
+
+
+def test_when_a_worker_of_a_given_pool_dies_every_site_at_work_is_answered_for_and_the_next_round_cant_begin():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(sys.path,)) as pool:
+        grid = InProcessGrid(APP, NODES, pool=pool)
+        replies = grid.send_and_receive(messages(grid, "query.die"))
+        assert [r.metadata.src_node_id for r in replies] == grid.get_node_ids()
+        assert {r.error.reason for r in replies} == {"a worker process died, perhaps for lack of memory"}
+        with pytest.raises(BrokenProcessPool, match="no other can take its place"):
+            grid.send_and_receive(messages(grid))
+
+
+def test_a_pool_that_was_broken_before_is_an_error_reply_of_every_site():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(os._exit, 9).result()
+        grid = InProcessGrid(APP, NODES, pool=pool)
+        assert [r.error.code for r in grid.send_and_receive(messages(grid))] == [8, 8, 8]
 
 
 def test_a_site_that_takes_longer_than_the_timeout_is_not_heard():
