@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_run import build
 
 from fl_server.record import Record
 from simulation.__main__ import main
+from simulation.report import write_report
 
 HOSPITALS = ("sites.donau", "sites.rhein", "held_out.limmat")
 TINY = [
@@ -74,3 +76,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, threads: None) -> Finished:
         patch.setattr("simulation.pretraining.THREADS", 1)  # two threads on a busy core wait for each other most of the time
         status = main(overrides)
     return Finished(runs / "tiny", overrides, status)
+
+
+@pytest.fixture(scope="session")
+def full_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], str]:
+    """The folder of a run with drawn scores and everything in it, its scores, and the text of its report."""
+    folder = tmp_path_factory.mktemp("full")
+    rows = build(folder)
+    return folder, rows, write_report(folder).read_text()

@@ -1,0 +1,47 @@
+"""A run folder read as tables, and the lines on the screen that come straight from them."""
+
+import numpy as np
+import pytest
+from drawn_run import build
+
+from simulation.report import summary_lines, write_report
+from simulation.report.results import ALONE_ELSEWHERE, ALONE_OWN, Run
+
+
+def test_local_models_are_told_apart_by_whose_patients_they_met(full_report):
+    folder, rows, _ = full_report
+    run = Run(folder)
+    own = run.values("dice/myocardium", ALONE_OWN, "site")
+    assert len(own) == 5 * 10 * 3
+    alone = next(r for r in rows if (r["arm"], r["patient"], r["seed"]) == ("alone/Birke", "Bi-002", 2))
+    assert own[2, "Birke", "Bi-002"] == alone["scores"]["dice/myocardium"]
+    elsewhere = run.values("dice/myocardium", ALONE_ELSEWHERE, "held_out")
+    by_hand = np.mean(
+        [
+            r["scores"]["dice/myocardium"]
+            for r in rows
+            if r["arm"].startswith("alone/") and r["patient"] == "Ta-004" and r["seed"] == 1
+        ]
+    )
+    assert elsewhere[1, "Tanne", "Ta-004"] == pytest.approx(by_hand)
+
+
+def test_a_broken_line_is_named(tmp_path):
+    build(tmp_path, rounds=1, arms=(), overlays=False)
+    (tmp_path / "scores.jsonl").write_text('{"arm": \n')
+    with pytest.raises(ValueError, match=r"scores\.jsonl, line 1 is no JSON object"):
+        write_report(tmp_path)
+
+
+def test_the_last_lines_on_the_screen(full_report):
+    folder, rows, _ = full_report
+    lines = summary_lines(folder)
+    assert lines[0].startswith("Complete:")
+    assert lines[-1] == f"Report: {folder / 'report.html'}"
+    ahorn = next(line for line in lines if line.strip().startswith("Ahorn"))
+    dice = np.mean(
+        [r["scores"]["dice/myocardium"] for r in rows if (r["arm"], r["hospital"]) == ("federation_private", "Ahorn")]
+    )
+    assert f"myocardium {dice:.3f}" in ahorn
+    assert ahorn.endswith("ε 7.90")
+    assert any(line.strip().startswith("Tanne") and line.endswith("held out") for line in lines)
