@@ -32,6 +32,12 @@ from tasks.case import Case, Volume
 MR, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2"
 SEG, LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
 DIRECTORY = "1.2.840.10008.1.3.10"
+NEAR_R_WAVE = 8
+"""A cine's lone masked phase is end-diastole within one part in so many of the cycle, before or after the R wave."""
+
+SYSTOLE = (0.2, 0.6)
+"""And end-systole if it lies between these shares of the cycle after the R wave: about a third at rest, more at high rates."""
+
 Progress = Callable[[int, int], None]
 """Called with (files or patients done, in all)."""
 
@@ -354,8 +360,9 @@ def _phases(rule: SeriesRule, frames: list[Frame], masks: list[Frame]) -> Iterat
     """A cine as its end-diastolic and end-systolic phase; any other series as it is.
 
     Phases are the frames' ranks by trigger time at their slice position. Masks say which phases matter: a reader draws on
-    end-diastole and end-systole, and the heart contracts, so that end-diastole is the masked phase nearer to the R wave
-    (cyclically). Without masks only the first phase, at the R wave, is taken as end-diastole.
+    end-diastole and end-systole, and the heart contracts, so that of two masked phases end-diastole is the one nearer to the
+    R wave (cyclically). A single masked phase has nothing to be compared with: it is named by where it lies in the cycle, or
+    refused. Without masks only the first phase, at the R wave, is taken as end-diastole.
     """
     if not rule.phases:
         yield rule.name, frames
@@ -376,9 +383,24 @@ def _phases(rule: SeriesRule, frames: list[Frame], masks: list[Frame]) -> Iterat
     masked = [rank for rank, phase in enumerate(phases) if any(str(frame.header.SOPInstanceUID) in drawn for frame in phase)]
     if len(masked) > 2:
         raise Refused(f"{rule.name}: masks on {len(masked)} phases; the study reads end-diastole and end-systole")
+    if len(masked) == 1:
+        yield f"{rule.name}_{_only_phase(rule.name, masked[0], len(phases))}", phases[masked[0]]
+        return
     masked.sort(key=lambda rank: min(rank, len(phases) - rank))
     for suffix, rank in zip(("ed", "es"), masked or [0], strict=False):
         yield f"{rule.name}_{suffix}", phases[rank]
+
+
+def _only_phase(name: str, rank: int, count: int) -> str:
+    """`ed` or `es` for the one phase that somebody drew on. Raises `Refused` where it could be neither or both."""
+    if min(rank, count - rank) <= count / NEAR_R_WAVE:
+        return "ed"
+    if SYSTOLE[0] <= rank / count <= SYSTOLE[1]:
+        return "es"
+    raise Refused(
+        f"{name}: only phase {rank + 1} of {count} has a mask, {rank / count:.0%} of the cycle after the R wave; end-diastole "
+        f"lies within {1 / NEAR_R_WAVE:.1%} of it and end-systole between {SYSTOLE[0]:.0%} and {SYSTOLE[1]:.0%} after it"
+    )
 
 
 def _references(seg: Dataset) -> Iterator[str]:

@@ -269,6 +269,59 @@ def test_a_cine_series_gives_the_two_phases_that_somebody_drew_on(
         assert np.array_equal(volume.mask, expected.mask)
 
 
+@pytest.fixture
+def cine(case: Case, tmp_path: Path) -> Callable[[int | None, int], Path]:
+    """A cine of `count` phases, 1/`count` s apart, on whose phase `drawn` (from 0) somebody drew; None for nobody."""
+
+    def write(drawn: int | None, count: int) -> Path:
+        archive = tmp_path / f"cine-{drawn}-of-{count}"
+        write_patient(dataclasses.replace(case, volumes=case.volumes[:1]), archive)
+        for path in sorted(archive.rglob("IM*.dcm")):
+            dataset = pydicom.dcmread(path)
+            dataset.SeriesDescription, instance = "cine", dataset.SOPInstanceUID
+            path.unlink()
+            for phase in range(count):
+                dataset.SOPInstanceUID = instance if phase == drawn else f"{instance[:-4]}{7000 + phase}"
+                dataset.TriggerTime = f"{1000 * phase / count:g}"
+                dataset.save_as(path.with_name(f"{path.stem}-{phase}.dcm"))
+        if drawn is None:
+            next(archive.rglob("*-mask.dcm")).unlink()
+        return archive
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("drawn", "count", "name"),
+    [
+        (0, 8, "cine_ed"),
+        (7, 8, "cine_ed"),  # before the R wave, by an eighth of the cycle
+        (3, 16, None),
+        (2, 8, "cine_es"),
+        (4, 8, "cine_es"),
+        (5, 8, None),
+    ],
+)
+def test_a_single_phase_that_somebody_drew_on_is_named_by_its_place_in_the_cycle(
+    cine: Callable[[int | None, int], Path], let_in: LetIn, case: Case, drawn: int, count: int, name: str | None
+) -> None:
+    intake, cohort = let_in(cine(drawn, count))
+    if name is None:
+        assert f"cine: only phase {drawn + 1} of {count} has a mask, {drawn / count:.0%} of the cycle" in only(intake.refused)
+    else:
+        (volume,) = cohort.case(intake.admitted[0]).volumes
+        assert volume.series == name
+        assert np.array_equal(volume.mask, case.volumes[0].mask)
+
+
+def test_a_cine_on_which_nobody_drew_gives_the_phase_at_the_r_wave(
+    cine: Callable[[int | None, int], Path], let_in: LetIn
+) -> None:
+    intake, cohort = let_in(cine(None, 4))
+    (volume,) = cohort.case(intake.admitted[0]).volumes
+    assert (volume.series, volume.mask) == ("cine_ed", None)
+
+
 def test_endpoints_without_images_and_bad_cells_are_refusals(archive: Path, let_in: LetIn, case: Case) -> None:
     table = archive / "endpoints.csv"
     mine = Identity.invent(case.patient).patient_id
