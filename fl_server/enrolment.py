@@ -1,11 +1,12 @@
 """Who is who: which node of the federation is which hospital, and which hospitals take part in a study.
 
-Flower knows nodes by number; a study names hospitals. Each node is asked once, by name and before any round, so that every
-planned hospital has an entry in every round, and a refusal is told with its reason.
+Flower knows nodes by number; a study names hospitals. Each node is asked who it is before it is asked for anything else,
+so that every planned hospital has an entry in every round, and a refusal is told with its reason.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -15,9 +16,20 @@ from flwr.serverapp import Grid
 from conf.study import Study
 from fl_server.record import LONGEST_REASON, SiteRound
 
+LATE_S = 10.0
+"""Seconds from a question on that a round is held up for its answer; a node that answered with an error is asked again no
+sooner than after as long. An answer that comes later still is heard before the next round."""
+
+POLL_S = 1.0
+"""Seconds between two looks for answers and new nodes."""
+
 
 class Enrolment:
-    """Which node is which hospital, and which hospitals take part: learned from their answers to `query.enroll`."""
+    """Which node is which hospital, and which hospitals take part: learned from their answers to `query.enroll`.
+
+    A node is asked once. It is asked again when it answered with an error, or when its question's time (that of a round) is
+    over. Until then one that is silent costs nobody anything.
+    """
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -25,31 +37,67 @@ class Enrolment:
         self.sizes: dict[str, int] = {}  # declared, public
         self.deltas: dict[str, float] = {}  # at which a hospital's ledger states its epsilon
         self.reasons: dict[str, str] = {}  # why a planned hospital does not take part
-        self.failures: list[str] = []  # of nodes that gave no name
+        self.failures: dict[int, str] = {}  # of nodes that have given no name yet: what was wrong with the last answer
         self._names: dict[int, str] = {}  # every node that has answered
+        self._open: dict[str, tuple[int, float]] = {}  # question without an answer -> node, when it was asked
+        self._failed: dict[int, float] = {}  # node -> when its error was heard
+
+    @property
+    def complete(self) -> bool:
+        """True when every planned hospital has answered: nobody else has to be asked."""
+        return set(self.study.sites) <= set(self._names.values())
 
     def wait(self, grid: Grid, *, timeout_s: float) -> None:
         """Ask until every planned hospital has answered or the time is over."""
         end = time.monotonic() + timeout_s
-        self.ask(grid)
-        while not set(self.study.sites) <= set(self._names.values()) and time.monotonic() < end:
-            if set(grid.get_node_ids()) <= set(self._names):
-                time.sleep(min(1.0, max(0.0, end - time.monotonic())))
-            self.ask(grid)
+        self._ask(grid)
+        self._hear(grid)
+        while not self.complete and (left := end - time.monotonic()) > 0:
+            time.sleep(min(POLL_S, left))
+            self._ask(grid)
+            self._hear(grid)
 
-    def ask(self, grid: Grid) -> None:
-        """Ask the nodes that have not answered yet."""
-        if set(self.study.sites) <= set(self._names.values()):
+    def before_round(self, grid: Grid) -> None:
+        """Hear who has answered since, ask who is new and whose answer was an error; wait `LATE_S` for these at most."""
+        self._failed.clear()
+        self._ask(grid)
+        self._hear(grid)
+        while not self.complete and (left := self._last_asked() + LATE_S - time.monotonic()) > 0:
+            time.sleep(min(POLL_S, left))
+            self._hear(grid)
+
+    def _last_asked(self) -> float:
+        return max((asked for _, asked in self._open.values()), default=-math.inf)
+
+    def _ask(self, grid: Grid) -> None:
+        """Send the question to every node that has said no name, unless it has one already or has just failed."""
+        if self.complete:
             return
+        now, ttl = time.monotonic(), self.study.strategy.round_timeout_s
+        self._open = {question: (node, asked) for question, (node, asked) in self._open.items() if now < asked + ttl}
+        asked_already = {node for node, _ in self._open.values()}
+        resting = {node for node, heard in self._failed.items() if now < heard + LATE_S}
         content = RecordDict({"config": ConfigRecord({"study-hash": self.study.hash})})
-        new = [node for node in grid.get_node_ids() if node not in self._names]
-        kind, ttl = f"{MessageType.QUERY}.enroll", self.study.strategy.round_timeout_s
-        for reply in grid.send_and_receive([Message(content, n, kind, ttl=ttl) for n in new], timeout=ttl) if new else []:
-            node = reply.metadata.src_node_id
-            if reply.has_error():  # whose it is can't be known: it gives no name
-                self._names[node] = ""
-                self.failures.append(f"node {node}: {(reply.error.reason or '')[:LONGEST_REASON]}")
+        questions = [
+            Message(content, node, f"{MessageType.QUERY}.enroll", ttl=ttl)
+            for node in grid.get_node_ids()
+            if node not in {*self._names, *asked_already, *resting}
+        ]
+        if questions:
+            grid.push_messages(questions)  # not send_and_receive: that waits for the slowest, and drops what comes later
+        self._open |= {question.metadata.message_id: (question.metadata.dst_node_id, now) for question in questions}
+
+    def _hear(self, grid: Grid) -> None:
+        for reply in grid.pull_messages(list(self._open)) if self._open else []:
+            # the SuperLink writes errors under a number of its own: whose answer it is stands in the question
+            node, _ = self._open.pop(reply.metadata.reply_to_message_id, (None, 0.0))
+            if node is None:  # a second answer to one question
+                continue
+            if reply.has_error():  # which hospital it is can't be known: it gives no name
+                self.failures[node] = f"node {node}: {(reply.error.reason or '')[:LONGEST_REASON]}"
+                self._failed[node] = time.monotonic()
             else:
+                self.failures.pop(node, None)
                 self._enter(node, dict(reply.content.config_records.get("enrolment", {})))
 
     def _enter(self, node: int, answer: Mapping[str, object]) -> None:
@@ -80,5 +128,5 @@ class Enrolment:
             return SiteRound(
                 answer="absent", reason=f"not asked: {found} of the {wanted} hospitals that a round needs take part"
             )
-        unnamed = f"; without a name answered {', '.join(self.failures)}" if self.failures else ""
+        unnamed = f"; without a name answered {', '.join(self.failures.values())}" if self.failures else ""
         return SiteRound(answer="absent", reason=f"no node has enrolled under this name{unnamed}")

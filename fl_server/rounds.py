@@ -292,7 +292,7 @@ def run(
     mean, weight, used = {name: tensor.clone() for name, tensor in state.items()}, 0.0, False
     for number in range(1, study.rounds + 1):
         start = time.monotonic()
-        enrolment.ask(grid)  # who came late may join from here on
+        enrolment.before_round(grid)  # who came late may join from here on
         strategy.nodes, strategy.weights = enrolment.nodes, enrolment.sizes
         if isinstance(strategy.aggregator, FedOpt):
             strategy.aggregator.eta = study.strategy.server_step(number, study.rounds)
