@@ -8,6 +8,7 @@ konsil-site --site site.yaml show STUDY         the whole study, as JSON (STUDY:
 konsil-site --site site.yaml approve STUDY      say yes to exactly this study, once
 konsil-site --site site.yaml decline STUDY      say no
 konsil-site --site site.yaml ledger             every release so far, what they cost together, what is left
+konsil-site --site site.yaml segment MODEL [FOLDER] --out FOLDER   masks of a trained model, for this hospital's own eyes
 konsil-site --site site.yaml start --superlink HOST:PORT --root-certificates ca.crt ...   join a federation
 """
 
@@ -53,6 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return ledger(site)
         if options.command == "studies":
             return studies(site)
+        if options.command == "segment":
+            from fl_client import segmenting
+
+            return segmenting.segment(
+                site,
+                options.model,
+                options.folder,
+                out=options.out,
+                study=options.study,
+                patients=options.patient,
+                labels=options.labels,
+                rules=options.series_rules,
+            )
         if options.command in ("admit", "cohort"):
             from fl_client import admission  # here: image readers take seconds to import
 
@@ -205,6 +219,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("study", help="a study's file, or its hash or as much of the beginning as is unique")
         if name != "show":
             command.add_argument("--who", default=getpass.getuser(), help="who decides (default: the user's name)")
+    masks = commands.add_parser("segment", help="masks of a trained model; they stay here")
+    masks.add_argument("model", type=Path, help="model.pt of a run, or the run's folder")
+    masks.add_argument("folder", type=Path, nargs="?", help="DICOM files (default: the patients that were let in)")
+    masks.add_argument("--out", type=Path, required=True, help="a new folder for the masks")
+    masks.add_argument("--study", help="a study's file, or the beginning of its hash (default: record.json beside the model)")
+    masks.add_argument("--patient", action="append", default=[], help="pseudonym; may be given several times (default: all)")
+    masks.add_argument("--series-rules", type=Path, help="YAML file that says which DICOM series is which")
+    masks.add_argument("--labels", default="cardiac", help="label map with the codes for DICOM SEG (default: cardiac)")
     joined = commands.add_parser("start", help="join a federation; further options go to flower-supernode")
     joined.add_argument("--superlink", required=True, help="HOST:PORT of the coordinator's SuperLink")
     return parser

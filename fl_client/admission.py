@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -80,14 +81,8 @@ def admit(
     cohort, key = Cohort(site.cohort_folder), key_of(site)
     site.cohort_folder.chmod(0o700)
     contours = all((folder / name).exists() for name in ("link.csv", "dicom", "contours"))
-    chosen = labels or ("sunnybrook" if contours and masks is None else "cardiac")
-    try:
-        file = Path(chosen)
-        meanings = LabelMap.load(chosen)
-        file = rules or file
-        wanted = SeriesRules.model_validate(yaml.safe_load(rules.read_text())) if rules else SeriesRules()
-    except ValidationError as error:
-        raise ValueError(f"{file}: {words(error)}") from None
+    meanings = label_map(labels or ("sunnybrook" if contours and masks is None else "cardiac"))
+    wanted = series_rules(rules)
     if masks is not None:
         found = admit_pairs(folder, masks, cohort, key=key, labels=meanings, series_name=series)
     elif contours:
@@ -96,6 +91,26 @@ def admit(
         found = admit_folder(folder, cohort, key=key, labels=meanings, series=wanted)
     _tell(found, quiet=quiet)
     return 0 if found.admitted else 1
+
+
+def label_map(said: str) -> LabelMap:
+    """The label map of this name or file. Raises `ValueError` in words for wrong contents."""
+    try:
+        return LabelMap.load(said)
+    except ValidationError as error:
+        raise ValueError(f"{said}: {words(error)}") from None
+    except yaml.YAMLError:
+        raise ValueError(f"{said} is not YAML; conf/labels shows how a label map is written") from None
+
+
+def series_rules(file: Path | None) -> SeriesRules:
+    """The series rules in a YAML file, or the usual ones. Raises `ValueError` in words for wrong contents."""
+    try:
+        return SeriesRules.model_validate(yaml.safe_load(file.read_text())) if file else SeriesRules()
+    except ValidationError as error:
+        raise ValueError(f"{file}: {words(error)}") from None
+    except yaml.YAMLError:
+        raise ValueError(f"{file} is not YAML; docs/running_a_site.md shows how series rules are written") from None
 
 
 def cohort(site: Site) -> int:
@@ -123,9 +138,14 @@ def _tell(found: Intake, *, quiet: bool) -> None:
             print(f"  {pseudonym} admitted")
     for pseudonym, reason in sorted(found.refused.items()):
         print(f"  {pseudonym} refused: {reason}")
+    tell_left_out(found.left_out, found.where)
+
+
+def tell_left_out(left_out: Mapping[str, str], where: Mapping[str, Path]) -> None:
+    """Print what belongs to nobody, one line per reason, with the first three paths."""
     by_reason: dict[str, list[str]] = {}
-    for handle, reason in found.left_out.items():
-        by_reason.setdefault(reason, []).append(str(found.where.get(handle, handle)))
+    for handle, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(str(where.get(handle, handle)))
     for reason, what in by_reason.items():
         more = f" and {len(what) - 3} more" if len(what) > 3 else ""
         print(f"  left out: {', '.join(what[:3])}{more}: {reason}")

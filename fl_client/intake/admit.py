@@ -89,16 +89,33 @@ class Refused(ValueError):
     """A patient can't be admitted; the text is the reason."""
 
 
-class Door:
-    """What one walk through the door writes down: admissions, refusals and what was left out, each reason once."""
+class Reasons:
+    """Why files, series and patients of a folder are of no use, kept in memory alone."""
 
-    def __init__(self, cohort: Cohort, deidentify: Deidentifier) -> None:
-        self.cohort = cohort
+    def __init__(self, deidentify: Deidentifier) -> None:
         self.deidentify = deidentify
-        self.admitted: list[str] = []
         self.refused: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         self.where: dict[str, Path] = {}
+
+    def refuse(self, pseudonym: str, reason: str) -> None:
+        """A patient stays outside."""
+        self.refused[pseudonym] = reason
+
+    def leave_out(self, what: str, reason: str, path: Path | None = None) -> None:
+        """A file, series or row stays outside; `what` must already be a handle."""
+        self.left_out[what] = reason
+        if path is not None:
+            self.where[what] = path
+
+
+class Door(Reasons):
+    """What one walk through the door writes down: admissions, refusals and what was left out, each reason once."""
+
+    def __init__(self, cohort: Cohort, deidentify: Deidentifier) -> None:
+        super().__init__(deidentify)
+        self.cohort = cohort
+        self.admitted: list[str] = []
         self._known = {(line["what"], line["reason"]) for line in cohort.refused}
 
     def admit(self, case: Case, notes: Mapping[str, float | bool | str] = {}) -> None:
@@ -109,15 +126,13 @@ class Door:
         self.admitted.append(case.patient)
 
     def refuse(self, pseudonym: str, reason: str) -> None:
-        """A patient stays outside."""
-        self.refused[pseudonym] = reason
+        """A patient stays outside, and the cohort says so."""
+        super().refuse(pseudonym, reason)
         self._write(pseudonym, reason)
 
     def leave_out(self, what: str, reason: str, path: Path | None = None) -> None:
-        """A file, series or row stays outside; `what` must already be a handle."""
-        self.left_out[what] = reason
-        if path is not None:
-            self.where[what] = path
+        """A file, series or row stays outside, and the cohort says so without its path."""
+        super().leave_out(what, reason, path)
         self._write(what, reason)
 
     def _write(self, what: str, reason: str) -> None:
@@ -176,7 +191,7 @@ def admit_folder(
     deidentify = Deidentifier(key, words=rules.words | labels.words)
     door = Door(cohort, deidentify)
     with discreet():
-        patients = _read_headers(folder, door, progress)
+        patients = read_headers(folder, door, progress)
         rows = _read_rows(folder / ENDPOINTS, endpoints or EndpointRules(), door)
         owners = {uid: pseudonym for pseudonym, patient in patients.items() for uid in patient.series}
         for done, (pseudonym, patient) in enumerate(sorted(patients.items()), 1):
@@ -198,21 +213,21 @@ def admit_folder(
     return door.summary(len(patients.keys() | rows.keys()))
 
 
-def _read_headers(folder: Path, door: Door, progress: Progress | None) -> dict[str, Patient]:
+def read_headers(folder: Path, reasons: Reasons, progress: Progress | None) -> dict[str, Patient]:
     """De-identified headers by patient and series; files that are no images or masks of anybody are left out."""
     patients: dict[str, Patient] = {}
     seen: dict[str, Path] = {}  # SOP instance: first file
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ENDPOINTS]
     for done, path in enumerate(files, 1):
-        handle = door.deidentify.handle(path.relative_to(folder).as_posix())
+        handle = reasons.deidentify.handle(path.relative_to(folder).as_posix())
         try:
-            header = read_header(path, door.deidentify)
+            header = read_header(path, reasons.deidentify)
         except Unattributable as reason:
-            door.leave_out(handle, str(reason), path)
+            reasons.leave_out(handle, str(reason), path)
         except InvalidDicomError:
-            door.leave_out(handle, "not a DICOM file", path)
+            reasons.leave_out(handle, "not a DICOM file", path)
         except Exception as error:
-            door.leave_out(handle, f"the header can't be read ({type(error).__name__}): corrupt or cut short", path)
+            reasons.leave_out(handle, f"the header can't be read ({type(error).__name__}): corrupt or cut short", path)
         else:
             # a patient whose every file is of no use still ends as a refusal
             patient = patients.setdefault(header.PatientID, Patient())
@@ -221,7 +236,7 @@ def _read_headers(folder: Path, door: Door, progress: Progress | None) -> dict[s
             if unfit is None and instance in seen and _digest(seen[instance]) == _digest(path):
                 unfit = "a copy of another file, byte by byte"
             if unfit is not None:
-                door.leave_out(handle, unfit, path)
+                reasons.leave_out(handle, unfit, path)
             elif header.SOPClassUID in (SEG, LABELMAP_SEG):
                 patient.masks.append(Frame(path, header))
             else:
@@ -283,12 +298,12 @@ def _case(
     pseudonym: str, patient: Patient, rules: SeriesRules, labels: LabelMap, owners: Mapping[str, str], door: Door
 ) -> tuple[Case, dict[str, float | bool | str]]:
     """The patient's wanted series as volumes with their masks. Raises the refusals."""
-    wanted = _wanted(pseudonym, patient, rules, door)
+    wanted = latest(pseudonym, patient, rules, door)
     volumes: dict[str, Volume] = {}
     instances: dict[str, str] = {}  # SOP instance UID: series name
     frames_of: dict[str, list[Frame]] = {}
     for rule, frames in wanted:
-        for name, some in _phases(rule, frames, patient.masks):
+        for name, some in phases(rule, frames, patient.masks):
             try:
                 volumes[name], frames_of[name] = to_volume(name, some)
             except GeometryRefused as reason:
@@ -326,23 +341,23 @@ def _case(
     return Case(pseudonym, tuple(volumes[name] for name in sorted(volumes)), {}, scanner), notes
 
 
-def _wanted(pseudonym: str, patient: Patient, rules: SeriesRules, door: Door) -> list[tuple[SeriesRule, list[Frame]]]:
+def latest(pseudonym: str, patient: Patient, rules: SeriesRules, reasons: Reasons) -> list[tuple[SeriesRule, list[Frame]]]:
     """The series that the study asks for, the latest of each rule; the rest is left out. Raises `Refused` if none is left."""
     found: dict[str, list[tuple[str, str]]] = {}  # rule name: (date, series UID)
     by_name = {rule.name: rule for rule in rules.rules}
-    reasons: dict[str, int] = {}
+    unasked: dict[str, int] = {}
     for uid, frames in sorted(patient.series.items()):
         rule = rules.match(frames[0].header)
         if rule is None:
             reason = f"a series of {len(frames)} {frames[0].header.get('Modality', '')} images that no series rule asks for"
-            door.leave_out(f"{pseudonym}-{uid[-12:]}", reason)
-            reasons[reason] = reasons.get(reason, 0) + 1
+            reasons.leave_out(f"{pseudonym}-{uid[-12:]}", reason)
+            unasked[reason] = unasked.get(reason, 0) + 1
         else:
             dates = [str(frame.header.get("StudyDate") or frame.header.get("AcquisitionDate") or "") for frame in frames]
             found.setdefault(rule.name, []).append((max(dates), uid))
     if not found:
         wanted = ", ".join(f"{rule.name} ({rule.modality})" for rule in rules.rules)
-        raise Refused(f"no usable series: the study asks for {wanted}; there were {'; '.join(reasons) or 'no MR or CT slices'}")
+        raise Refused(f"no usable series: the study asks for {wanted}; there were {'; '.join(unasked) or 'no MR or CT slices'}")
     result = []
     for name, series in sorted(found.items()):
         latest = max(date for date, _ in series)
@@ -351,12 +366,12 @@ def _wanted(pseudonym: str, patient: Patient, rules: SeriesRules, door: Door) ->
             raise Refused(f"{len(newest)} series are {name} and none is later than the other; the study wants one")
         for date, uid in series:
             if date < latest:
-                door.leave_out(f"{pseudonym}-{uid[-12:]}", f"an earlier {name} of a patient with a later one")
+                reasons.leave_out(f"{pseudonym}-{uid[-12:]}", f"an earlier {name} of a patient with a later one")
         result.append((by_name[name], patient.series[newest[0]]))
     return result
 
 
-def _phases(rule: SeriesRule, frames: list[Frame], masks: list[Frame]) -> Iterator[tuple[str, list[Frame]]]:
+def phases(rule: SeriesRule, frames: list[Frame], masks: list[Frame]) -> Iterator[tuple[str, list[Frame]]]:
     """A cine as its end-diastolic and end-systolic phase; any other series as it is.
 
     Phases are the frames' ranks by trigger time at their slice position. Masks say which phases matter: a reader draws on

@@ -103,6 +103,7 @@ def write_seg(
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=descriptions,
             series_instance_uid=generate_uid(entropy_srcs=["series", *entropy]),
+            series_description=("mask by " + (algorithm or "a reader"))[:64],  # what viewers list
             series_number=int(images[0].get("SeriesNumber") or 0) + 100,
             sop_instance_uid=generate_uid(entropy_srcs=["instance", *entropy]),
             instance_number=1,

@@ -1,0 +1,92 @@
+"""Patients whose images are read through the same door and not let in: a trained model looks at them, and nothing is kept.
+
+The same headers, series rules and geometry gate as in `admit`, so that a model sees here what it saw in training. A visitor
+also keeps the way back to the original files, because a DICOM SEG has to name them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from fl_client.intake.admit import Patient, Progress, Reasons, Refused, SeriesRule, SeriesRules, latest, phases, read_headers
+from fl_client.intake.deidentify import Deidentifier, discreet
+from fl_client.intake.volume import Frame, GeometryRefused, to_volume
+from tasks.case import Volume
+
+Originals = list[Dataset]
+"""Headers of one series as they came, in slice order. They name the patient: for `write_seg` and nothing else."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """One patient by pseudonym: the slices of each series that was asked for, by series name, not yet read."""
+
+    patient: str
+    series: Mapping[str, list[Frame]] = field(default_factory=dict)
+
+    def read(self, series: str) -> tuple[Volume, Originals]:
+        """The series as a volume, and its original headers in slice order.
+
+        Raises `GeometryRefused` with the reason if the slices form no volume or can't be understood.
+        """
+        with discreet():
+            try:
+                volume, frames = to_volume(series, self.series[series])
+                return volume, [pydicom.dcmread(frame.path, stop_before_pixels=True) for frame in frames]
+            except GeometryRefused:
+                raise
+            except Exception as error:  # a header that breaks an assumption is a reason, never a traceback
+                raise GeometryRefused(f"its files can't be understood ({type(error).__name__})") from None
+
+
+def visitors(
+    folder: Path, *, key: bytes, rules: SeriesRules, wanted: Collection[str], progress: Progress | None = None
+) -> tuple[list[Visitor], Reasons]:
+    """Everybody in a folder of DICOM files who has a series named in `wanted`, sorted, and why others and files are of no use.
+
+    Of several studies the latest counts. A whole cine without masks gives its end-diastolic phase alone. Raises
+    `NotADirectoryError` for a folder that isn't there.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder; give a folder of DICOM files")
+    reasons = Reasons(Deidentifier(key, words=rules.words))
+    found = []
+    with discreet():
+        for pseudonym, patient in sorted(read_headers(folder, reasons, progress).items()):
+            frames = [*patient.masks, *(frame for some in patient.series.values() for frame in some)]
+            if frames:  # for the screen: who is this?
+                reasons.where[pseudonym] = Path(os.path.commonpath([frame.path.parent for frame in frames]))
+            try:
+                found.append(Visitor(pseudonym, _series(pseudonym, patient, rules, wanted, reasons)))
+            except (Refused, GeometryRefused) as reason:
+                reasons.refuse(pseudonym, str(reason))
+            except Exception as error:
+                reasons.refuse(pseudonym, f"its files can't be understood ({type(error).__name__})")
+    return found, reasons
+
+
+def _series(
+    pseudonym: str, patient: Patient, rules: SeriesRules, wanted: Collection[str], reasons: Reasons
+) -> dict[str, list[Frame]]:
+    matched = {uid: rules.match(frames[0].header) for uid, frames in patient.series.items()}
+    asked = {uid: patient.series[uid] for uid, rule in matched.items() if rule and _names(rule) & set(wanted)}
+    if not asked:
+        others = sorted({name for rule in matched.values() if rule for name in _names(rule)})
+        there = f"{len(patient.series)} series, of which the series rules know {', '.join(others) or 'none'}"
+        raise Refused(f"none of the series that the model reads ({', '.join(wanted)}); there are {there}")
+    chosen = latest(pseudonym, Patient(asked, patient.masks), rules, reasons)
+    parts = [part for rule, frames in chosen for part in phases(rule, frames, patient.masks)]
+    found = {name: frames for name, frames in parts if name in wanted}
+    if not found:
+        raise Refused(f"a cine without masks gives end-diastole alone, and the model reads {', '.join(wanted)}")
+    return found
+
+
+def _names(rule: SeriesRule) -> set[str]:
+    return {f"{rule.name}_ed", f"{rule.name}_es"} if rule.phases else {rule.name}

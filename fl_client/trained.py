@@ -1,0 +1,105 @@
+"""A trained model as the hospital gets it back: `model.pt` of a run, and the study that says which network it belongs to.
+
+The weights alone don't say what they segment. That stands in the study: in `record.json` beside the model, in a file, or among
+those that were put down here. Weights are read as numbers only (`weights_only`), so that a file can't bring code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fl_client.approval import Approvals
+from fl_client.site import Site
+from tasks.segmentation import SegmentationTask
+from tasks.task import load
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in eval mode on the hospital's device, and its name for a DICOM SEG (56 characters at most)."""
+
+    model: torch.nn.Module
+    task: SegmentationTask
+    name: str
+
+
+def load_trained(path: Path, study: str | None, site: Site) -> Trained:
+    """Read the model at `path` (a run folder's `model.pt`, or the folder) and the study that it belongs to.
+
+    `study` is a study's file, a `record.json`, or the beginning of the hash of a study that was put down at this site; None
+    takes `record.json` beside the model. Raises `FileNotFoundError` for what is missing and `ValueError` in words for a study
+    without a segmentation task and for weights that aren't those of its network.
+    """
+    path = path / "model.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: a run leaves its model as model.pt in its own folder")
+    name, settings = _study(path, study, site)
+    task = load(settings)
+    if not isinstance(task, SegmentationTask):
+        raise ValueError(f"study {name} learns the task {settings['name']}; masks come from the task segmentation")
+    model = task.model()
+    state = _weights(path)
+    _require_fit(state, model, f"{path} is not a model of study {name}, which segments {', '.join(task.settings.structures)}")
+    model.load_state_dict(state)
+    device = site.device if site.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Trained(model.eval().to(device), task, f"{name[:36]} model {sha[:12]}")
+
+
+def _study(path: Path, said: str | None, site: Site) -> tuple[str, dict[str, Any]]:
+    """The study's name and its task's settings. No more is read: records of older konsils hold fewer settings elsewhere."""
+    if said is not None and not Path(said).is_file():
+        found = Approvals(site.folder).find(said)
+        return found.name, dict(found.task)
+    file = Path(said) if said is not None else path.with_name("record.json")
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing, and the weights alone don't say what they segment; pass --study with the study's file or the "
+            "beginning of its hash (konsil-site studies), or put the run's record.json beside the model"
+        )
+    try:
+        data = json.loads(file.read_text())
+        study = data.get("study", data)
+        return str(study["name"]), dict(study["task"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{file} is neither a study nor a run's record: it names no study with a task") from None
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a TorchScript archive before it fails
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises many kinds, in texts of many lines
+        raise ValueError(
+            f"{path} holds no weights ({type(error).__name__}): this command reads model.pt, which is not model.ts.pt"
+        ) from None
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ValueError(f"{path} holds something else than weights by name; this command reads model.pt as a run leaves it")
+    broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise ValueError(f"{path} holds numbers that are not finite, first in {broken[0]}: this model can't be used")
+    return dict(state)
+
+
+def _require_fit(state: Mapping[str, torch.Tensor], model: torch.nn.Module, sentence: str) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    there = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = [
+        f"{name} has shape {there.get(name, 'none')}, and its network's has {expected.get(name, 'none')}"
+        for name in dict.fromkeys([*expected, *there])
+        if there.get(name) != expected.get(name)
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ValueError(f"{sentence}: {wrong[0]}{more}")
