@@ -1,19 +1,22 @@
 """The hospital's cohort: de-identified cases on disk, prepared once per task and memory-mapped.
 
     cohort/cases/<pseudonym>/case.json, <series>.image.npy, <series>.mask.npy
-    cohort/refused.jsonl                      one line per patient, series or file that did not get in, with the reason
-    cohort/prepared/<task hash>/<pseudonym>/  the arrays a task made of a case
+    cohort/refused.jsonl                              one line per patient, series or file that did not get in, and why
+    cohort/prepared/<task hash>/<pseudonym>.<state>/  the arrays a task made of a case in this state (a digest)
 
-A case is written into a folder beside its place and moved in with one rename, so a killed process leaves none half-written.
+A case is written into a folder beside its place and moved in whole. One that replaces another waits until the old one has
+stepped aside under a name that carries the pseudonym; whoever opens the cohort after a kill in between puts the old one back.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -32,40 +35,85 @@ class Cohort:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        (self.folder / "cases").mkdir(parents=True, exist_ok=True)
+        self._cases.mkdir(parents=True, exist_ok=True)
+        if any(self._cases.glob(".*.old")):
+            with self._lock(fcntl.LOCK_EX):
+                self._tidy()
+
+    @property
+    def _cases(self) -> Path:
+        return self.folder / "cases"
+
+    @contextmanager
+    def _lock(self, kind: int) -> Iterator[None]:
+        """Whoever reads a case shares the cohort with other readers, whoever moves one has it alone. Ends with the process."""
+        file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, kind)
+            yield
+        finally:
+            os.close(file)
+
+    def _tidy(self) -> None:
+        """What killed processes left behind: a case that had stepped aside goes back, all else goes."""
+        for old in self._cases.glob(".*.old"):
+            place = self._cases / old.name.removeprefix(".").removesuffix(".old")
+            if place.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(place)
+                _sync(self._cases)
+        for part in self._cases.glob(".*.part"):
+            shutil.rmtree(part)
 
     # -- the door in's last step -------------------------------------------------------------------------------------
 
     def admit(self, case: Case) -> None:
         """Store the case, or replace it: one patient is one case. All of it is stored or nothing (`OSError`)."""
-        place = self.folder / "cases" / _folder_name(case.patient)
-        part = self.folder / "cases" / f".{uuid4().hex}.part"
-        part.mkdir()
-        try:
-            volumes = []
-            for volume in case.volumes:
-                _save(part / f"{volume.series}.image.npy", volume.image)
-                if volume.mask is not None:
-                    _save(part / f"{volume.series}.mask.npy", volume.mask)
-                volumes.append({"series": volume.series, "affine": volume.affine.tolist(), "mask": volume.mask is not None})
-            text = {
-                "patient": case.patient,
-                "volumes": volumes,
-                "endpoints": dict(case.endpoints),
-                "scanner": dict(case.scanner),
-            }
-            (part / "case.json").write_text(json.dumps(text, indent=1))
-            if place.exists():
-                old = part.with_suffix(".old")
-                place.rename(old)
+        place = self._cases / _folder_name(case.patient)
+        part, old = self._cases / f".{uuid4().hex}.part", self._cases / f".{place.name}.old"
+        with self._lock(fcntl.LOCK_EX):
+            self._tidy()
+            part.mkdir()
+            try:
+                self._write(case, part)
+                self._forget_prepared(place.name)
+                if place.exists():
+                    place.rename(old)
+                    _sync(self._cases)
                 part.rename(place)
-                shutil.rmtree(old)
-            else:
-                part.rename(place)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        for prepared in (self.folder / "prepared").glob(f"*/{_folder_name(case.patient)}"):
-            shutil.rmtree(prepared)
+                _sync(self._cases)  # the new case is on the disk before the old one leaves it
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+                self._tidy()
+
+    def _write(self, case: Case, part: Path) -> None:
+        volumes = []
+        for volume in case.volumes:
+            digests = {"image": _save(part / f"{volume.series}.image.npy", volume.image)}
+            if volume.mask is not None:
+                digests["mask"] = _save(part / f"{volume.series}.mask.npy", volume.mask)
+            entry = {"series": volume.series, "affine": volume.affine.tolist(), "mask": volume.mask is not None}
+            volumes.append({**entry, "sha256": digests})
+        text = {
+            "patient": case.patient,
+            "volumes": volumes,
+            "endpoints": dict(case.endpoints),
+            "scanner": dict(case.scanner),
+        }
+        with open(part / "case.json", "w") as file:
+            file.write(json.dumps(text, indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(part)
+
+    def _forget_prepared(self, patient: str) -> None:
+        """Take away what tasks made of this patient; out of its place at once, so that no half of it is ever served."""
+        for prepared in (self.folder / "prepared").glob(f"*/{patient}*"):
+            if prepared.name.partition(".")[0] == patient:
+                away = prepared.with_name(f".{uuid4().hex}.part")
+                prepared.rename(away)
+                shutil.rmtree(away)
 
     def refuse(self, what: str, reason: str) -> None:
         """Write down that `what` (a pseudonym, never a name) did not get in, and why."""
@@ -85,7 +133,7 @@ class Cohort:
     @property
     def patients(self) -> tuple[str, ...]:
         """Pseudonyms of all admitted patients, sorted."""
-        return tuple(sorted(entry.name for entry in (self.folder / "cases").iterdir() if not entry.name.startswith(".")))
+        return tuple(sorted(entry.name for entry in self._cases.iterdir() if not entry.name.startswith(".")))
 
     def __len__(self) -> int:
         return len(self.patients)
@@ -95,10 +143,13 @@ class Cohort:
 
     def case(self, patient: str) -> Case:
         """The stored case; its arrays are memory-mapped read-only. Raises `KeyError` for an unknown pseudonym."""
-        folder = self.folder / "cases" / patient
-        if not (folder / "case.json").exists():
-            raise KeyError(f"no patient '{patient}' in the cohort {self.folder}")
-        text = json.loads((folder / "case.json").read_text())
+        with self._lock(fcntl.LOCK_SH):
+            return self._read(patient)[0]
+
+    def _read(self, patient: str) -> tuple[Case, str]:
+        """The case, and the state it is in. The caller holds the lock."""
+        folder = self._cases / patient
+        text = json.loads(self._text(patient))
         volumes = tuple(
             Volume(
                 series=volume["series"],
@@ -108,7 +159,17 @@ class Cohort:
             )
             for volume in text["volumes"]
         )
-        return Case(text["patient"], volumes, text["endpoints"], text["scanner"])
+        return Case(text["patient"], volumes, text["endpoints"], text["scanner"]), self._state(patient)
+
+    def _text(self, patient: str) -> bytes:
+        try:
+            return (self._cases / patient / "case.json").read_bytes()
+        except FileNotFoundError:
+            raise KeyError(f"no patient '{patient}' in the cohort {self.folder}") from None
+
+    def _state(self, patient: str) -> str:
+        """A digest of the stored case: other images, masks or endpoints give another."""
+        return hashlib.sha256(self._text(patient)).hexdigest()[:16]
 
     def split(self, which: Split, *, test_fraction: float) -> tuple[str, ...]:
         """Patients of one side of the train/test split, sorted.
@@ -120,17 +181,25 @@ class Cohort:
 
     def prepared(self, task: GradientTask, patient: str) -> Arrays:
         """The task's arrays of one case, computed at the first call and memory-mapped afterwards."""
-        place = self.folder / "prepared" / task.hash / patient
+        folder = self.folder / "prepared" / task.hash
+        with self._lock(fcntl.LOCK_SH):
+            place = folder / f"{patient}.{self._state(patient)}"
         if not place.exists():
-            arrays = task.prepare(self.case(patient))
+            with self._lock(fcntl.LOCK_SH):  # the case may have been replaced meanwhile
+                case, state = self._read(patient)
+            place = folder / f"{patient}.{state}"
             part = place.with_name(f".{uuid4().hex}.part")
             part.mkdir(parents=True)
-            for name, array in arrays.items():
-                _save(part / f"{name}.npy", array)
             try:
+                for name, array in task.prepare(case).items():
+                    _save(part / f"{name}.npy", array)
+                _sync(part)
                 part.rename(place)
-            except OSError:  # another process was faster, with the same arrays
-                shutil.rmtree(part)
+            except OSError:
+                if not place.exists():  # else another process was faster, with the same arrays
+                    raise
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
         return {path.stem: np.load(path, mmap_mode="r") for path in sorted(place.glob("*.npy"))}
 
 
@@ -140,11 +209,25 @@ def _folder_name(pseudonym: str) -> str:
     return pseudonym
 
 
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
+def _save(path: Path, array: npt.NDArray[Any]) -> str:
+    """Write one array to the disk itself; returns the SHA-256 of its bytes, shape and type."""
+    array = np.ascontiguousarray(array)
     with open(path, "wb") as file:
-        np.save(file, np.ascontiguousarray(array))
+        np.save(file, array)
         file.flush()
         os.fsync(file.fileno())
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Bring the folder's entries to the disk; a rename alone may stay in memory."""
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def is_test(patient: str, test_fraction: float) -> bool:
