@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from simulation.report import figures, words
 from simulation.report.results import ALONE_ELSEWHERE, ARMS, ROLES, Run
-from simulation.report.statistics import Values, difference, mean, spread
+from simulation.report.statistics import difference, mean, seed_means, spread
 
 
 def forests(run: Run) -> dict[str, list[Markup]]:
@@ -23,7 +23,7 @@ def forests(run: Run) -> dict[str, list[Markup]]:
                 values = run.values(f"dice/{name}", arm, role)
                 label = _label(arm, role)
                 if estimate := mean(values):
-                    rows[label] = (estimate, _by_seed(values))
+                    rows[label] = (estimate, seed_means(values))
                     told.append(f"{label} {estimate.value:.3f} ({words.interval(estimate) or 'no interval'})")
             if len(rows) > 1:
                 alt = f"{words.structure(name)} Dice by arm, {where.lower()}: {'; '.join(told)}."
@@ -83,11 +83,6 @@ def _label(arm: str, role: str) -> str:
     if role != "site" and arm == ALONE_ELSEWHERE:
         return "Average hospital alone"
     return ARMS[arm]
-
-
-def _by_seed(values: Values) -> list[float]:
-    seeds = sorted({key[0] for key in values})
-    return [mean({key: v for key, v in values.items() if key[0] == s}, resamples=1).value for s in seeds]
 
 
 def _shade(value: float, low: float, high: float) -> str:

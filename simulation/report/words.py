@@ -126,7 +126,7 @@ def why_not(gap: Estimate) -> str:
     """Why a difference is not shown."""
     if gap.seeds < SEEDS_FOR_A_CLAIM:
         return f"{count(gap.seeds, 'seed')}; {SEEDS_FOR_A_CLAIM} are needed"
-    return f"95% CI {interval(gap, sign=True)} holds 0"
+    return f"95% CI {interval(gap, sign=True)} holds 0" if interval(gap) else "too few patients for an interval"
 
 
 def comparison(gap: Estimate) -> str:
@@ -180,8 +180,10 @@ def limits(run: Run) -> list[str]:
         "Scores by patient, exact counts and picture examples are in this report because the simulation can see them. "
         "At a real hospital they would not leave the house.",
         "Intervals describe sampling of test patients, and of training seeds where there are several. Hospitals were not "
-        "sampled: nothing here says how a further hospital would do, beyond the one held out. With few patients or "
-        "three seeds, bootstrap intervals are somewhat too narrow.",
+        "sampled: nothing here says how a further hospital would do, beyond the one held out. The interval of a mean is a "
+        "bootstrap's and somewhat too narrow with few patients or three seeds; that of a difference also holds Student's t.",
+        "Every arm and seed begins with the same starting weights. They were made once, and the luck of making them is in "
+        "no interval: another start could move all arms.",
         "Several comparisons are shown and none is corrected for their number.",
         "Dice and distances measure agreement with a reader, not clinical benefit. No diagnosis was made or tested. The "
         "models are for research and are not a medical device.",

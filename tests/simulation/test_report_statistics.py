@@ -92,6 +92,51 @@ def test_one_arm_beats_another_only_with_three_seeds_and_an_interval_without_zer
         assert words.why_not(gap) == "2 seeds; 3 are needed"
 
 
+def drawn_gap(rng, *, patients, by_patient, by_seed, residual, shift=0.0):
+    """A difference between two arms over three seeds: a patient's part, a seed's part and the rest."""
+    table = (
+        shift + rng.normal(0, by_patient, patients) + rng.normal(0, by_seed, (3, 1)) + rng.normal(0, residual, (3, patients))
+    )
+    return difference(values(table), values(np.zeros_like(table)), resamples=200)
+
+
+@pytest.mark.parametrize(
+    ("patients", "by_patient", "by_seed"),
+    [(10, 0.0, 0.01), (4, 0.02, 0.0), (10, 0.02, 0.006)],
+    ids=["the seeds' luck", "four patients", "both"],
+)
+def test_where_there_is_no_difference_one_is_rarely_claimed(rng, patients, by_patient, by_seed):
+    gaps = [drawn_gap(rng, patients=patients, by_patient=by_patient, by_seed=by_seed, residual=0.003) for _ in range(250)]
+    assert np.mean([words.comparison(gap) != "not shown" for gap in gaps]) < 0.078  # 5 % and two standard errors
+
+
+def test_a_clear_difference_is_claimed(rng):
+    gaps = [drawn_gap(rng, patients=30, by_patient=0.02, by_seed=0.002, residual=0.005, shift=0.02) for _ in range(60)]
+    assert np.mean([words.comparison(gap) == "higher" for gap in gaps]) > 0.95
+
+
+def test_the_interval_of_a_difference_holds_students_t_over_the_seeds_and_over_the_patients(rng):
+    for by_patient, by_seed, axis in ((0.0, 0.02, 1), (0.05, 0.0, 0)):
+        table = 0.1 + rng.normal(0, by_patient, 5) + rng.normal(0, by_seed, (3, 1)) + rng.normal(0, 1e-4, (3, 5))
+        theirs = scipy.stats.ttest_1samp(table.mean(axis), 0).confidence_interval(0.95)
+        ours = difference(values(table), values(np.zeros_like(table)))
+        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_patients_of_two_hospitals_are_weighed_as_welch_does(rng):
+    a, b = rng.normal(0.1, 0.02, 3), rng.normal(0.0, 0.05, 4)
+    welch = scipy.stats.ttest_ind(a, -b, equal_var=False).confidence_interval(0.95)  # of mean(a) + mean(b)
+    both = values([a]) | values([b], hospital="B")
+    ours = difference(both, dict.fromkeys(both, 0.0))
+    assert (ours.low, ours.high) == pytest.approx((welch.low / 2, welch.high / 2))
+
+
+def test_three_seeds_of_one_patient_claim_nothing():
+    gap = difference(values([[0.9], [0.9], [0.91]]), values([[0.5], [0.5], [0.5]]))
+    assert words.comparison(gap) == "not shown"
+    assert words.why_not(gap) == "too few patients for an interval"
+
+
 def test_spread_across_seeds_by_hand():
     found = spread(values([[0.7, 0.9], [0.8, 0.8], [0.9, 0.7]]))
     assert found.mean == pytest.approx(0.8)
