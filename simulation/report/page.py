@@ -61,6 +61,7 @@ def page(run: Run) -> str:
         "heat": [comparison.heat(run, structure) for structure in run.structures],
         "dots": dots(run),
         "real": hospital_rows(run, role="real"),
+        "real_patients": words.real_patients(run),
         "refused": words.refused(record, "real"),
         "examples": list(pictures.examples(run.overlays, cardiac="myocardium" in run.structures)),
         "scanners": pictures.scanners(run.overlays / "scanners.npz"),

@@ -53,6 +53,8 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.record = Record.read(folder / "record.json")
+        settings = folder / "settings.json"
+        self.settings: dict[str, Any] = json.loads(settings.read_text()) if settings.exists() else {}
         self.metrics: list[dict[str, Any]] = list(_lines(folder / "metrics.jsonl"))
         self.scores = [
             Score(
@@ -89,6 +91,16 @@ class Run:
         """Hospitals that were tested in this role; sites in the record's order."""
         found = dict.fromkeys(score.hospital for score in self.scores if score.role == role)
         return sorted(found, key=lambda name: (self.sites.index(name) if name in self.sites else len(self.sites), name))
+
+    @property
+    def tuned_on_real(self) -> bool:
+        """Whether the start was pre-trained by readers whose habits were chosen on patients of a real hospital tested here.
+
+        That is so of Sunnybrook (`simulation.pretraining`). Settings that are not there are taken to be the usual ones.
+        """
+        sunnybrook = any("sunnybrook" in name.lower() for name in self.hospitals("real"))
+        sunnybrook |= (self.settings.get("real") or {}).get("labels") == "sunnybrook"
+        return sunnybrook and bool(self.hospitals("real")) and self.settings.get("pretraining", True) is not None
 
     @property
     def models(self) -> list[str]:

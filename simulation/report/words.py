@@ -217,6 +217,19 @@ def limits(run: Run) -> list[str]:
     return lines
 
 
+def real_patients(run: Run) -> str:
+    """What the real patients were used for beside being tested on."""
+    text = "None of these patients, and no other patient of their hospital, was in any training."
+    if run.tuned_on_real:
+        text += (
+            " They are not wholly new to the software, though: two numbers of the generated patients that the starting model "
+            "learned from (how far outside the cavity and how far inside the wall a reader draws) were chosen on two "
+            "Sunnybrook patients, SCD0000101 and SCD0000201. Where these are among the patients here, their Dice is somewhat "
+            "flattering."
+        )
+    return text
+
+
 def refused(record: Record, role: str) -> list[tuple[str, str, str]]:
     """Who was refused at the door of this role's hospitals: (hospital, pseudonym, reason), from `held_out[role]`."""
     hospitals = record.held_out.get(role, {})

@@ -1,10 +1,12 @@
 """A run folder read as tables, and the lines on the screen that come straight from them."""
 
+import json
+
 import numpy as np
 import pytest
 from drawn_run import build
 
-from simulation.report import summary_lines, write_report
+from simulation.report import summary_lines, words, write_report
 from simulation.report.results import ALONE_ELSEWHERE, ALONE_OWN, Run
 
 
@@ -24,6 +26,33 @@ def test_local_models_are_told_apart_by_whose_patients_they_met(full_report):
         ]
     )
     assert elsewhere[1, "Tanne", "Ta-004"] == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (None, True),
+        ({"real": {"name": "Sunnybrook", "labels": "sunnybrook"}, "pretraining": {"steps": 9}}, True),
+        ({"real": {"name": "Sunnybrook", "labels": "sunnybrook"}, "pretraining": None}, False),
+    ],
+    ids=["no settings", "pre-trained", "not pre-trained"],
+)
+def test_the_page_says_where_the_start_was_tuned_on_patients_of_the_real_hospital(tmp_path, settings, told):
+    build(tmp_path, seeds=(0,), patients=2, rounds=1, arms=("federation_private",), overlays=False)
+    if settings is not None:
+        (tmp_path / "settings.json").write_text(json.dumps(settings))
+    text = words.real_patients(Run(tmp_path))
+    assert "was in any training" in text
+    assert ("SCD0000101 and SCD0000201" in text) == told
+
+
+def test_another_real_hospital_has_no_part_in_the_tuning(tmp_path):
+    build(tmp_path, seeds=(0,), patients=2, rounds=1, arms=("federation_private",), overlays=False)
+    lines = (tmp_path / "scores.jsonl").read_text()
+    (tmp_path / "scores.jsonl").write_text(lines.replace("Sunnybrook", "Elbe"))
+    settings = {"real": {"name": "Elbe", "labels": "cardiac"}, "pretraining": {"steps": 9}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    assert "Sunnybrook" not in words.real_patients(Run(tmp_path))
 
 
 def test_a_broken_line_is_named(tmp_path):
