@@ -169,7 +169,16 @@ def privacy(run: Run) -> list[str]:
         "above that a weak one (Ponomareva et al., Journal of Artificial Intelligence Research 2023). It is a worst "
         "case over all attackers and patients; attacks that are known in practice reach much less."
     )
-    return [meaning, strength, left]
+    text = [meaning, strength, left]
+    seeds = len(run.seeds)
+    if seeds > 1:
+        text.append(
+            f"This is the price of one run. The study was rehearsed with {count(seeds, 'seed')}, on the same patients and each "
+            f"with an empty ledger of its own, and one seed's ledger is shown. Had all {seeds} been run in earnest, a patient "
+            f"would have paid up to ε = {epsilon(seeds * ceil(worst * 100 - 1e-9) / 100)} at δ = {seeds * delta:g}: "
+            f"{seeds} times each (basic composition)."
+        )
+    return text
 
 
 def limits(run: Run) -> list[str]:

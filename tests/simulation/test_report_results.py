@@ -55,6 +55,13 @@ def test_another_real_hospital_has_no_part_in_the_tuning(tmp_path):
     assert "Sunnybrook" not in words.real_patients(Run(tmp_path))
 
 
+def test_a_patient_of_several_seeds_would_have_paid_for_each(tmp_path):
+    build(tmp_path, seeds=(0, 1, 2), patients=2, rounds=1, arms=("federation_private",), overlays=False)
+    assert "would have paid up to ε = 23.70 at δ = 0.003" in words.privacy(Run(tmp_path))[-1]  # three times 7.90 and 0.001
+    build(tmp_path / "one", seeds=(0,), patients=2, rounds=1, arms=("federation_private",), overlays=False)
+    assert not any("basic composition" in text for text in words.privacy(Run(tmp_path / "one")))
+
+
 def test_a_broken_line_is_named(tmp_path):
     build(tmp_path, rounds=1, arms=(), overlays=False)
     (tmp_path / "scores.jsonl").write_text('{"arm": \n')
