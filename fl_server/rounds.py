@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -268,17 +269,21 @@ def run(
 ) -> tuple[State, Record]:
     """Run the study over the hospitals behind `grid`, from the weights `initial`.
 
-    Writes `record.json` after every round and, if any answer was ever used, `model.pt` at the end (`torch.load` with
-    `weights_only=True`) into `folder`. The model is that of the last round or, with `strategy.ema_decay` d, the mean of
-    all rounds' models weighted d^(rounds still to come). The record's verdict is set. Hospitals that have not enrolled
-    within `enrol_timeout_s` may still join before a later round.
-    Raises `ValueError` if the study names other initial weights.
+    Writes into `folder`: at the start a `record.json` with the verdict `failed`, in place of an earlier run's record and
+    model; after every round the record as it stands; and before it, when any answer was used, `model.pt` (`torch.load` with
+    `weights_only=True`), so that what the hospitals have paid for outlives a crash. The model is that of the last round or,
+    with `strategy.ema_decay` d, the mean of all rounds' models weighted d^(rounds still to come). Hospitals that have not
+    enrolled within `enrol_timeout_s` may still join before a later round.
+    Raises `ValueError` if the study names other initial weights; the folder is as it was then.
     """
     state = {name: tensor.detach().cpu().clone() for name, tensor in initial.items()}
     if study.initial_model_sha256 not in (None, fingerprint(state)):
         raise ValueError(f"the study starts from weights {study.initial_model_sha256}, but was given {fingerprint(state)}")
     folder.mkdir(parents=True, exist_ok=True)
     record = Record.begin(study, versions=versions(), engine=engine)
+    record.judge()
+    record.write(folder / "record.json")
+    (folder / "model.pt").unlink(missing_ok=True)
     strategy = Rounds(
         _aggregator(study),
         quorum=study.strategy.quorum,
@@ -289,7 +294,7 @@ def run(
     )
     enrolment = Enrolment(study)
     enrolment.wait(grid, timeout_s=enrol_timeout_s)
-    mean, weight, used = {name: tensor.clone() for name, tensor in state.items()}, 0.0, False
+    mean, weight = {name: tensor.clone() for name, tensor in state.items()}, 0.0
     for number in range(1, study.rounds + 1):
         start = time.monotonic()
         enrolment.before_round(grid)  # who came late may join from here on
@@ -302,10 +307,12 @@ def run(
         replies = grid.send_and_receive(questions, timeout=study.strategy.round_timeout_s) if questions else []
         arrays, _ = strategy.aggregate_train(number, replies) if enough else (None, None)
         if arrays is not None:
-            state, used = dict(arrays.to_torch_state_dict()), True
+            state = dict(arrays.to_torch_state_dict())
             weight = 1.0 + study.strategy.ema_decay * weight
             mean = {n: m + (state[n] - m) / weight if m.is_floating_point() else state[n] for n, m in mean.items()}
         model = mean if study.strategy.ema_decay else state
+        if arrays is not None:
+            _save(model, folder / "model.pt")
         answered = strategy.answers.get(number, {})
         answers = {site: answered.get(site) or enrolment.missing(site) for site in study.sites}
         seconds = time.monotonic() - start
@@ -315,9 +322,16 @@ def run(
         record.write(folder / "record.json")
         if observer is not None:
             observer(record.rounds[-1], {name: tensor.clone() for name, tensor in model.items()})
-    if used:
-        torch.save(model, folder / "model.pt")
     return model, record
+
+
+def _save(model: State, path: Path) -> None:
+    part = path.with_suffix(".part")  # a crash while it is written must not cost the model of the round before
+    with open(part, "wb") as file:
+        torch.save(model, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def _note_sites(record: Record, enrolment: Enrolment, answers: Mapping[str, SiteRound]) -> None:

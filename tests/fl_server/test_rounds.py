@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import monai
 import numpy as np
@@ -256,6 +258,91 @@ def test_a_complete_study_leaves_a_model_and_a_record(hospitals):
     assert fingerprint(saved) == fingerprint(state) == record.rounds[-1].arrays_sha256
     assert {name: site.declared_size for name, site in record.sites.items()} == {"a": 5, "b": 10, "c": 25}
     assert all(7.5 < site.epsilon <= 8 and site.delta == 1e-3 for site in record.sites.values())
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_in(number: int):
+    def observer(entry, model):
+        if entry.round == number:
+            raise Crash
+
+    return observer
+
+
+def test_a_coordinator_that_crashes_leaves_the_model_and_the_record_of_the_last_round(hospitals):
+    study = hospitals.study(rounds=3, strategy={"ema_decay": 0.5})
+    with pytest.raises(Crash):
+        over(hospitals, study, observer=crash_in(2))
+    record = Record.read(hospitals.folder / "run" / "record.json")
+    assert (record.verdict, len(record.rounds)) == ("failed", 2)
+    assert record.reasons == ["2 of 3 rounds were run"]
+    saved = torch.load(hospitals.folder / "run" / "model.pt", weights_only=True)
+    assert fingerprint(saved) == record.rounds[1].arrays_sha256
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from conf.study import Study
+from fl_server.rounds import initial_state, run
+from simulation.grid import InProcessGrid
+study = Study.from_json(sys.argv[1])
+grid = InProcessGrid("fl_client.app:app", [{"site": site} for site in sys.argv[3:]], {"study": study.to_json()})
+run(grid, study, initial_state(study), folder=Path(sys.argv[2]), observer=lambda entry, model: os._exit(7))
+"""
+
+
+def test_so_does_one_that_is_killed(hospitals):
+    sites = [str(path) for path in hospitals.sites.values()]
+    command = [sys.executable, "-c", KILLED, hospitals.study().to_json(), str(hospitals.folder / "run"), *sites]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    record = Record.read(hospitals.folder / "run" / "record.json")
+    assert (record.verdict, record.reasons) == ("failed", ["1 of 2 rounds were run"])
+    saved = torch.load(hospitals.folder / "run" / "model.pt", weights_only=True)
+    assert fingerprint(saved) == record.rounds[0].arrays_sha256
+
+
+def test_a_crash_while_the_model_is_written_leaves_the_model_of_the_round_before(hospitals, monkeypatch):
+    def half(model, file):
+        file.write(b"half a mod")
+        raise Crash
+
+    def save_no_more(entry, model):
+        monkeypatch.setattr(torch, "save", half)
+
+    with pytest.raises(Crash):
+        over(hospitals, hospitals.study(), observer=save_no_more)
+    record = Record.read(hospitals.folder / "run" / "record.json")
+    saved = torch.load(hospitals.folder / "run" / "model.pt", weights_only=True)
+    assert [fingerprint(saved)] == [entry.arrays_sha256 for entry in record.rounds]
+
+
+def test_a_run_that_dies_before_its_first_round_leaves_no_verdict_and_no_model_of_an_earlier_one(hospitals):
+    study = hospitals.study(rounds=1)
+    over(hospitals, study)
+    assert Record.read(hospitals.folder / "run" / "record.json").verdict == "complete"
+
+    class Gone(InProcessGrid):
+        def get_node_ids(self):
+            raise Crash
+
+    with pytest.raises(Crash):
+        run(Gone("fl_client.app:app", []), study, initial_state(study), folder=hospitals.folder / "run")
+    record = Record.read(hospitals.folder / "run" / "record.json")
+    assert (record.verdict, record.reasons, record.rounds) == ("failed", ["0 of 1 rounds were run"], [])
+    assert not (hospitals.folder / "run" / "model.pt").exists()
+
+
+def test_a_run_that_is_refused_before_anybody_is_asked_leaves_the_earlier_ones_results(hospitals):
+    over(hospitals, hospitals.study(rounds=1))
+    with pytest.raises(ValueError, match="starts from weights 000"):
+        over(hospitals, hospitals.study(initial_model_sha256="0" * 64))
+    assert Record.read(hospitals.folder / "run" / "record.json").verdict == "complete"
+    assert (hospitals.folder / "run" / "model.pt").exists()
 
 
 def test_a_record_says_which_packages_decided_the_numbers(hospitals):
