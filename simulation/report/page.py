@@ -121,6 +121,7 @@ def hospital_rows(run: Run, role: str = "site") -> list[dict[str, Any]]:
             structure: (
                 mean(run.values(f"dice/{structure}", run.headline, role, name)),
                 mean(run.values(f"hd95_mm/{structure}", run.headline, role, name)),
+                run.missed(structure, run.headline, role, name),
             )
             for structure in run.structures
         }

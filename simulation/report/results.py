@@ -125,6 +125,14 @@ class Run:
                 collected.setdefault((score.seed, score.hospital, score.patient), []).append(value)
         return {where: sum(several) / len(several) for where, several in collected.items()}
 
+    def missed(self, structure: str, arm: str, role: str, hospital: str) -> int:
+        """Test results in which the model outlined nothing where the reader did: a surface Dice, of 0, but no distance.
+
+        Every seed's model counts for itself.
+        """
+        surface = self.values(f"surface_dice/{structure}", arm, role, hospital)
+        return len(surface.keys() - self.values(f"hd95_mm/{structure}", arm, role, hospital).keys())
+
     def fixed(self, arm: str) -> bool:
         """Whether this arm is one model that doesn't depend on the study's seed: where every seed starts from."""
         return arm == "pretrained" and len({score.seed for score in self.scores if score.arm == arm}) == 1

@@ -62,6 +62,22 @@ def test_a_patient_of_several_seeds_would_have_paid_for_each(tmp_path):
     assert not any("basic composition" in text for text in words.privacy(Run(tmp_path / "one")))
 
 
+def test_structures_that_were_missed_altogether_are_counted_beside_the_distance(tmp_path):
+    rows = build(tmp_path, seeds=(0, 1), patients=4, rounds=1, arms=("federation_private",), overlays=False, real=False)
+    for row in rows:
+        missed = (row["hospital"], row["patient"]) == ("Birke", "Bi-002") or (row["hospital"], row["seed"]) == ("Ulme", 1)
+        row["scores"] |= {"surface_dice/myocardium": 0.0 if missed else 0.9}
+        if missed:
+            row["scores"] |= {"dice/myocardium": 0.0}
+            del row["scores"]["hd95_mm/myocardium"]  # as the rehearsal leaves out what is not finite
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = Run(tmp_path)
+    found = {site: run.missed("myocardium", "federation_private", "site", site) for site in run.sites}
+    assert found == {"Ahorn": 0, "Birke": 2, "Eiche": 0, "Linde": 0, "Ulme": 4}
+    page = write_report(tmp_path).read_text()
+    assert [page.count(f'<small class="missed">{n} missed</small>') for n in (0, 2, 4)] == [0, 1, 1]
+
+
 def test_a_broken_line_is_named(tmp_path):
     build(tmp_path, rounds=1, arms=(), overlays=False)
     (tmp_path / "scores.jsonl").write_text('{"arm": \n')
