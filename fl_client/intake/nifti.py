@@ -8,6 +8,7 @@ nifti2.h, NIfTI Data Format Working Group, nifti.nimh.nih.gov.
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy as np
 # size of header: (where the dimensions stand and their type, datatype and bits per voxel, where the voxels start and its type)
 LAYOUTS = {348: ((40, "8h"), (70, "2h"), (108, "f")), 540: ((16, "8q"), (12, "2h"), (168, "q"))}
 FLOATS = {16: "f4", 64: "f8"}  # NIfTI datatype codes
+BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
+"""Bits per voxel by NIfTI datatype code, of the types that hold one number per voxel."""
 
 
 def problem(path: Path) -> str | None:
@@ -36,10 +39,16 @@ def problem(path: Path) -> str | None:
     (at, kind), (kind_at, kinds), (start_at, start_kind) = LAYOUTS[header_size]
     count, *sizes = struct.unpack_from(order + kind, content, at)
     datatype, bits = struct.unpack_from(order + kinds, content, kind_at)
-    start = int(struct.unpack_from(order + start_kind, content, start_at)[0])
-    voxels = int(np.prod(sizes[:count], dtype=np.int64)) if 1 <= count <= 7 else 0
-    if voxels <= 0 or bits <= 0 or start < header_size:
-        return "has a header that contradicts itself"
+    start = struct.unpack_from(order + start_kind, content, start_at)[0]
+    if datatype not in BITS:
+        return f"has datatype {datatype}: not one number per voxel"
+    if bits != BITS[datatype]:
+        return f"has a header that contradicts itself: datatype {datatype} has {BITS[datatype]} bits per voxel, not {bits}"
+    if not math.isfinite(start) or start != int(start) or start < header_size:
+        return f"has a header that contradicts itself: voxels start at byte {start:g} of a file whose header has {header_size}"
+    if not 1 <= count <= 7 or min(sizes[:count]) < 1:
+        return f"has a header that contradicts itself: {count} axes of {sizes[: max(0, count)]} voxels"
+    start, voxels = int(start), math.prod(sizes[:count])
     missing = start + voxels * bits // 8 - len(content)
     if missing > 0:
         return f"is cut short: {missing} of {voxels * bits // 8} bytes of voxels are missing"

@@ -58,6 +58,8 @@ def admit_pairs(
             )
         except (GeometryRefused, MaskRefused, UnmappedLabel) as reason:
             door.refuse(pseudonym, str(reason))
+        except Exception as error:  # a file that breaks an assumption is a reason, and the next patient's turn
+            door.refuse(pseudonym, f"its files can't be understood ({type(error).__name__})")
         else:
             door.admit(case)
         if progress:

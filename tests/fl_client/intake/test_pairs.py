@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from fl_client.cohort import Cohort
+from fl_client.intake import pairs
 from fl_client.intake.admit import Intake
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.pairs import admit_pairs
@@ -135,6 +138,61 @@ def test_a_pair_that_does_not_fit_is_refused_with_the_reason(
     intake, cohort = let_pairs_in()
     assert [text for text in intake.refused.values() if text.startswith(reason)]
     assert len(cohort) == 0
+
+
+# fields of the 348-byte header, nifti1.h: dim (8 short) at 40, datatype and bitpix at 70 and 72, vox_offset (float) at 108
+CONTRADICTS = "the image has a header that contradicts itself: "
+
+
+@pytest.mark.parametrize(
+    ("at", "field", "value", "reason"),
+    [
+        (108, "<f", float("nan"), CONTRADICTS + "voxels start at byte nan"),
+        (108, "<f", float("inf"), CONTRADICTS + "voxels start at byte inf"),
+        (108, "<f", float("-inf"), CONTRADICTS + "voxels start at byte -inf"),
+        (108, "<f", 352.5, CONTRADICTS + "voxels start at byte 352.5"),
+        (108, "<f", 0.0, CONTRADICTS + "voxels start at byte 0 of a file whose header has 348"),
+        (108, "<f", 1e30, "the image is cut short"),
+        (70, "<h", 64, CONTRADICTS + "datatype 64 has 64 bits per voxel, not 16"),  # double, stored as 16-bit numbers
+        (70, "<h", 16, CONTRADICTS + "datatype 16 has 32 bits per voxel, not 16"),
+        (72, "<h", 8, CONTRADICTS + "datatype 512 has 16 bits per voxel, not 8"),
+        (72, "<h", -16, CONTRADICTS),
+        (70, "<h", 128, "the image has datatype 128: not one number per voxel"),  # RGB
+        (70, "<h", 999, "the image has datatype 999"),
+        (40, "<h", -1, CONTRADICTS + "-1 axes"),
+        (40, "<h", 9, CONTRADICTS + "9 axes"),
+        (42, "<2h", (-44, -40), CONTRADICTS + "3 axes of [-44, -40, 6] voxels"),  # their product is right
+    ],
+)
+def test_a_header_that_lies_refuses_one_patient_and_not_the_folder(
+    let_pairs_in: Admit, folder: Path, at: int, field: str, value: float | tuple[int, int], reason: str
+) -> None:
+    for name in ("images", "masks"):
+        (folder / name / "two.nii.gz").write_bytes((folder / name / "one.nii.gz").read_bytes())
+    header = bytearray(gzip.decompress((folder / "images/one.nii.gz").read_bytes()))
+    struct.pack_into(field, header, at, *(value if isinstance(value, tuple) else (value,)))
+    (folder / "images/one.nii.gz").write_bytes(gzip.compress(bytes(header)))
+    intake, _ = let_pairs_in()
+    assert [text for text in intake.refused.values() if text.startswith(reason)], intake.refused
+    assert len(intake.admitted) == 1
+
+
+def test_an_unforeseen_error_refuses_one_pair_and_repeats_no_text(
+    let_pairs_in: Admit, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("images", "masks"):
+        (folder / name / "two.nii.gz").write_bytes((folder / name / "one.nii.gz").read_bytes())
+    real = pairs.read_grid
+
+    def fail(path: Path, what: str) -> object:
+        if path.name == "one.nii.gz":
+            raise OverflowError("Abendroth")
+        return real(path, what)
+
+    monkeypatch.setattr(pairs, "read_grid", fail)
+    intake, _ = let_pairs_in()
+    assert list(intake.refused.values()) == ["its files can't be understood (OverflowError)"]
+    assert len(intake.admitted) == 1
 
 
 def test_two_images_of_one_patient_and_foreign_files_are_refused(let_pairs_in: Admit, folder: Path) -> None:
