@@ -54,19 +54,27 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
+LEAST_PATIENTS, LEAST_ROUNDS = 30, 10
+"""Patients of a hospital and rounds below which a run shows that the software works, and nothing else. The five scanners of a
+study have 40 to 60 patients and train for 24 rounds."""
+
+
 def rehearsal_banner(run: Run) -> str:
-    """What a small profile's figures are, or an empty string for a study of full size with at least three seeds."""
-    seeds = len(run.seeds)
-    full_size = run.record.profile == "standard"
-    if full_size and seeds >= SEEDS_FOR_A_CLAIM:
-        return ""
+    """What a small run's figures are, or an empty string for a study of full size with at least three seeds.
+
+    The size is that of the run itself: a profile's name says nothing of what was changed on the command line.
+    """
+    seeds, rounds = len(run.seeds), len(run.record.rounds)
     used = [site.cases_used for site in run.record.sites.values() if site.cases_used is not None]
+    small = run.record.profile != "standard" or rounds < LEAST_ROUNDS or min(used, default=LEAST_PATIENTS) < LEAST_PATIENTS
+    if not small and seeds >= SEEDS_FOR_A_CLAIM:
+        return ""
     size = ""
     if used:
-        size = f"{min(used)}" if min(used) == max(used) else f"{min(used)}–{max(used)}"
-        size += " patients per hospital, "
-    kind = "Too few seeds for a claim" if full_size else "Rehearsal-size figures"
-    return f"{kind}: {size}{count(seeds, 'seed')}; not evidence."
+        size = count(min(used), "patient") if min(used) == max(used) else f"{min(used)}–{max(used)} patients"
+        size += " per hospital, "
+    kind = "Rehearsal-size figures" if small else "Too few seeds for a claim"
+    return f"{kind}: {size}{count(rounds, 'round')}, {count(seeds, 'seed')}; not evidence."
 
 
 def result(run: Run) -> list[str]:

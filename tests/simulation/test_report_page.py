@@ -149,7 +149,7 @@ def test_a_degraded_rehearsal_says_who_was_missing_and_claims_nothing(tmp_path):
     text = write_report(tmp_path).read_text()
     page = Page(text)
     assert "Degraded:" in page.text
-    assert "Rehearsal-size figures: 40–44 patients per hospital, 1 seed; not evidence." in page.text
+    assert "Rehearsal-size figures: 40–44 patients per hospital, 6 rounds, 1 seed; not evidence." in page.text
     assert f"round 2: Eiche failed ({REASON})" in page.text
     assert "<deadline>" not in text  # escaped
     assert {name: text.count(f'<td class="{name}"') for name in ("used", "failed", "declined", "quarantined", "absent")} == {

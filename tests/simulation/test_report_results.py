@@ -78,6 +78,26 @@ def test_structures_that_were_missed_altogether_are_counted_beside_the_distance(
     assert [page.count(f'<small class="missed">{n} missed</small>') for n in (0, 2, 4)] == [0, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("profile", "used", "rounds", "seeds", "said"),
+    [
+        ("standard", 40, 24, 3, ""),
+        ("standard", 40, 24, 2, "Too few seeds for a claim: 40 patients per hospital, 24 rounds, 2 seeds; not evidence."),
+        ("standard", 4, 24, 3, "Rehearsal-size figures: 4 patients per hospital, 24 rounds, 3 seeds; not evidence."),
+        ("standard", 40, 1, 3, "Rehearsal-size figures: 40 patients per hospital, 1 round, 3 seeds; not evidence."),
+        ("small", 40, 24, 3, "Rehearsal-size figures: 40 patients per hospital, 24 rounds, 3 seeds; not evidence."),
+    ],
+)
+def test_what_is_no_evidence_is_judged_by_the_run_and_not_by_the_profiles_name(tmp_path, profile, used, rounds, seeds, said):
+    build(
+        tmp_path, profile=profile, seeds=range(seeds), patients=1, rounds=rounds, arms=("federation_private",), overlays=False
+    )
+    run = Run(tmp_path)
+    for site in run.record.sites.values():
+        site.cases_used = used
+    assert words.rehearsal_banner(run) == said
+
+
 def test_a_broken_line_is_named(tmp_path):
     build(tmp_path, rounds=1, arms=(), overlays=False)
     (tmp_path / "scores.jsonl").write_text('{"arm": \n')
