@@ -69,10 +69,10 @@ def train(question: Message, context: Context) -> Message:
     parameters = dict(model.named_parameters())
     number = round_of(question, study)
     cost = event(site, study, round=number)
-    patients = training_patients(site, task)
 
     ledger = ledger_of(site)
     epsilon = ledger.spend(cost)  # on the disk before a patient is touched: a crash from here on over-counts
+    patients = training_patients(site, task)
     noise, sampling = randomness(site, study, round=number, entry=len(ledger.events))
     report = dp_sgd(
         model,
@@ -193,7 +193,11 @@ class TrainingPatients:
 
 
 def training_patients(site: Site, task: GradientTask) -> TrainingPatients:
-    """The patients of the training split whom the task can use; the others are named in the site's log."""
+    """The patients of the training split whom the task can use; the others are named in the site's log.
+
+    Perhaps nobody is left: the round goes on and releases noise alone. A refusal would say, exactly and unpaid, that nobody
+    here has what the study is about.
+    """
     cohort = Cohort(site.cohort_folder)
     usable = []
     for patient in cohort.split("train", test_fraction=site.test_fraction):
@@ -203,8 +207,8 @@ def training_patients(site: Site, task: GradientTask) -> TrainingPatients:
             note(site, patient=patient, left_out=str(error))
         else:
             usable.append(patient)
-    if not usable:  # noise alone would pass for an answer
-        raise Declined(f"this hospital has no training patient that the task can use (declared: {site.declared_size})")
+    if not usable:
+        note(site, warning="no training patient that the task can use: what this round releases, and pays for, is noise alone")
     return TrainingPatients(cohort, task, usable)
 
 
