@@ -36,7 +36,7 @@ def load_trained(path: Path, study: str | None, site: Site) -> Trained:
 
     `study` is a study's file, a `record.json`, or the beginning of the hash of a study that was put down at this site; None
     takes `record.json` beside the model. Raises `FileNotFoundError` for what is missing and `ValueError` in words for a study
-    without a segmentation task and for weights that aren't those of its network.
+    without a segmentation task, for weights that aren't those of its network, and for a device that isn't there.
     """
     path = path / "model.pt" if path.is_dir() else path
     if not path.is_file():
@@ -51,7 +51,11 @@ def load_trained(path: Path, study: str | None, site: Site) -> Trained:
     model.load_state_dict(state)
     device = site.device if site.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Trained(model.eval().to(device), task, f"{name[:36]} model {sha[:12]}")
+    try:
+        model.eval().to(device)
+    except (AssertionError, RuntimeError):  # torch raises either, depending on how it was built
+        raise ValueError(f"site.yaml asks for device {device}, which this machine hasn't; auto takes what there is") from None
+    return Trained(model, task, f"{name[:36]} model {sha[:12]}")
 
 
 def _study(path: Path, said: str | None, site: Site) -> tuple[str, dict[str, Any]]:
