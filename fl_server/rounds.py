@@ -172,14 +172,19 @@ class Rounds(Strategy):
         for message, shared in zip(sound, _shared_metrics(sound), strict=True):
             found = next(iter(message.content.array_records.values()))
             message.content = RecordDict({self.aggregator.arrayrecord_key: found, "metrics": shared})
-        arrays, metrics = self.aggregator.aggregate_train(server_round, sound)
+        moments = _moments(self.aggregator)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+            arrays, metrics = self.aggregator.aggregate_train(server_round, sound)
+            # Flower's sums come back as float64 from FedAdam, and integers as floats from all of them
+            moved = {name: array.numpy().astype(self._sent[name].dtype) for name, array in (arrays or {}).items()}
         if arrays is None:
             return None, None
-        moved = {name: array.numpy() for name, array in arrays.items()}
-        if not all(np.isfinite(array).all() for array in moved.values()):
+        # the moments, too: where the second one is infinite, the step is 0 and finite, in this and every later round
+        after = [array for moment in _moments(self.aggregator).values() for array in (moment or {}).values()]
+        if not all(np.isfinite(array).all() for array in [*moved.values(), *after]):
+            vars(self.aggregator).update(moments)
             return None, None
-        # Flower's sums come back as float64 from FedAdam, and integers as floats from all of them
-        return ArrayRecord({n: Array(moved.get(n, sent).astype(sent.dtype)) for n, sent in self._sent.items()}), metrics
+        return ArrayRecord({name: Array(moved.get(name, sent)) for name, sent in self._sent.items()}), metrics
 
     # -- evaluation: as the aggregator does it, sound answers only ------------------------------------------------------
 
@@ -200,6 +205,11 @@ class Rounds(Strategy):
                     continue
                 sound.append(reply)
         return self.aggregator.aggregate_evaluate(server_round, sound)
+
+
+def _moments(aggregator: FedAvg) -> dict[str, dict[str, npt.NDArray[np.generic]] | None]:
+    """What FedAdam and its kin carry from round to round, by attribute. Flower makes new dictionaries in each round."""
+    return {"m_t": aggregator.m_t, "v_t": aggregator.v_t} if isinstance(aggregator, FedOpt) else {}
 
 
 def _sound_metrics(content: RecordDict, weight_key: str, weight: int | None) -> Mapping[str, object]:

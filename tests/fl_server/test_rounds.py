@@ -25,10 +25,10 @@ def answer(message: Message, values: list[float], *, weight: float = 1, **metric
     return Message(RecordDict({"arrays": arrays, "metrics": metric}), reply_to=message)
 
 
-def one_round(strategy: Rounds, *answers, number: int = 1):
-    """Ask three nodes 2, 3, 4 once; each function of `answers` makes one node's reply or list of replies."""
+def one_round(strategy: Rounds, *answers, number: int = 1, start=START):
+    """Ask the nodes 2, 3, 4 once; each function of `answers` makes one node's reply or list of replies."""
     grid = InProcessGrid(ClientApp(), [{}, {}, {}])
-    arrays = ArrayRecord({name: Array(array) for name, array in START.items()})
+    arrays = ArrayRecord({name: Array(array) for name, array in start.items()})
     questions = strategy.configure_train(number, arrays, ConfigRecord(), grid)
     for i, question in enumerate(questions):
         question.metadata.__dict__["_message_id"] = f"question {i}"
@@ -75,6 +75,27 @@ def test_fedadam_steps_along_the_mean_update_and_keeps_float32():
     rate = 0.1 * np.sqrt(1 - 0.99**2) / (1 - 0.9**2)  # bias correction as Flower counts it, from round + 1
     np.testing.assert_allclose(result["w"], START["w"] + rate * m / (np.sqrt(v) + 1e-3), rtol=1e-6)
     assert result["w"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "huge",
+    [
+        [1e38, 0],  # its square is over the largest float32, 3.4e38: the second moment overflows
+        [-3.4e38, 0],  # so does its distance from what was sent
+    ],
+)
+def test_a_round_whose_sums_overflow_is_discarded_and_later_rounds_move_the_model_as_if_it_had_not_been(huge):
+    sent = {"w": np.array([3e37, 2.0], np.float32), "frozen": START["frozen"]}
+    strategy, twin = (rounds(FedAdam(eta=0.1, tau=1e-3), nodes={2: "a", 3: "b"}) for _ in range(2))
+    near = [3e37, 3.0]
+    before = [one_round(s, good(near), good(near), start=sent) for s in (strategy, twin)]
+    assert before[0]["w"].tobytes() == before[1]["w"].tobytes()
+    assert one_round(strategy, good(huge, 1000), good(near), number=2, start=sent) is None
+    assert {site: a.answer for site, a in strategy.answers[2].items()} == {"a": "quarantined", "b": "quarantined"}
+    assert "the aggregation of this round was not finite" in strategy.answers[2]["b"].reason
+    after, expected = (one_round(s, good(near), good(near), number=3, start=sent) for s in (strategy, twin))
+    assert after["w"].tobytes() == expected["w"].tobytes()
+    assert after["w"][1] > 2.0
 
 
 @pytest.mark.parametrize(
