@@ -6,39 +6,27 @@ The last line is one JSON object; benchmarks/README.md names its keys.
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 
-import numpy as np
-
-from simulation.__main__ import main as simulate
+from finished_run import command_line, finished_run, largest_epsilon, rounded_mean
 
 
 def main() -> None:
     """Federate twice and print mean Dice over both structures and all sites' test patients."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", default="runs")
-    parser.add_argument("overrides", nargs="*", help="further settings, key=value")
-    options = parser.parse_args()
-    name = "benchmark-hippocampus"
-    simulate(["hospitals=hippocampus", f"name={name}", f"runs_folder={options.runs}", *options.overrides])
-    folder = Path(options.runs) / name
-    record = json.loads((folder / "record.json").read_text())
-    rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    options = command_line(__doc__).parse_args()
+    record, rows = finished_run("benchmark-hippocampus", options.runs, ["hospitals=hippocampus", *options.overrides])
 
-    def dice(arm: str, role: str) -> float:
-        values = [
-            v for r in rows if r["arm"] == arm and r["role"] == role for k, v in r["scores"].items() if k.startswith("dice/")
-        ]
-        return round(float(np.mean(values)), 4)
+    def dice(arm: str, role: str) -> float | None:
+        chosen = [row["scores"] for row in rows if row["arm"] == arm and row["role"] == role]
+        return rounded_mean([value for scores in chosen for key, value in scores.items() if key.startswith("dice/")])
 
     result = {
+        "verdict": record["verdict"],
         "dice_non_private": dice("federation_plain", "site"),
         "dice_private": dice("federation_private", "site"),
         "dice_non_private_held_out": dice("federation_plain", "held_out"),
         "dice_private_held_out": dice("federation_private", "held_out"),
-        "epsilon": max(site["epsilon"] for site in record["sites"].values()),
+        "epsilon": largest_epsilon(record),
         "patients": sum(site["cases_used"] for site in record["sites"].values()),
         "refused": sum(site["cases_refused"] for site in record["sites"].values()),
         "seeds": len(record["seeds"]),

@@ -8,28 +8,23 @@ The last line is one JSON object; benchmarks/README.md names its keys.
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from simulation.__main__ import main as simulate
+from finished_run import command_line, finished_run, largest_epsilon, rounded_mean
 
 
-def figures(folder: Path) -> dict[str, object]:
-    """The benchmark's figures, read from a finished run."""
-    record = json.loads((folder / "record.json").read_text())
-    rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+def figures(record: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, object]:
+    """The benchmark's figures; None for an arm that the settings left out."""
 
-    def dice(arm: str, role: str, structures: tuple[str, ...] = ("blood_pool", "myocardium")) -> float:
+    def dice(arm: str, role: str, structures: tuple[str, ...] = ("blood_pool", "myocardium")) -> float | None:
         """Mean over hospitals and seeds of the mean over patients; an arm `alone` is the mean over the hospitals' models."""
         chosen = [r for r in rows if r["role"] == role and (r["arm"] == arm or r["arm"].startswith(f"{arm}/"))]
         groups: dict[tuple[str, str, int], list[float]] = {}
         for row in chosen:
             values = [row["scores"][f"dice/{name}"] for name in structures if f"dice/{name}" in row["scores"]]
             groups.setdefault((row["arm"], row["hospital"], row["seed"]), []).extend(values)
-        return round(float(np.mean([np.mean(values) for values in groups.values() if values])), 4)
+        return rounded_mean([sum(values) / len(values) for values in groups.values() if values])
 
     private, plain = dice("federation_private", "site"), dice("federation_plain", "site")
     return {
@@ -38,10 +33,10 @@ def figures(folder: Path) -> dict[str, object]:
         "seeds": len(record["seeds"]),
         "run_s": record["timings"]["total"],
         "peak_memory_mb": record["peak_memory_mb"],
-        "epsilon_max": max(site["epsilon"] for site in record["sites"].values()),
+        "epsilon_max": largest_epsilon(record),
         "myocardium_dice": dice("federation_private", "site", ("myocardium",)),
         "blood_pool_dice": dice("federation_private", "site", ("blood_pool",)),
-        "gap_to_non_private": round(plain - private, 4),
+        "gap_to_non_private": None if private is None or plain is None else round(plain - private, 4),
         "held_out_private": dice("federation_private", "held_out"),
         "held_out_local_mean": dice("alone", "held_out"),
         "held_out_pooled": dice("pooled", "held_out"),
@@ -54,14 +49,11 @@ def figures(folder: Path) -> dict[str, object]:
 
 def main() -> None:
     """Run the rehearsal and print its figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--size", default="standard")
-    parser.add_argument("--runs", default="runs", help="folder of runs and cache; an empty one measures a first run")
-    parser.add_argument("overrides", nargs="*", help="further settings, key=value")
     options = parser.parse_args()
-    name = f"benchmark-{options.size}"
-    simulate([f"size={options.size}", f"name={name}", f"runs_folder={options.runs}", *options.overrides])
-    print(json.dumps(figures(Path(options.runs) / name)))
+    overrides = [f"size={options.size}", *options.overrides]
+    print(json.dumps(figures(*finished_run(f"benchmark-{options.size}", options.runs, overrides))))
 
 
 if __name__ == "__main__":

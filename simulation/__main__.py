@@ -28,6 +28,8 @@ from simulation.settings import Simulation, read, require_data, sentences
 
 CONF = Path(next(iter(conf.__path__)))
 GROUPS = ("hospitals", "size", "privacy", "strategy", "task")
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+"""What wrong settings raise; a `ValidationError` is a `ValueError`."""
 
 WORKER_DIED = """a worker process died, perhaps for lack of memory, and this run can't go on.
 Running the same command again resumes it: what is finished is not done again. With workers=1 it needs less memory."""
@@ -64,12 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not show:
             for simulation in simulations:
                 require_data(simulation)
-    except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(_hydra_words(error))
-    except ValidationError as error:
-        return _refuse(sentences(error))
-    except ValueError as error:
-        return _refuse(str(error))
+    except REFUSALS as error:
+        return _refuse(in_words(error))
     if show:
         for simulation in simulations:
             print(OmegaConf.to_yaml(OmegaConf.create(simulation.model_dump(mode="json"))))
@@ -139,6 +137,13 @@ def _groups() -> str:
 
 def _choices(folder: Path) -> list[str]:
     return sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def in_words(error: Exception) -> str:
+    """What is wrong with the settings, after one of `REFUSALS`."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _hydra_words(error)
+    return sentences(error) if isinstance(error, ValidationError) else str(error)
 
 
 def _hydra_words(error: Exception) -> str:
