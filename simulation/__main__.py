@@ -34,6 +34,8 @@ REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
 WORKER_DIED = """a worker process died, perhaps for lack of memory, and this run can't go on.
 Running the same command again resumes it: what is finished is not done again. With workers=1 it needs less memory."""
 
+DISK = "If runs_folder can't be written or its disk is full: mend that, or choose another runs_folder=..., and run it again."
+
 HELP = """konsil-simulate: federate hospitals that do not exist, through the code that real ones run.
 
   konsil-simulate                                   the rehearsal: five generated hospitals, three minutes
@@ -80,6 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verdicts = {rehearse(simulation) for simulation in simulations}
     except BrokenProcessPool:
         print(f"konsil-simulate: {WORKER_DIED}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"konsil-simulate: this run can't go on: {error.strerror or error}{where}\n{DISK}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that Python can't put back

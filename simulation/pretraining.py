@@ -143,7 +143,8 @@ def _reader(seed: int) -> Reader:
 
 def _save(state: dict[str, Any], path: Path) -> None:
     part = path.with_suffix(".part")
-    torch.save(state, part)
+    with open(part, "wb") as file:  # torch's own opening of a path hides that a disk is full
+        torch.save(state, file)
     part.replace(path)
 
 

@@ -98,7 +98,8 @@ def _start(simulation: Simulation, cache: Path, folder: Path, pool: Executor, sc
             simulation.task, simulation.pretraining, simulation.hospitals.series, cache=cache, pool=pool, advance=screen.advance
         )
     path = folder / "start.pt"
-    torch.save(state, path)
+    with open(path, "wb") as file:  # torch's own opening of a path hides that a disk is full
+        torch.save(state, file)
     return state, path
 
 

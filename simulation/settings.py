@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+from yaml import YAMLError
 
 from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study, words
 from simulation.patient import DISEASES
@@ -21,6 +22,8 @@ from simulation.scanner import Scanner, Series
 Arm = Literal["federation_private", "federation_plain", "pooled", "alone", "ensemble"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Settings = TypeVar("Settings", bound=Frozen)
+REAL_FOLDER = "tests/data/sunnybrook"
+"""Where conf/simulation.yaml looks for real patients unless told otherwise: a part of the repository, not of the package."""
 
 
 class GeneratedHospital(Frozen):
@@ -202,12 +205,34 @@ def read(settings: dict[str, Any]) -> Simulation:
 
 
 def require_data(simulation: Simulation) -> None:
-    """Raise `ValueError` unless the folders that the hospitals come from are there."""
-    hospitals = simulation.hospitals
+    """Raise `ValueError` unless the folders and label maps that the hospitals come from are there and can be read.
+
+    Real patients who are not where the defaults look for them are done without; `rehearse` says so.
+    """
+    hospitals, real = simulation.hospitals, simulation.real
     if isinstance(hospitals, FolderHospitals):
         for key, folder in (("images", hospitals.images), ("masks", hospitals.masks)):
             if not any(Path(folder).glob("*.nii.gz")):
                 raise ValueError(f"hospitals.{key}: there is no folder {folder} with *.nii.gz in it")
+        _require_labels("hospitals.labels", hospitals.labels)
+    if real is not None:
+        _require_labels("real.labels", real.labels)
+        there = Path(real.folder).is_dir()
+        if not there and real.folder != REAL_FOLDER:
+            raise ValueError(f"real.folder: there is no folder {real.folder}; real=null does without real patients")
+        if there and not (Path(real.folder) / "link.csv").is_file():
+            raise ValueError(f"real.folder: {real.folder} has no link.csv; it needs dicom/, contours/ and link.csv")
+
+
+def _require_labels(where: str, labels: str) -> None:
+    from fl_client.intake.labels import LabelMap  # after the cheap checks, as above
+
+    try:
+        LabelMap.load(labels)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{where}: {labels}: {line}" for line in words(error).splitlines())) from None
+    except (OSError, ValueError, YAMLError) as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def sentences(error: ValidationError) -> str:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from simulation.__main__ import main, settings_of
+from simulation.settings import REAL_FOLDER
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +156,48 @@ def test_folders_that_are_not_there_are_found_before_anything_is_written(capsys,
     assert rehearsed == []
 
 
+@pytest.fixture
+def two_folders(tmp_path_factory):
+    """Overrides for folders of images and masks that exist; nobody looks into the files."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "x.nii.gz").touch()
+    return ["hospitals=hippocampus", f"hospitals.images={folder}", f"hospitals.masks={folder}"]
+
+
+def test_label_maps_that_are_not_there_are_found_before_anything_is_written(capsys, rehearsed, two_folders):
+    known = "no label map nope; conf/labels holds cardiac, hippocampus, sunnybrook"
+    assert refused(capsys, "real.labels=nope") == f"real.labels: {known}"
+    assert refused(capsys, *two_folders, "hospitals.labels=nope") == f"hospitals.labels: {known}"
+    assert rehearsed == []
+
+
+def test_a_label_map_that_says_nothing_sensible_is_refused_with_the_place(capsys, rehearsed, two_folders, tmp_path_factory):
+    file = tmp_path_factory.mktemp("labels") / "own.yaml"
+    file.write_text("structures: {anterior: {value: 0, sources: [1]}}")
+    said = refused(capsys, *two_folders, f"hospitals.labels={file}")
+    assert f"hospitals.labels: {file}: structures.anterior.value: Input should be greater than or equal to 1 (got 0)" in said
+    file.write_text("structures: [")
+    assert refused(capsys, *two_folders, f"hospitals.labels={file}").startswith("hospitals.labels: ")
+    assert rehearsed == []
+
+
+def test_real_patients_that_somebody_named_have_to_be_there(capsys, rehearsed, tmp_path_factory, monkeypatch):
+    said = refused(capsys, "real.folder=/typo")
+    assert said == "real.folder: there is no folder /typo; real=null does without real patients"
+    monkeypatch.setenv("KONSIL_SUNNYBROOK", "/also/typo")
+    assert "real.folder: there is no folder /also/typo" in refused(capsys)
+    other = tmp_path_factory.mktemp("other")
+    assert f"real.folder: {other} has no link.csv" in refused(capsys, f"real.folder={other}")
+    assert rehearsed == []
+
+
+def test_the_default_real_patients_are_done_without_where_there_is_no_repository(rehearsed, monkeypatch):
+    monkeypatch.delenv("KONSIL_SUNNYBROOK", raising=False)
+    assert settings_of([]).real.folder == REAL_FOLDER  # written in conf/ and in settings.py
+    assert main([]) == 0
+    assert len(rehearsed) == 1
+
+
 def test_a_sweep_is_one_run_for_each_combination_under_a_name_of_its_own(rehearsed):
     assert main(["-m", "privacy.epsilon=1,3,8", "seed=0,4", "rounds=3", "runs_folder=here"]) == 0
     found = [(s.name, s.privacy.epsilon, s.seed, s.rounds) for s in rehearsed]
@@ -229,3 +272,22 @@ def test_a_worker_that_died_ends_the_run_in_words_that_say_how_to_go_on(rehearse
     assert "a worker process died, perhaps for lack of memory" in said
     assert "Running the same command again resumes it" in said
     assert "Traceback" not in said
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run_in_words(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert main(["runs_folder=file/runs"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("konsil-simulate: this run can't go on: Not a directory (file/runs/rehearsal)\n")
+    assert "choose another runs_folder=" in said
+    assert "Traceback" not in said
+
+
+def test_a_full_disk_ends_the_run_in_words(rehearsed, capsys):
+    def fill(simulation):
+        with open("/dev/full", "w") as file:
+            file.write("record")
+
+    rehearsed.during = fill
+    assert main([]) == 1
+    assert "this run can't go on: No space left on device" in capsys.readouterr().err
