@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 import conf
+from simulation.run_folder import FolderInUse
 from simulation.settings import Simulation, read, require_data, sentences
 
 CONF = Path(next(iter(conf.__path__)))
@@ -53,7 +54,7 @@ Settings (key=value; dots go deeper; these are the defaults):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0 complete, 1 failed, 2 wrong settings, 3 degraded."""
+    """Run the command line. Returns the exit status: 0 complete, 1 failed, 2 refused, 3 degraded."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
         settings = OmegaConf.to_yaml(_compose([]))
@@ -83,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenProcessPool:
         print(f"konsil-simulate: {WORKER_DIED}", file=sys.stderr)
         return 1
+    except FolderInUse as error:
+        print(f"konsil-simulate: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         print(f"konsil-simulate: this run can't go on: {error.strerror or error}{where}\n{DISK}", file=sys.stderr)

@@ -6,9 +6,11 @@ settings goes on where it was interrupted: finished arms are not run again, coho
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -21,18 +23,28 @@ from simulation.hospital import Hospital
 from simulation.machine import Meter, executor, one_thread, unordered
 from simulation.report import summary_lines, write_report
 from simulation.results import World, export_model, final_arm, save_pictures, score_models, study_record
+from simulation.run_folder import remove_results, settle, to_itself
 from simulation.scoring import Scores, mean_scores, score_hospital
 from simulation.screen import Screen
+from simulation.settings import Arm as ArmName
 from simulation.settings import GeneratedHospitals, Simulation
 
 
 def rehearse(simulation: Simulation) -> Outcome:
-    """Run the whole rehearsal; the last lines on the screen say what came of it. Returns the verdict."""
+    """Run the whole rehearsal; the last lines on the screen say what came of it. Returns the verdict.
+
+    Raises `FolderInUse` if another process runs under this name.
+    """
     folder = Path(simulation.runs_folder) / simulation.name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(simulation.model_dump_json(indent=1))
+    with to_itself(folder):
+        return _rehearse(simulation, folder, Screen(simulation))
+
+
+def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
+    if settle(simulation, folder):
+        screen.note(f"{folder} held results of other settings: they are removed")
     cache = Path(simulation.runs_folder) / "cache"
-    with Meter(folder / "timings.json") as meter, Screen(simulation) as screen, executor(simulation.workers) as pool:
+    with Meter(folder / "timings.json") as meter, screen, executor(simulation.workers) as pool:
         with meter.phase("hospitals"):
             sites, held_out, real = _open_hospitals(simulation, cache, pool, screen)
         with meter.phase("pretraining"):
@@ -40,6 +52,7 @@ def rehearse(simulation: Simulation) -> Outcome:
         one_thread()  # as in the workers: what is done in this process from here on gives the same numbers as there
         world = World(sites, held_out, real, start, start_path)
         arms = _arms(simulation, world, folder)
+        _remove_stale(simulation, world, folder, screen)
         with meter.phase("federation"):
             for arm in arms:
                 if arm.name.startswith("federation"):
@@ -124,6 +137,27 @@ def _arms(simulation: Simulation, world: World, folder: Path) -> list[Arm]:
         if {"alone", "ensemble"} & set(simulation.arms):
             arms += [arm(f"alone/{name}", seed, {name: world.sites[name]}, private=False) for name in everyone]
     return arms
+
+
+def _remove_stale(simulation: Simulation, world: World, folder: Path, screen: Screen) -> None:
+    """Remove arms of other settings, patients or code, and what was made of them.
+
+    Arms that these settings would give again stay, even if this run doesn't ask for them: further seeds, other comparisons.
+    """
+    found = {path.parent for path in (folder / "arms").rglob("record.json")}
+    names = tuple(name for name in get_args(ArmName) if name != "pooled" or (folder / "arms" / "pooled").exists())
+    kept = set()
+    for seed in {int(place.name) for place in found if place.name.isdecimal()}:
+        whole = simulation.model_copy(update={"arms": names, "seed": seed, "repeats": 1})
+        kept |= {arm.folder for arm in _arms(whole, world, folder) if arm.finished}
+    stale = found - kept
+    finished = sum((place / "finished").exists() for place in stale)  # an arm that was interrupted is nobody's loss
+    for place in stale:
+        shutil.rmtree(place)
+        (place.parent / f"metrics-{place.name}.jsonl").unlink(missing_ok=True)
+    if finished:
+        remove_results(folder)
+        screen.note(f"{finished} trained arms in {folder} are of other settings, patients or code: they are removed")
 
 
 # -- learning ---------------------------------------------------------------------------------------------------------

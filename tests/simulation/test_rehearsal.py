@@ -202,6 +202,52 @@ def test_a_second_call_trains_and_scores_nothing_and_gives_the_same_record(tiny,
     assert (tiny.scores, tiny.metrics) == (scores, metrics)
 
 
+@pytest.fixture
+def copied(tiny, tmp_path, monkeypatch):
+    """A copy of the run, and a call that goes on in it until something would be trained: what is said up to there."""
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*args):
+        raise Interrupted
+
+    shutil.copytree(tiny.folder.parent, tmp_path / "runs", symlinks=True)
+    monkeypatch.setattr("simulation.rehearsal._federate", interrupt)
+
+    def begin(*more):
+        with pytest.raises(Interrupted):
+            main([*tiny.overrides, f"runs_folder={tmp_path / 'runs'}", *more])
+
+    return tmp_path / "runs" / tiny.folder.name, begin
+
+
+def trained(folder):
+    """Arms with a seed that lie there finished."""
+    return {str(path.parent.relative_to(folder / "arms")) for path in folder.rglob("finished")}
+
+
+def test_other_settings_remove_the_arms_that_they_would_not_give_before_anything_is_trained(copied, capsys):
+    folder, begin = copied
+    before = trained(folder)
+    begin("privacy.epsilon=4")
+    assert before - trained(folder) == {"federation_private/0", "federation_private/1"}
+    assert not (folder / "arms" / "federation_private" / "metrics-0.jsonl").exists()
+    assert not (folder / "record.json").exists()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 trained arms" in said
+    assert "they are removed" in said
+
+
+def test_arms_that_these_settings_would_give_again_stay_though_this_run_does_not_ask_for_them(copied, capsys):
+    folder, begin = copied
+    before = trained(folder)
+    begin("repeats=1", "arms=[federation_private]")
+    assert trained(folder) == before
+    assert not (folder / "record.json").exists()  # its means were over two seeds
+    assert "trained arms" not in capsys.readouterr().out
+
+
 KILLED = """
 import os, signal, sys
 import simulation.rehearsal as rehearsal
