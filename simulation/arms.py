@@ -8,8 +8,8 @@
     pretrained           the start of all of them: no hospital's data
 
 Every arm starts from the same weights and takes the same number of gradient steps per model. An arm that is finished is
-not run again (its folder holds a hash of the study and the hospitals); one that was interrupted begins anew, in a new world
-with empty ledgers.
+not run again (its folder holds a hash of the study, the hospitals and the code); one that was interrupted begins anew, in a
+new world with empty ledgers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from simulation.engine import run_ray
 from simulation.grid import InProcessGrid
 from simulation.hospital import Hospital
 from simulation.machine import one_thread
+from simulation.sources import LEARNING, digest
 
 State = dict[str, torch.Tensor]
 Look = Callable[[Round, State], None]
@@ -46,11 +47,12 @@ class Arm:
     study: Study
     hospitals: Mapping[str, Hospital]
     folder: Path
+    code: str = field(default_factory=lambda: digest(*LEARNING))  # noted when the work is planned; workers are told
 
     @property
     def identity(self) -> str:
-        """Hash of everything that determines the result: the study, which names no patients, and the patients."""
-        parts = [self.study.hash, *(hospital.identity for hospital in self.hospitals.values())]
+        """Hash of everything that determines the result: the study, which names no patients, the patients, and the code."""
+        parts = [self.study.hash, self.code, *(hospital.identity for hospital in self.hospitals.values())]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @property

@@ -28,18 +28,19 @@ from simulation.hospital_case import patient_case
 from simulation.machine import unordered
 from simulation.scanner import Series
 from simulation.settings import FolderHospitals, GeneratedHospital, GeneratedHospitals, RealHospital
+from simulation.sources import source_text
 
 GENERATOR = (
-    "patient",
-    "heart",
-    "thorax",
-    "tissue",
-    "phantom",
-    "reception",
-    "interpolation",
-    "scanner",
-    "reader",
-    "hospital_case",
+    "simulation/patient.py",
+    "simulation/heart.py",
+    "simulation/thorax.py",
+    "simulation/tissue.py",
+    "simulation/phantom.py",
+    "simulation/reception.py",
+    "simulation/interpolation.py",
+    "simulation/scanner.py",
+    "simulation/reader.py",
+    "simulation/hospital_case.py",
 )
 KEY = b"a rehearsal keeps no secret; it needs the same pseudonyms again"
 
@@ -285,9 +286,4 @@ def _key(settings: Frozen, more: Mapping[str, object]) -> str:
     text = settings.model_dump_json(exclude={"relative_size", "sites", "held_out"}) + json.dumps(
         more, default=str, sort_keys=True
     )
-    here = Path(__file__).parent
-    sources = [here / f"{name}.py" for name in GENERATOR] + sorted((here.parent / "fl_client" / "intake").glob("*.py"))
-    digest = hashlib.sha256(text.encode())
-    for source in sources:
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(text.encode() + source_text(*GENERATOR, "fl_client/intake")).hexdigest()[:16]

@@ -25,6 +25,7 @@ from simulation.machine import unordered
 from simulation.reader import Reader
 from simulation.scanner import Series, random_scanner
 from simulation.settings import Pretraining
+from simulation.sources import digest, source_text
 from tasks.task import load
 
 CASE_MIX = {"normal": 1.0, "myocarditis": 0.7, "infarct": 1.5, "hcm": 1.0, "dcm": 1.5, "amyloid": 0.7}
@@ -55,7 +56,7 @@ def pretrain(
     """Weights after `settings.steps` steps of Adam with cosine decay, and an exponential mean over the steps."""
     task = load(task_settings)
     network = {key: value for key, value in task_settings.items() if key != "trainable"}  # pre-training moves everything
-    place = cache / "pretrained" / _key(task.hash, network, settings, series)
+    place = cache / "pretrained" / _key(digest("tasks"), network, settings, series)
     finished = place / "model.pt"
     if finished.exists():
         advance("pre-training", settings.steps, settings.steps)
@@ -150,10 +151,5 @@ def _save(state: dict[str, Any], path: Path) -> None:
 
 def _key(*parts: object) -> str:
     """Hash of the settings and of the source that draws and trains."""
-    digest = hashlib.sha256(
-        json.dumps([part if isinstance(part, str | dict) else str(part) for part in parts], sort_keys=True).encode()
-    )
-    here = Path(__file__).parent
-    for source in (*(here / f"{name}.py" for name in GENERATOR), here / "pretraining.py"):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
+    text = json.dumps([part if isinstance(part, str | dict) else str(part) for part in parts], sort_keys=True)
+    return hashlib.sha256(text.encode() + source_text(*GENERATOR, "simulation/pretraining.py")).hexdigest()[:16]

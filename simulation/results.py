@@ -1,7 +1,7 @@
 """What came of a rehearsal: every model's scores, the model to hand on, pictures for the report, and the record.
 
 All of it is made from finished arms, anew at every call; only the scores, which take long, are kept for as long as the
-weights and the patients stay the same. What the files mean: docs/run_folder.md.
+weights, the patients and the code stay the same. What the files mean: docs/run_folder.md.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from simulation.machine import Meter
 from simulation.scoring import Scores, mean_scores, restore, score_hospital
 from simulation.screen import Screen
 from simulation.settings import Simulation
+from simulation.sources import SCORING, digest
 from tasks.case import Volume
 from tasks.segmentation.export import export_torchscript
 from tasks.segmentation.task import SegmentationTask
@@ -74,7 +75,11 @@ def score_models(
                 models.append(("ensemble", seed, alone_states))
     kept = folder / "arms" / "scores"
     kept.mkdir(parents=True, exist_ok=True)
-    tested = [json.dumps(simulation.task, sort_keys=True), *(hospital.identity for _, hospital in world.roles)]
+    tested = [
+        digest(*SCORING),
+        json.dumps(simulation.task, sort_keys=True),
+        *(hospital.identity for _, hospital in world.roles),
+    ]
     patients = hashlib.sha256(" ".join(tested).encode()).hexdigest()[:16]
     for done, (name, seed, states) in enumerate(models, start=1):
         identity = "-".join([*(fingerprint(state)[:16] for state in states), simulation.full_scores, patients])

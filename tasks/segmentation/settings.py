@@ -6,9 +6,11 @@ costs privacy. One number for a length stands for the same number along every ax
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,8 +20,8 @@ from tasks.case import UNKNOWN
 
 Length = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-PREPARED_AS = 1
-"""Raise this when `prepare` comes to mean something else under the same settings."""
+PREPARED_BY = ("prepare.py", "look.py")
+"""The code that makes the prepared arrays; when it changes, they are made anew."""
 
 
 class Augment(Frozen):
@@ -149,9 +151,14 @@ class Settings(Frozen):
 
     @property
     def hash(self) -> str:
-        """SHA-256 over exactly the settings that `prepare` reads, so that studies with other losses share the arrays."""
+        """SHA-256 over `prepare`'s code and exactly the settings it reads: studies with other losses share the arrays."""
         names = ("spatial_dims", "structures", "series", "working_mm", "margin", "field_mm", "locate")
         facts = {name: getattr(self, name) for name in names}
         facts["structures"] = list(self.structures.items())  # their order numbers the classes
-        text = json.dumps({"task": "segmentation", "prepared_as": PREPARED_AS, **facts}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        text = json.dumps({"task": "segmentation", **facts}, sort_keys=True)
+        return hashlib.sha256(text.encode() + _preparing()).hexdigest()
+
+
+@functools.cache
+def _preparing() -> bytes:
+    return b"".join((Path(__file__).parent / name).read_bytes() for name in PREPARED_BY)

@@ -14,6 +14,7 @@ import torch
 from fl_client.privacy import Ledger
 from fl_server.record import Record
 from fl_server.rounds import fingerprint
+from simulation import sources
 from simulation.__main__ import main, settings_of
 from simulation.scoring import restore
 from tasks.task import load
@@ -246,6 +247,33 @@ def test_arms_that_these_settings_would_give_again_stay_though_this_run_does_not
     assert trained(folder) == before
     assert not (folder / "record.json").exists()  # its means were over two seeds
     assert "trained arms" not in capsys.readouterr().out
+
+
+def test_scores_of_other_code_are_computed_again_and_nothing_is_trained(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny.folder.parent, tmp_path / "runs", symlinks=True)
+    for package in ("tasks", "fl_client", "fl_server", "simulation"):
+        shutil.copytree(sources.ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "simulation" / "scoring.py", "a") as file:
+        file.write("# another version\n")
+    scored = []
+
+    def score(settings, states, cohort, patient, full):
+        scored.append(patient)
+        return patient, {"dice/blood_pool": 0.25}
+
+    def never(*args, **more):
+        raise AssertionError("this was done already")
+
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    monkeypatch.setattr("simulation.scoring.score_patient", score)
+    monkeypatch.setattr("simulation.arms.run", never)
+    monkeypatch.setattr("simulation.pretraining.patient_case", never)
+    sources.digest.cache_clear()
+    try:
+        assert main([*tiny.overrides, f"runs_folder={tmp_path / 'runs'}"]) == 0
+    finally:
+        sources.digest.cache_clear()
+    assert len(scored) == len(tiny.scores)
 
 
 KILLED = """
