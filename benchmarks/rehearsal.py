@@ -44,6 +44,7 @@ def figures(record: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, obj
         "held_out_pretrained": dice("pretrained", "held_out"),
         "sites_pretrained": dice("pretrained", "site"),
         "phases_s": record["timings"],
+        "memory_mb": record["memory_mb"],
     }
 
 

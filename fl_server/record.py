@@ -2,7 +2,7 @@
 
 Every report reads this file and nothing else it would have to guess at. Its schema is versioned; fields are only added
 within a version. Numbers that belong to nobody in particular (Dice by arm and seed, timings) stand under `baselines`,
-`held_out` and `timings`; what concerns a hospital stands under its name in `sites`.
+`held_out`, `timings` and `memory_mb`; what concerns a hospital stands under its name in `sites`.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Record(_Part):
     held_out: dict[str, Any] = {}
     baselines: dict[str, Any] = {}
     timings: dict[str, float] = {}
+    memory_mb: dict[str, float] = {}  # peak by phase
     peak_memory_mb: float | None = None
 
     @classmethod

@@ -71,15 +71,20 @@ def unordered(pool: Executor, call: Callable[..., T], jobs: Iterable[tuple[Any, 
 
 
 class Meter:
-    """Seconds by phase, and the peak memory of this process and its children (proportional set size, MiB).
+    """Seconds and peak memory by phase, of this process and its children together (proportional set size, MiB).
 
-    `notes` is a file that holds the seconds so far while the work is unfinished: a run that was interrupted adds to them.
+    `notes` is a file that holds both while the work is unfinished: a run that was interrupted adds to them. Memory is looked
+    at every `interval_s` and at the end of each phase.
     """
 
     def __init__(self, notes: Path, *, interval_s: float = 0.5) -> None:
         self._notes = notes
-        self.timings: dict[str, float] = json.loads(notes.read_text()) if notes.exists() else {}
-        self.peak_memory_mb = self.timings.pop("peak_memory_mb", 0.0)
+        kept: dict[str, Any] = json.loads(notes.read_text()) if notes.exists() else {}
+        self.peak_memory_mb: float = kept.pop("peak_memory_mb", 0.0)
+        self.memory_mb: dict[str, float] = kept.pop("memory_mb", {})
+        self.timings: dict[str, float] = kept
+        self._phase: str | None = None
+        self._looking = threading.Lock()
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -104,14 +109,17 @@ class Meter:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds of the `with` block to the phase."""
-        begin = time.monotonic()
+        """Add the seconds of the `with` block to the phase, and note the peak of memory in it. Phases follow one another."""
+        begin, self._phase = time.monotonic(), name
         try:
             yield
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begin
+            self._look()  # a short phase may have fallen between two looks
+            self._phase = None
             part = self._notes.with_suffix(".part")
-            part.write_text(json.dumps({**self.timings, "peak_memory_mb": self.peak_memory_mb}))
+            memory = {"peak_memory_mb": self.peak_memory_mb, "memory_mb": self.memory_mb}
+            part.write_text(json.dumps({**self.timings, **memory}))
             part.replace(self._notes)  # at once: a run that is killed here has to find it whole
 
     def _watch(self) -> None:
@@ -119,10 +127,19 @@ class Meter:
             self._look()
 
     def _look(self) -> None:
-        me = psutil.Process()
-        total = 0
-        for process in [me, *me.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):  # a worker may have ended meanwhile
-                info = process.memory_full_info()
-                total += getattr(info, "pss", info.rss)  # shared pages count once; not every system knows them
-        self.peak_memory_mb = max(self.peak_memory_mb, total / 2**20)
+        with self._looking:  # the watching thread and the end of a phase may look at once
+            phase, memory = self._phase, _memory_mb()
+            self.peak_memory_mb = max(self.peak_memory_mb, memory)
+            if phase is not None:
+                self.memory_mb[phase] = max(self.memory_mb.get(phase, 0.0), memory)
+
+
+def _memory_mb() -> float:
+    """Memory of this process and its children now."""
+    me = psutil.Process()
+    total = 0.0
+    for process in [me, *me.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):  # a worker may have ended meanwhile
+            info = process.memory_full_info()
+            total += getattr(info, "pss", info.rss)  # shared pages count once; not every system knows them
+    return total / 2**20

@@ -232,6 +232,7 @@ def study_record(simulation: Simulation, arms: Sequence[Arm], world: World, fold
             entry |= {"refused": dict(hospital.refused), "arms": {arm: means(arm, role, name) for arm in names}}
             record.held_out.setdefault(role, {})[name] = entry
     record.timings = {phase: round(seconds, 2) for phase, seconds in [*meter.timings.items(), ("total", meter.total_s)]}
+    record.memory_mb = {phase: round(memory, 1) for phase, memory in meter.memory_mb.items()}
     record.peak_memory_mb = round(meter.peak_memory_mb, 1)
     record.judge()
     for other in arms:  # an arm that lost a hospital on the way is not the comparison it claims to be

@@ -77,6 +77,26 @@ def test_the_memory_of_child_processes_counts(tmp_path):
     assert both.peak_memory_mb > alone.peak_memory_mb + 150
 
 
+def test_the_peak_of_memory_is_known_by_phase_and_kept_over_an_interruption(tmp_path):
+    notes = tmp_path / "notes.json"
+    with Meter(notes, interval_s=0.02) as first:
+        with first.phase("small"):
+            pass  # shorter than the interval
+        with first.phase("large"):
+            kept = bytearray(b"x") * (200 << 20)
+            time.sleep(0.2)
+        del kept
+        with first.phase("small again"):
+            pass
+    assert first.memory_mb["large"] > first.memory_mb["small"] + 150
+    assert first.memory_mb["small again"] < first.memory_mb["large"] - 150
+    assert first.peak_memory_mb == pytest.approx(max(first.memory_mb.values()), rel=0.05)
+    with Meter(notes) as second, second.phase("small"):
+        pass
+    assert second.memory_mb["large"] == first.memory_mb["large"]
+    assert set(second.timings) == {"small", "large", "small again"}
+
+
 # -- who does the work ------------------------------------------------------------------------------------------------
 
 

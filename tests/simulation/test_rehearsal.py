@@ -37,7 +37,7 @@ def models(folder, seed=0):
 
 def numbers(record):
     """A record without what differs from call to call: seconds and memory."""
-    text = record.model_dump(mode="json", exclude={"timings", "peak_memory_mb"})
+    text = record.model_dump(mode="json", exclude={"timings", "memory_mb", "peak_memory_mb"})
     for entry in text["rounds"]:
         del entry["seconds"]
     return text
@@ -76,6 +76,8 @@ def test_the_record_says_who_took_part_and_what_it_cost(tiny):
     assert set(record.timings) == phases | {"total"}
     assert record.timings["total"] == pytest.approx(sum(record.timings[phase] for phase in phases), abs=0.1)
     assert 100 < record.peak_memory_mb < 8_000
+    assert set(record.memory_mb) == phases
+    assert all(100 < memory <= record.peak_memory_mb for memory in record.memory_mb.values())
 
 
 def test_every_model_is_scored_once_on_every_test_patient(tiny):
