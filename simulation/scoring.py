@@ -44,12 +44,17 @@ class Ensemble(torch.nn.Module):
         return mean.clamp_min(1e-12).log()
 
 
+def device() -> torch.device:
+    """Where this process computes scores."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def score_patient(
     settings: dict[str, Any], states: Sequence[State], cohort: Path, patient: str, full: bool
 ) -> tuple[str, Scores]:
-    """Scores of one patient; `full` adds distances and volumes to Dice."""
+    """Scores of one patient, on the GPU if there is one; `full` adds distances and volumes to Dice."""
     task = load(settings)
-    model = restore(task, states)
+    model = restore(task, states).to(device())
     case = Cohort(cohort).case(patient)
     scores = task.score(model, case, full=full)
     return patient, {name: float(value) for name, value in scores.items()}
