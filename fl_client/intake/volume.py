@@ -147,12 +147,20 @@ def read_pixels(frames: Sequence[Frame]) -> npt.NDArray[np.int16] | npt.NDArray[
     """Pixel values of the frames, (slices, rows, columns), after rescale slope and intercept; one file open at a time.
 
     Stored integers stay integers where the rescaled values fit in 16 bits; else float32. Raises `GeometryRefused` for
-    pixel data that is absent, short, or can't be decoded, and for values that aren't finite.
+    pixel data that is absent, short, in colour, inverted or can't be decoded, and for values that aren't finite.
     """
     slices = []
     for number, frame in enumerate(frames, 1):
+        meaning = frame.header.get("PhotometricInterpretation")
+        if meaning != "MONOCHROME2":
+            raise GeometryRefused(
+                f"image {number} of {len(frames)} has PhotometricInterpretation {meaning or 'absent'}; MONOCHROME2 is read, "
+                "in which larger numbers are brighter"
+            )
+        syntax = "an unknown transfer syntax"
         try:
             dataset = pydicom.dcmread(frame.path)
+            syntax = transfer_syntax(dataset)
             if "PixelData" not in dataset:
                 raise GeometryRefused(f"image {number} of {len(frames)} has no pixel data")
             stored = dataset.pixel_array
@@ -160,7 +168,7 @@ def read_pixels(frames: Sequence[Frame]) -> npt.NDArray[np.int16] | npt.NDArray[
             raise
         except Exception as error:  # decoders raise whatever they like; their texts may repeat the header
             raise GeometryRefused(
-                f"the pixel data of image {number} of {len(frames)} can't be decoded ({type(error).__name__})"
+                f"the pixel data of image {number} of {len(frames)} can't be decoded ({syntax}; {type(error).__name__})"
             ) from None
         slope, intercept = float(frame.header.get("RescaleSlope", 1)), float(frame.header.get("RescaleIntercept", 0))
         if stored.shape != (int(frame.header.Rows), int(frame.header.Columns)):
@@ -168,6 +176,12 @@ def read_pixels(frames: Sequence[Frame]) -> npt.NDArray[np.int16] | npt.NDArray[
         slices.append(_fitting(stored, slope, intercept))
     kind = np.result_type(*slices)
     return np.stack(slices).astype(kind if kind in (np.int16, np.uint16) else np.float32)
+
+
+def transfer_syntax(dataset: Dataset) -> str:
+    """How a file's pixels are encoded, by the standard's name; a private UID may carry a hospital's own root."""
+    uid = pydicom.uid.UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
+    return uid.name if uid.startswith("1.2.840.10008.") else "a transfer syntax outside the standard"
 
 
 def _fitting(stored: npt.NDArray[np.generic], slope: float, intercept: float) -> npt.NDArray[np.generic]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +10,11 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import RLELossless
 
-from fl_client.intake.volume import Frame, GeometryRefused, same_grid, stack, to_volume
+from fl_client.intake.volume import Frame, GeometryRefused, read_pixels, same_grid, stack, to_volume, transfer_syntax
+from tasks.case import Case
 
 
 def slices(count: int = 6, *, spacing: float = 8.0) -> list[Dataset]:
@@ -134,7 +139,10 @@ def test_rescaled_values_are_those_of_simpleitk(archive: Path, edit: Callable[..
         (lambda dataset: dataset.__delattr__("PixelData"), "image 3 of 6 has no pixel data"),
         (lambda dataset: setattr(dataset, "PixelData", dataset.PixelData[:100]), "pixel data of image 3 of 6 can't be decoded"),
         (lambda dataset: dataset.update({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0,
-                                         "PixelData": dataset.PixelData * 3}), "no single grey-scale slice"),
+                                         "PixelData": dataset.PixelData * 3}), "3 of 6 has PhotometricInterpretation RGB"),
+        (lambda dataset: setattr(dataset, "PhotometricInterpretation", "MONOCHROME1"), "Interpretation MONOCHROME1"),
+        (lambda dataset: dataset.__delattr__("PhotometricInterpretation"), "PhotometricInterpretation absent"),
+        (lambda dataset: dataset.update({"NumberOfFrames": 2, "PixelData": dataset.PixelData * 2}), "no single grey-scale"),
     ],
 )  # fmt: skip
 def test_pixels_that_are_absent_short_or_coloured_are_refused(
@@ -144,6 +152,94 @@ def test_pixels_that_are_absent_short_or_coloured_are_refused(
     edit(files[2], spoil)
     with pytest.raises(GeometryRefused, match=reason):
         to_volume("x", [Frame(path, pydicom.dcmread(path, stop_before_pixels=True)) for path in files])
+
+
+def jpeg_lossless(path: Path) -> None:
+    """By DCMTK, an encoder of its own: process 14, first-order prediction, as archives keep it."""
+    if shutil.which("dcmcjpeg") is None:
+        pytest.skip("no dcmcjpeg (DCMTK) to write JPEG Lossless with")
+    subprocess.run(["dcmcjpeg", path, path], check=True)
+
+
+def by_gdcm(transfer_syntax: str) -> Callable[[Path], None]:
+    def recode(path: Path) -> None:
+        gdcm = pytest.importorskip("gdcm")
+        reader = gdcm.ImageReader()
+        reader.SetFileName(str(path))
+        assert reader.Read()
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, transfer_syntax)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer = gdcm.ImageWriter()
+        writer.SetFileName(str(path))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+
+    return recode
+
+
+def rle(path: Path) -> None:
+    dataset = pydicom.dcmread(path)
+    dataset.compress(RLELossless)
+    dataset.save_as(path)
+
+
+@pytest.mark.parametrize("series", ["cine_ed", "lge"])  # unsigned and signed
+@pytest.mark.parametrize(
+    ("compress", "transfer_syntax"),
+    [
+        (jpeg_lossless, "1.2.840.10008.1.2.4.70"),
+        (by_gdcm("JPEG2000Lossless"), "1.2.840.10008.1.2.4.90"),
+        (rle, "1.2.840.10008.1.2.5"),
+    ],
+)
+def test_compressed_images_are_those_that_were_compressed(
+    archive: Path, case: Case, series: str, compress: Callable[[Path], None], transfer_syntax: str
+) -> None:
+    files = sorted(next(archive.rglob(series)).glob("*.dcm"))
+    for path in files:
+        compress(path)
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
+    assert {str(header.file_meta.TransferSyntaxUID) for header in headers} == {transfer_syntax}
+    volume, _ = to_volume(series, [Frame(path, header) for path, header in zip(files, headers, strict=True)])
+    expected = case.volume(series)
+    assert expected is not None
+    assert volume.image.dtype == expected.image.dtype
+    assert np.array_equal(volume.image, expected.image)
+
+
+def test_one_image_in_several_transfer_syntaxes_is_one_image(shared_data: Path) -> None:
+    names = ("CTImage.dcm_JPEGProcess14Trans*", "CTImage.dcm_RLELossless*", "CTImage.dcm_JPEGLSLossless*")
+    files = [next((shared_data / "dicom_files").rglob(name), None) for name in names]
+    if None in files:
+        pytest.skip(f"no CTImage in several transfer syntaxes below {shared_data / 'dicom_files'}")
+    first, *others = [read_pixels([Frame(path, pydicom.dcmread(path))]) for path in files if path is not None]
+    assert len(others) == 2
+    assert all(np.array_equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("CTImage.dcm_JPEGProcess2_4Trans*", "JPEG Extended (Process 2 and 4)"),
+        ("CTImage.dcm_JPEGProcess10_12Trans*", "JPEG Full Progression, Non-Hierarchical (Process 10 and 12)"),
+    ],
+)
+def test_a_transfer_syntax_that_cannot_be_decoded_is_refused_by_name(shared_data: Path, name: str, words: str) -> None:
+    path = next((shared_data / "dicom_files").rglob(name), None)
+    if path is None:
+        pytest.skip(f"no {name} below {shared_data / 'dicom_files'}")
+    with pytest.raises(GeometryRefused, match=re.escape(f"image 1 of 1 can't be decoded ({words}")):
+        read_pixels([Frame(path, pydicom.dcmread(path))])
+
+
+def test_a_private_transfer_syntax_is_not_repeated() -> None:
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = "1.2.276.0.7230010.3"
+    assert transfer_syntax(dataset) == "a transfer syntax outside the standard"
 
 
 def test_the_same_grid_is_the_same_to_the_tolerance_and_no_further() -> None:
