@@ -55,6 +55,7 @@ def page(run: Run) -> str:
         "reference_curve": any(run.rounds(PLAIN, site, f"dice/{s}") for site in run.sites for s in run.structures)
         and run.headline != PLAIN,
         "epsilon_curve": epsilon_curve(run),
+        "one_epsilon": len(run.sites) > 1 and len({tuple(run.epsilon_by_round(site).items()) for site in run.sites}) == 1,
         "forests": comparison.forests(run),
         "comparisons": comparison.comparisons(run),
         "spreads": comparison.spreads(run),
@@ -69,6 +70,7 @@ def page(run: Run) -> str:
         "settings": json.dumps(record.study, indent=2),
         "headline": ARMS[run.headline],
         "roles": ROLES,
+        "arms": ARMS,
         "mark": drawing.mark,
     }
     return environment.get_template("template.html").render(contents)
@@ -104,7 +106,7 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
                 (
                     "Dice change by privacy",
                     words.number(gap.value, sign=True),
-                    _ci(gap, sign=True) or "mean over the structures",
+                    f"{words.comparison(gap)}, {_ci(gap, sign=True) or 'mean over the structures'}",
                 )
             )
     elsewhere = mean(run.dice(arm, "held_out"))
@@ -125,6 +127,12 @@ def hospital_rows(run: Run, role: str = "site") -> list[dict[str, Any]]:
             )
             for structure in run.structures
         }
+        volumes = {
+            s: mean(
+                {w: v for prefix in VOLUME_ERRORS for w, v in run.values(f"{prefix}/{s}", run.headline, role, name).items()}
+            )
+            for s in run.structures
+        }
         ejection = {where: POINTS * abs(value) for where, value in run.values("ef_error", run.headline, role, name).items()}
         tested = {s.patient for s in run.scores if (s.arm, s.role, s.hospital) == (run.headline, role, name)}
         site = run.record.sites.get(name)
@@ -133,6 +141,7 @@ def hospital_rows(run: Run, role: str = "site") -> list[dict[str, Any]]:
                 "name": name,
                 "site": site,
                 "dice": keys,
+                "volumes": volumes,
                 "ef": mean(ejection),
                 "tested": len(tested),
                 "epsilon": run.epsilon(name),

@@ -92,7 +92,7 @@ def result(run: Run) -> list[str]:
     parts = [f"{number(e.value)} for the {structure(name).lower()}{_bracket(e)}" for name, e in found.items() if e]
     if not parts:
         return [*text, "No test patient was scored with this model."]
-    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    listed = _listed(parts)
     text.append(
         f"On {count(len(tested), 'patient')} of these hospitals whom no training had seen, its outlines matched the reader's"
     )
@@ -103,10 +103,13 @@ def result(run: Run) -> list[str]:
         text.append(
             f"At {names}, which took no part in the training, it was {number(elsewhere.value)}, averaged over the structures."
         )
-    real = mean(run.dice(arm, "real"))
-    if real:
+    real = {name: mean(run.values(f"dice/{name}", arm, "real")) for name in run.structures}
+    parts = [f"{number(e.value)} for the {structure(name).lower()}{_bracket(e)}" for name, e in real.items() if e]
+    if parts:
         patients = count(run.patients("real"), "real patient")
-        text.append(f"On {patients} from {' and '.join(run.hospitals('real'))} it was {number(real.value)}{_bracket(real)}.")
+        text.append(f"On {patients} from {' and '.join(run.hospitals('real'))} it was {_listed(parts)}.")
+        if missing := [structure(name).lower() for name, e in real.items() if not e]:
+            text[-1] += f" No reader's outline of the {' and the '.join(missing)} was there to compare with."
     claims = []
     if arm == PRIVATE:
         gap = difference(run.dice(PRIVATE, "site"), run.dice(PLAIN, "site"))
@@ -114,6 +117,10 @@ def result(run: Run) -> list[str]:
         alone = difference(run.dice(PRIVATE, "held_out"), run.dice(ALONE_ELSEWHERE, "held_out"))
         claims.append(_claim(alone, "the average hospital training alone", "at the hospital that took no part"))
     return [" ".join(text), *([" ".join(filter(None, claims))] if any(claims) else [])]
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _bracket(estimate: Estimate) -> str:
@@ -241,8 +248,7 @@ def real_patients(run: Run) -> str:
         text += (
             " They are not wholly new to the software, though: two numbers of the generated patients that the starting model "
             "learned from (how far outside the cavity and how far inside the wall a reader draws) were chosen on two "
-            "Sunnybrook patients, SCD0000101 and SCD0000201. Where these are among the patients here, their Dice is somewhat "
-            "flattering."
+            "Sunnybrook patients, SCD0000101 and SCD0000201. Where these are among the patients here, their Dice may flatter."
         )
     return text
 

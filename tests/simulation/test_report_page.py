@@ -139,6 +139,17 @@ def test_the_html_is_sound_and_every_picture_says_what_it_shows(full_report):
     assert all(len(a.get("aria-label", "")) > 20 or a.get("aria-hidden") == "true" for a in pictures)
 
 
+def test_real_patients_are_told_by_structure_with_the_error_of_the_volume(full_report):
+    _, rows, text = full_report
+    chosen = [r["scores"] for r in rows if (r["arm"], r["role"]) == ("federation_private", "real")]
+    page = Page(text)
+    blood = f"{np.mean([s['dice/blood_pool'] for s in chosen]):.3f}"
+    assert f"On 4 real patients from Sunnybrook it was {blood} for the blood pool (95% CI" in page.text
+    start = page.cells.index("Sunnybrook ", page.cells.index("Data "))
+    volume = f"{np.mean([s['volume_error_ml/blood_pool'] for s in chosen]):+.0f}".replace("-", "−")
+    assert f"volume {volume} ml" in page.cells[start + 2]
+
+
 def test_a_report_written_twice_is_the_same(full_report):
     folder, _, text = full_report
     assert write_report(folder).read_text() == text
