@@ -117,9 +117,9 @@ class Record(_Part):
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """Read a record. Raises `ValueError` for another schema."""
+        """Read a record; fields that a newer konsil has added are left out. Raises `ValueError` for another schema."""
         data = json.loads(path.read_text())
         if data.get("schema") != SCHEMA:
             raise ValueError(f"{path} has schema {data.get('schema')!r}; this konsil reads {SCHEMA!r}")
         data["schema_name"] = data.pop("schema")
-        return cls.model_validate(data)
+        return cls.model_validate(data, extra="ignore")

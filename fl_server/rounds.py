@@ -388,5 +388,5 @@ def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
 
 def versions() -> dict[str, str]:
     """What the coordinator runs on: konsil and the packages that decide the numbers."""
-    packages = ("konsil", "flwr", "torch", "monai", "numpy")
+    packages = ("konsil", "flwr", "torch", "monai", "numpy", "dp-accounting", "scipy")  # the last two: how much noise
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

@@ -5,6 +5,7 @@ import sys
 import monai
 import numpy as np
 import pytest
+import scipy
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -368,7 +369,8 @@ def test_a_run_that_is_refused_before_anybody_is_asked_leaves_the_earlier_ones_r
 
 def test_a_record_says_which_packages_decided_the_numbers(hospitals):
     record = Record.begin(hospitals.study(), versions=versions(), engine="")
-    assert list(record.versions) == ["python", "konsil", "flwr", "torch", "monai", "numpy"]
+    assert list(record.versions) == ["python", "konsil", "flwr", "torch", "monai", "numpy", "dp-accounting", "scipy"]
+    assert record.versions["scipy"] == scipy.__version__
     assert torch.__version__.startswith(record.versions["torch"])  # some builds of one release add "+cu130"
     assert (record.versions["monai"], record.versions["numpy"]) == (monai.__version__, np.__version__)
 
