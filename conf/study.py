@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 SCHEMA = 1
 
@@ -79,6 +80,14 @@ class Study(Frozen):
     training: LocalTraining = LocalTraining()
     strategy: Strategy = Strategy()
 
+    @field_validator("task")
+    @classmethod
+    def _task_is_finite(cls, task: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for path, value in _leaves(task):  # Python's JSON has words for them that no other reader knows
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{path} is {value}; task settings must be finite numbers")
+        return task
+
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
         if len(set(self.sites)) != len(self.sites) or not self.sites:
@@ -98,13 +107,28 @@ class Study(Frozen):
 
     @classmethod
     def from_json(cls, text: str) -> Study:
-        """Read a study strictly: unknown keys, wrong types and NaN are refused (`pydantic.ValidationError`)."""
-        return cls.model_validate_json(text, strict=False)
+        """Read a study strictly: unknown keys, wrong types and NaN are refused (`pydantic.ValidationError`).
+
+        A whole number is also a float, an array also a tuple; nothing else is converted.
+        """
+        return cls.model_validate_json(text, strict=True)
 
     @property
     def hash(self) -> str:
         """SHA-256 of the canonical JSON, 64 hexadecimal digits: the study's identity."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _leaves(value: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]]:
+    """Every value that holds no others, with its path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}.{index}")
+    else:
+        yield path, value
 
 
 def words(error: Any) -> str:

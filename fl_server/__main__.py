@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read(path: Path) -> Study:
     """The study in a file; without `konsil_version` it is made for the installed konsil."""
     settings = json.loads(path.read_text())
-    return Study.model_validate({"konsil_version": version("konsil"), **settings})
+    return Study.from_json(json.dumps({"konsil_version": version("konsil"), **settings}))
 
 
 def show(study: Study) -> int:

@@ -32,6 +32,14 @@ def test_a_wrong_key_is_named(tmp_path, capsys):
     assert "epsilon: no such setting" in said
 
 
+def test_a_study_file_is_read_as_strictly_as_the_sites_read_it(tmp_path, capsys):
+    (tmp_path / "study.json").write_text('{"task": {"name": "segmentation", "field_mm": NaN}, "rounds": "5", "sites": ["a"]}')
+    assert main(["show", str(tmp_path / "study.json")]) == 1
+    said = capsys.readouterr().err
+    assert "rounds: Input should be a valid integer (got '5')" in said
+    assert "field_mm is nan; task settings must be finite numbers" in said
+
+
 def test_run_hands_the_whole_study_to_flower(hospitals, tmp_path, monkeypatch):
     flwr = tmp_path / "bin" / "flwr"
     flwr.parent.mkdir()

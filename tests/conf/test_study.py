@@ -1,0 +1,65 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from conf.study import Study, words
+
+STUDY = {
+    "konsil_version": "0.1.0",
+    "task": {"name": "segmentation", "channels": [8, 16], "roi_mm": None, "network": {"dropout": 0.5}},
+    "rounds": 5,
+    "sites": ["clinic", "north"],
+    "privacy": {"epsilon": 4},
+}
+
+
+def read(**settings) -> Study:
+    return Study.from_json(json.dumps({**STUDY, **settings}))
+
+
+def test_what_json_can_say_is_read_arrays_as_tuples_and_whole_numbers_as_floats():
+    study = read()
+    assert study.sites == ("clinic", "north")
+    assert (study.privacy.epsilon, type(study.privacy.epsilon)) == (4.0, float)
+    assert study.task == STUDY["task"]
+    assert Study.from_json(study.to_json()) == study
+
+
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        ({"rounds": "5"}, "rounds: Input should be a valid integer (got '5')"),
+        ({"rounds": 5.0}, "rounds: Input should be a valid integer (got 5.0)"),
+        ({"rounds": True}, "rounds: Input should be a valid integer (got True)"),
+        ({"privacy": {"epsilon": "8"}}, "privacy.epsilon: Input should be a valid number (got '8')"),
+        ({"name": 7}, "name: Input should be a valid string (got 7)"),
+        ({"privacy": {"epsilon": float("nan")}}, "privacy.epsilon: Input should be a finite number (got nan)"),
+        ({"epsilon": 3}, "epsilon: no such setting"),
+    ],
+)
+def test_wrong_types_nan_and_unknown_keys_are_refused_in_words(settings, refusal):
+    with pytest.raises(ValidationError) as error:
+        read(**settings)
+    assert words(error.value) == refusal
+
+
+@pytest.mark.parametrize(
+    ("task", "refusal"),
+    [
+        ('{"name": "segmentation", "field_mm": NaN}', "field_mm is nan"),
+        ('{"name": "segmentation", "channels": [8, -Infinity]}', "channels.1 is -inf"),
+        ('{"name": "segmentation", "network": {"dropout": 1e400}}', "network.dropout is inf"),
+    ],
+)
+def test_a_task_setting_that_is_not_finite_is_refused_with_its_path(task, refusal):
+    text = json.dumps({**STUDY, "task": "TASK"}).replace('"TASK"', task)
+    with pytest.raises(ValidationError) as error:
+        Study.from_json(text)
+    assert f"{refusal}; task settings must be finite numbers" in words(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nor_can_a_study_be_made_with_one(value):
+    with pytest.raises(ValidationError, match="finite"):
+        Study.model_validate({**STUDY, "task": {"name": "segmentation", "network": {"dropout": value}}})
