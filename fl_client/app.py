@@ -195,16 +195,16 @@ class TrainingPatients:
 def training_patients(site: Site, task: GradientTask) -> TrainingPatients:
     """The patients of the training split whom the task can use; the others are named in the site's log.
 
-    Perhaps nobody is left: the round goes on and releases noise alone. A refusal would say, exactly and unpaid, that nobody
-    here has what the study is about.
+    Each is judged alone, so that nobody's presence moves another's. Perhaps nobody is left: the round goes on and releases
+    noise alone. A refusal would say, exactly and unpaid, that nobody here has what the study is about.
     """
     cohort = Cohort(site.cohort_folder)
     usable = []
     for patient in cohort.split("train", test_fraction=site.test_fraction):
         try:
             cohort.prepared(task, patient)
-        except ValueError as error:  # depends on this patient alone, so that nobody's presence moves another's
-            note(site, patient=patient, left_out=str(error))
+        except Exception as error:  # any: a round that fails over one patient's files says something about that patient
+            note(site, patient=patient, left_out=f"{type(error).__name__}: {error}")
         else:
             usable.append(patient)
     if not usable:

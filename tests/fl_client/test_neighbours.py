@@ -71,3 +71,61 @@ def test_a_hospital_that_sends_noise_alone_is_told_so_in_its_own_log(new_hospita
     log = [json.loads(line) for line in (small.site("a").folder / "log" / "training.jsonl").read_text().splitlines()]
     assert ["noise alone" in line.get("warning", "") for line in log] == [True, False] * 2
     assert [line["patients"] for line in log if "patients" in line] == [0, 0]
+
+
+def emptied(folder):
+    (folder / "cine_ed.image.npy").write_bytes(b"")
+
+
+def cut(folder):
+    data = (folder / "cine_ed.image.npy").read_bytes()
+    (folder / "cine_ed.image.npy").write_bytes(data[: len(data) // 2])
+
+
+def missing(folder):
+    (folder / "cine_ed.mask.npy").unlink()
+
+
+def without_case(folder):
+    (folder / "case.json").unlink()
+
+
+def another_case(folder):
+    (folder / "case.json").write_text("[]")
+
+
+def not_json(folder):
+    (folder / "case.json").write_text('{"patient": "p0')
+
+
+def not_a_folder(folder):
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    folder.write_text("notes on this patient")
+
+
+@pytest.mark.parametrize("spoil", [emptied, cut, missing, without_case, another_case, not_json, not_a_folder])
+def test_a_patient_who_cannot_be_read_is_left_out_and_named_to_the_hospital_only(new_hospitals, spoil):
+    small = new_hospitals("spoiled")
+    site = small.add("a", patients=3)
+    spoil(site.cohort_folder / "cases" / "p0-1")
+    enrolment, *rounds = said(small, small.study())
+    assert enrolment.content["enrolment"]["takes-part"] is True
+    assert [reply.has_content() for reply in rounds] == [True, True]
+    log = [json.loads(line) for line in (site.folder / "log" / "training.jsonl").read_text().splitlines()]
+    assert [line["patient"] for line in log if line.get("left_out")] == ["p0-1", "p0-1"]
+    assert [line["patients"] for line in log if "patients" in line] == [2, 2]
+
+
+def test_prepared_arrays_that_cannot_be_read_leave_that_patient_out(new_hospitals):
+    small = new_hospitals("spoiled")
+    site = small.add("a", patients=3)
+    study = small.study(rounds=4)
+    said(small, study)
+    (prepared,) = (site.cohort_folder / "prepared").glob("*/p0-1*")
+    for file in prepared.iterdir():
+        file.write_bytes(b"")
+    assert [reply.has_content() for reply in said(small, study)[1:]] == [True, True]
+    log = [json.loads(line) for line in (site.folder / "log" / "training.jsonl").read_text().splitlines()]
+    assert [line["patients"] for line in log if "patients" in line] == [3, 3, 2, 2]
