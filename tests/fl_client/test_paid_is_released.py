@@ -33,7 +33,10 @@ def spied(monkeypatch):
 
     def spy(model, examples, **handed):
         sent = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        calls.append({"model": model, "sent": sent, "examples": examples, **handed})
+        calls.append(
+            {"model": model, "sent": sent, "examples": examples, "draw": str(handed["sampling_rng"].bit_generator.state)}
+        )
+        calls[-1] |= handed
         return real(model, examples, **handed)
 
     monkeypatch.setattr(hospital, "dp_sgd", spy)
@@ -59,6 +62,7 @@ def test_training_is_handed_exactly_what_the_ledger_was_charged_for_and_what_the
     replies = answers(hospitals, study)
     task = load(study.task)
     assert [reply.has_content() for reply in replies.values()] == [True] * 3
+    assert len({call.pop("draw") for call in calls}) == 3  # who is drawn at one hospital tells nothing about another
     for (name, reply), call, source in zip(replies.items(), calls, ("seeded", "os", "seeded"), strict=True):
         site = hospitals.site(name)
         (event,) = hospital.ledger_of(site).events  # as it stands on the disk
