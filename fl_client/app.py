@@ -45,7 +45,7 @@ def enroll(question: Message, context: Context) -> Message:
     refusal, epsilon = "", 0.0
     try:
         study = study_of(question, context)
-        require_approval(site, study, paid=rounds_paid(site, study), wanted=study.rounds)
+        require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=study.rounds)
         task_of(study)
         planned = [event(site, study, round=number) for number in range(1, study.rounds + 1)]
         ledger_of(site).affords(planned)
@@ -61,7 +61,8 @@ def train(question: Message, context: Context) -> Message:
     """Train one round under the study's privacy, after writing its price in the ledger."""
     site = site_of(context)
     study = study_of(question, context)
-    require_approval(site, study, paid=rounds_paid(site, study), wanted=1)
+    ledger = ledger_of(site)
+    require_approval(site, study, paid=rounds_paid(study, ledger.events), wanted=1)
     task = task_of(study)
     model = with_weights(task.model(), question.content)
     require_private(model)
@@ -70,8 +71,9 @@ def train(question: Message, context: Context) -> Message:
     number = round_of(question, study)
     cost = event(site, study, round=number)
 
-    ledger = ledger_of(site)
-    epsilon = ledger.spend(cost)  # on the disk before a patient is touched: a crash from here on over-counts
+    # Paid on the disk before a patient is touched: a crash from here on over-counts. Approval is asked for again under the
+    # ledger's lock, because another process may have spent the last round that was approved.
+    epsilon = ledger.spend(cost, check=lambda past: require_approval(site, study, paid=rounds_paid(study, past), wanted=1))
     patients = training_patients(site, task)
     noise, sampling = randomness(site, study, round=number, entry=len(ledger.events))
     report = dp_sgd(
@@ -218,9 +220,9 @@ def ledger_of(site: Site) -> Ledger:
     return Ledger(site.ledger_path, epsilon=budget.epsilon, delta=budget.delta, accept_no_privacy=site.accept_no_privacy)
 
 
-def rounds_paid(site: Site, study: Study) -> int:
-    """How many rounds of this study stand in the hospital's ledger, repeated ones counted each time."""
-    return sum(entry.study == study.hash for entry in ledger_of(site).events)
+def rounds_paid(study: Study, events: Sequence[Event]) -> int:
+    """How many of the ledger's events are rounds of this study, repeated ones counted each time."""
+    return sum(entry.study == study.hash for entry in events)
 
 
 def randomness(site: Site, study: Study, *, round: int, entry: int) -> tuple[Noise, np.random.Generator]:

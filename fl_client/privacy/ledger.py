@@ -4,7 +4,7 @@ One ledger belongs to one patient population, and outlives rounds, restarts, stu
 the SHA-256 of the line before it, and a small file beside the ledger (`.head`) says how many lines there are and how the
 last one ends, so that a changed, missing or cut-off line is found. A crash leaves an event too many, never one too few:
 
-    lock, check the budget, append and fsync the line, write and fsync the head, unlock; only then may the release leave.
+    lock, check approval and budget, append and fsync the line, write and fsync the head, unlock; only then may it leave.
 
 What the chain can't show is told in docs/privacy.md: who may write both files can forge both.
 """
@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,8 +68,11 @@ class Ledger:
 
     # -- what a release does ------------------------------------------------------------------------------------------
 
-    def spend(self, event: Event) -> float:
+    def spend(self, event: Event, *, check: Callable[[Sequence[Event]], None] | None = None) -> float:
         """Write `event` down and return the epsilon of everything so far. When this returns, the release may leave.
+
+        `check` is called with everything that was spent before, while no other process can spend: what it raises is
+        raised, and nothing is written. It must not ask this ledger anything, which would wait for ever.
 
         The line is on the disk before the call returns (file and folder are fsynced). A release that is repeated is
         spent again: its noise is new. What a crash left half-written at the end is cut off first: its `spend` had not
@@ -86,6 +89,8 @@ class Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as fd:
             past, count, last, end = self._read(fd)
+            if check is not None:
+                check(past)
             self._require_affordable(past, [event])
             if not _head(self.path).exists():
                 self._write_head(0, _FIRST)

@@ -1,5 +1,7 @@
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from fl_server.rounds import initial_state, run
 from simulation.grid import InProcessGrid
 
 
-def ask(hospitals, study, *, kind="train", number=1, arrays=None, told=None, run_study=None):
-    """One message to every hospital; their replies in order."""
-    grid = InProcessGrid("fl_client.app:app", hospitals.nodes, {"study": (run_study or study).to_json()})
+def ask(hospitals, study, *, kind="train", number=1, arrays=None, told=None, only=None):
+    """One message to every hospital, or to one of them; their replies in order."""
+    nodes = [{"site": str(path)} for name, path in hospitals.sites.items() if only in (None, name)]
+    grid = InProcessGrid("fl_client.app:app", nodes, {"study": study.to_json()})
     config = ConfigRecord({"study-hash": told or study.hash, "server-round": number})
     content = RecordDict({"arrays": arrays or ArrayRecord(dict(initial_state(study))), "config": config})
     return grid.send_and_receive([Message(content, node, kind) for node in grid.get_node_ids()])
@@ -165,6 +168,26 @@ def test_one_yes_is_good_for_the_studys_rounds_once_however_often_they_are_asked
     assert "1 are left; 2 need" in ask(hospitals, study, kind="query.enroll")[0].content["enrolment"]["reason"]
     assert ask(hospitals, study, number=2)[0].has_content()
     assert "0 are left; 1 need" in declined(ask(hospitals, study, number=2)[0])
+
+
+def test_two_nodes_of_one_hospital_cannot_both_spend_the_last_round_that_was_approved(hospitals, monkeypatch):
+    hospitals.save(hospitals.site("a").model_copy(update={"approve_all": False, "budget": Budget(epsilon=20.0)}))
+    study = hospitals.study()
+    Approvals(hospitals.site("a").folder).decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    ask(hospitals, study, number=1, only="a")  # one of two; the budget has room for more than the second
+    both, real = threading.Barrier(2, timeout=120), hospital.with_weights
+
+    def waits_for_the_other(model, content):
+        both.wait()  # both have been told that one round is left, and neither has spent it
+        return real(model, content)
+
+    monkeypatch.setattr(hospital, "with_weights", waits_for_the_other)
+    with ThreadPoolExecutor(2) as nodes:
+        asked = [nodes.submit(ask, hospitals, study, number=2, only="a") for _ in range(2)]
+        replies = sorted((future.result()[0] for future in asked), key=lambda reply: reply.has_error())
+    assert replies[0].has_content()
+    assert "0 are left; 1 need" in declined(replies[1])
+    assert [event.round for event in hospital.ledger_of(hospitals.site("a")).events] == [1, 2]
 
 
 def test_a_hospital_with_a_smaller_delta_prices_the_study_at_its_own_and_refuses(hospitals):

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import math
 import os
@@ -144,6 +145,25 @@ def test_after_a_release_without_noise_the_budget_still_binds_what_has_noise(pat
         accepting.spend(event(3, sigma=0.1))
     with pytest.raises(BudgetSpent, match="would bring epsilon to infinity"):
         ledger(path).spend(event(4))  # the hospital changed its mind: what is gone is gone
+
+
+def test_a_check_sees_what_was_spent_while_nobody_else_can_spend_and_its_refusal_writes_nothing(written, path):
+    seen = []
+
+    def check(past):
+        seen.append([e.round for e in past])
+        with open(path) as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if len(past) > 4:
+            raise LookupError("four are enough")
+
+    written.spend(event(5), check=check)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(LookupError, match="four are enough"):
+        written.spend(event(6), check=check)
+    assert seen == [[1, 2, 3, 4], [1, 2, 3, 4, 5]]
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+    assert written.spend(event(6)) == written.epsilon  # the lock was given back
 
 
 @pytest.mark.parametrize(("setting", "value"), [("epsilon", 0.0), ("epsilon", math.nan), ("delta", 0.0), ("delta", 1.0)])
