@@ -8,6 +8,7 @@ repetition costs privacy.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from datetime import UTC, datetime
@@ -70,23 +71,39 @@ class Approvals:
         return {path.stem: Study.from_json(path.read_text()) for path in paths}
 
     def decide(self, study: Study, decision: Decision, *, who: str, epsilon: float | None, paid: int = 0) -> Approval:
-        """Write the decision, and make sure that it is on the disk. `paid` rounds of the study stand in the ledger."""
+        """Write the decision, and make sure that it is on the disk. `paid` rounds of the study stand in the ledger.
+
+        A line that a crash left half-written is cut off first: whoever was deciding had not been told that it was done.
+        """
         when = datetime.now(UTC).isoformat(timespec="seconds")
         line = Approval(hash=study.hash, study=study.name, decision=decision, who=who, when=when, epsilon=epsilon, paid=paid)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
-            file.write(line.model_dump_json() + "\n")
+        with open(self.path, "a+b") as file:  # every write goes to the end
+            fcntl.flock(file, fcntl.LOCK_EX)  # or a line that another process is writing might be cut
+            file.seek(0)
+            file.truncate(len(_whole_lines(file.read())))
+            file.write(line.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         return line
 
     @property
     def decisions(self) -> dict[str, Approval]:
-        """The decision in force for each hash."""
+        """The decision in force for each hash. A half-written last line is none. Raises `ValueError` naming a wrong line."""
         if not self.path.exists():
             return {}
-        lines = [Approval.model_validate(json.loads(line)) for line in self.path.read_text().splitlines()]
+        lines = []
+        for number, line in enumerate(_whole_lines(self.path.read_bytes()).splitlines(), start=1):
+            try:
+                lines.append(Approval.model_validate(json.loads(line)))
+            except ValueError:
+                raise ValueError(f"{self.path} line {number} is not a decision; a person has to look") from None
         return {line.hash: line for line in lines}
+
+
+def _whole_lines(data: bytes) -> bytes:
+    """`data` up to the end of its last whole line."""
+    return data[: data.rfind(b"\n") + 1]
 
 
 def require_approval(site: Site, study: Study, *, paid: int, wanted: int) -> None:

@@ -1,0 +1,52 @@
+"""What stands in `approvals.jsonl` after crashes and when several people decide at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fl_client.approval import Approvals, Declined, require_approval
+
+
+@pytest.fixture
+def approvals(hospitals):
+    """Those of hospital `a`, where a person decides, with one study approved."""
+    site = hospitals.site("a").model_copy(update={"approve_all": False})
+    hospitals.save(site)
+    found = Approvals(site.folder)
+    found.decide(hospitals.study(), "approved", who="Dr. Alpha", epsilon=8.0)
+    return found
+
+
+@pytest.mark.parametrize("kept", [1, 40, -2, -1])
+def test_an_approval_torn_by_a_crash_is_none_and_the_next_decision_follows(hospitals, approvals, kept):
+    site, torn, later = hospitals.site("a"), hospitals.study(seed=1), hospitals.study(seed=2)
+    whole = approvals.path.read_bytes()
+    approvals.decide(torn, "approved", who="Dr. Alpha", epsilon=8.0)
+    second = approvals.path.read_bytes()[len(whole) :]
+    approvals.path.write_bytes(whole + second[:kept])  # what a power cut leaves: `decide` had not returned
+    assert set(approvals.decisions) == {hospitals.study().hash}
+    require_approval(site, hospitals.study(), paid=0, wanted=1)
+    with pytest.raises(Declined, match="nobody at a has approved"):
+        require_approval(site, torn, paid=0, wanted=1)
+    approvals.decide(later, "declined", who="Dr. Beta", epsilon=None)
+    assert {key: line.decision for key, line in approvals.decisions.items()} == {
+        hospitals.study().hash: "approved",
+        later.hash: "declined",
+    }
+    assert approvals.path.read_bytes().startswith(whole)
+    assert approvals.path.read_bytes().count(b"\n") == 2
+
+
+@pytest.mark.parametrize("wrong", ["", "hello", "{}", "[1]", '{"hash": "ab"}'])
+def test_a_whole_line_that_is_no_decision_is_named_in_words(approvals, wrong):
+    approvals.path.write_text(f"{wrong}\n" + approvals.path.read_text())
+    with pytest.raises(ValueError, match=r"approvals\.jsonl line 1 is not a decision"):
+        _ = approvals.decisions
+
+
+def test_decisions_that_are_written_at_once_all_stand(hospitals, approvals):
+    studies = [hospitals.study(seed=seed) for seed in range(1, 21)]
+    with ThreadPoolExecutor(8) as people:
+        for decided in [people.submit(approvals.decide, s, "approved", who="Dr. " + "X" * 900, epsilon=8.0) for s in studies]:
+            decided.result()
+    assert set(approvals.decisions) == {study.hash for study in [hospitals.study(), *studies]}
