@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from conf.study import words
@@ -22,6 +21,7 @@ from fl_client.intake.labels import LabelMap
 from fl_client.intake.pairs import admit_pairs
 from fl_client.intake.sunnybrook import admit_sunnybrook
 from fl_client.site import Site
+from fl_client.yaml_file import read_yaml
 
 _SETTINGS = """\
 # This hospital's own settings for konsil. The coordinator never sends or sees this file.
@@ -99,18 +99,14 @@ def label_map(said: str) -> LabelMap:
         return LabelMap.load(said)
     except ValidationError as error:
         raise ValueError(f"{said}: {words(error)}") from None
-    except yaml.YAMLError:
-        raise ValueError(f"{said} is not YAML; conf/labels shows how a label map is written") from None
 
 
 def series_rules(file: Path | None) -> SeriesRules:
     """The series rules in a YAML file, or the usual ones. Raises `ValueError` in words for wrong contents."""
     try:
-        return SeriesRules.model_validate(yaml.safe_load(file.read_text())) if file else SeriesRules()
+        return SeriesRules.model_validate(read_yaml(file)) if file else SeriesRules()
     except ValidationError as error:
         raise ValueError(f"{file}: {words(error)}") from None
-    except yaml.YAMLError:
-        raise ValueError(f"{file} is not YAML; docs/running_a_site.md shows how series rules are written") from None
 
 
 def cohort(site: Site) -> int:

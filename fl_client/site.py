@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field
 
 from conf.study import Frozen
+from fl_client.yaml_file import read_yaml
 
 
 class Budget(Frozen):
@@ -38,11 +39,12 @@ class Site(Frozen):
 
     @classmethod
     def load(cls, path: Path | str) -> Site:
-        """Read `site.yaml`. Raises `pydantic.ValidationError` for a wrong key or value."""
+        """Read `site.yaml`. Raises `pydantic.ValidationError` for a wrong key or value, `ValueError` for what is no YAML."""
         path = Path(path)
-        settings = dict(yaml.safe_load(path.read_text()) or {})
+        settings = read_yaml(path)
         for name, default in (("folder", "."), ("key_file", "pseudonym.key")):
-            settings[name] = (path.parent / settings.get(name, default)).resolve()
+            place = settings.get(name, default)
+            settings[name] = (path.parent / place).resolve() if isinstance(place, str) else place
         return cls.model_validate(settings)
 
     def save(self, path: Path | str) -> None:

@@ -11,11 +11,11 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from pydantic import Field, model_validator
 
 import conf
 from conf.study import Frozen
+from fl_client.yaml_file import read_yaml
 from tasks.case import UNKNOWN
 
 Role = Literal["cavity", "wall", "organ", "unknown"]
@@ -74,14 +74,15 @@ class LabelMap(Frozen):
     def load(cls, path: Path | str) -> LabelMap:
         """Read a label map: a path to a YAML file, or the bare name of one of `conf/labels`.
 
-        Raises `FileNotFoundError` naming the maps there are, `pydantic.ValidationError` for wrong contents.
+        Raises `FileNotFoundError` naming the maps there are, `pydantic.ValidationError` for wrong contents, `ValueError`
+        for what is no YAML.
         """
         folder = Path(conf.__file__).parent / "labels"
         file = folder / f"{path}.yaml" if Path(path).suffix == "" else Path(path)
         if not file.exists():
             names = ", ".join(sorted(entry.stem for entry in folder.glob("*.yaml")))
             raise FileNotFoundError(f"no label map {path}; conf/labels holds {names}")
-        return cls.model_validate(yaml.safe_load(file.read_text()))
+        return cls.model_validate(read_yaml(file))
 
     @property
     def words(self) -> frozenset[str]:

@@ -39,15 +39,15 @@ def admit_sunnybrook(folder: Path, cohort: Cohort, *, key: bytes, labels: LabelM
     """Let in a folder in the layout above; each patient gives the series `cine_ed` and `cine_es`.
 
     `labels` maps `icontour` (what lies inside it) and `ocontour` (what lies between the two). Raises `NotADirectoryError` or
-    `FileNotFoundError` for a folder that has another layout and `OSError` if the cohort can't be written.
+    `FileNotFoundError` for a folder that has another layout, `ValueError` for a `link.csv` that can't be read, and `OSError`
+    if the cohort can't be written.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder with dicom/, contours/ and link.csv")
     deidentify = Deidentifier(key, words=labels.words)
     door = Door(cohort, deidentify)
-    with open(folder / "link.csv", newline="") as file:
-        link = {row["patient_id"]: row["original_id"] for row in csv.DictReader(file)}
+    link = _link(folder / "link.csv")
     with discreet():
         for done, (patient, original) in enumerate(sorted(link.items()), 1):
             pseudonym = deidentify.pseudonym(patient)
@@ -62,6 +62,26 @@ def admit_sunnybrook(folder: Path, cohort: Cohort, *, key: bytes, labels: LabelM
             if progress:
                 progress(done, len(link))
     return door.summary(len(link))
+
+
+def _link(path: Path) -> dict[str, str]:
+    """Folder of the contours by folder of the images. Raises `ValueError` naming file and line."""
+    link: dict[str, str] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = {"patient_id", "original_id"} - set(rows.fieldnames or [])
+            if missing:
+                raise ValueError(f"{path}, line 1: no column {' and no column '.join(sorted(missing))}")
+            for row in rows:
+                patient, original = (row["patient_id"] or "").strip(), (row["original_id"] or "").strip()
+                if not patient or not original or patient in link:
+                    why = "a patient that stands above already" if patient in link else "an empty patient_id or original_id"
+                    raise ValueError(f"{path}, line {rows.line_num}: {why}")
+                link[patient] = original
+    except (UnicodeDecodeError, csv.Error):
+        raise ValueError(f"{path} can't be read as comma-separated values in UTF-8") from None
+    return link
 
 
 def _case(pseudonym: str, images: Path, contours: Path, labels: LabelMap, deidentify: Deidentifier) -> Case:
@@ -91,6 +111,10 @@ def _case(pseudonym: str, images: Path, contours: Path, labels: LabelMap, deiden
             volumes.append(_drawn(volume, stem_of, endo, epi if series == "cine_ed" else {}, labels))
         except (GeometryRefused, MaskRefused, ContourRefused) as reason:
             raise type(reason)(f"{series}: {reason}") from None
+    # last, because what is wrong with the images and contours that are here says more
+    lost = len(endo.keys() - frames.keys()) + len(epi.keys() - frames.keys())
+    if lost:
+        raise ContourRefused(f"{lost} of {len(endo) + len(epi)} contours were drawn on images that are not here")
     first = next(iter(frames.values())).header
     scanner: dict[str, float | str] = {
         "manufacturer": str(first.get("Manufacturer", "other")),

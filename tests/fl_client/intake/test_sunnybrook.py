@@ -120,6 +120,8 @@ def test_contours_that_leave_the_image_or_are_no_contours_are_refused(tmp_path: 
         ),
         (lambda folder: shutil.rmtree(folder / "dicom/SCD0000101"), "no DICOM images"),
         (lambda folder: (folder / "dicom/SCD0000101/IM-0001-0119.dcm").unlink(), "cine_ed: slices are missing"),
+        # at an end of the stack, where nothing but the contour shows that a slice is missing
+        (lambda folder: (folder / "dicom/SCD0000101/IM-0001-0208.dcm").unlink(), "1 of 27 contours were drawn on images"),
         (lambda folder: (folder / "dicom/SCD0000101/IM-0001-0119.dcm").write_bytes(b"x" * 400), "can't be understood"),
         (
             lambda folder: shutil.copy(folder / "dicom/SCD0000201/IM-0001-0047.dcm", folder / "dicom/SCD0000101/x.dcm"),
@@ -138,6 +140,22 @@ def test_a_patient_whose_files_do_not_fit_is_refused(tmp_path: Path, spoil: obje
     intake = admit_sunnybrook(folder, cohort, key=KEY, labels=LabelMap.load("sunnybrook"))
     assert reason in intake.refused[pseudonym("SCD0000101")]
     assert len(cohort) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"patient,original\na,b\n", "line 1: no column original_id and no column patient_id"),
+        (b"", "line 1: no column"),
+        (b"patient_id,original_id\na\n", "line 2: an empty patient_id or original_id"),
+        (b"patient_id,original_id\na,b\na,c\n", "line 3: a patient that stands above already"),
+        (b"patient_id,original_id\n\xff,b\n", "can't be read as comma-separated values"),
+    ],
+)
+def test_a_link_table_that_cannot_be_read_is_told_with_its_line(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "link.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"link.csv.*{words}"):
+        admit_sunnybrook(tmp_path, Cohort(tmp_path / "cohort"), key=KEY, labels=LabelMap.load("sunnybrook"))
 
 
 def test_a_folder_of_another_layout_is_an_error(tmp_path: Path) -> None:
