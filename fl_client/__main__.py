@@ -102,7 +102,7 @@ def study_of(site: Site, said: str) -> Study:
     if not Path(said).is_file():
         return approvals.find(said)
     try:
-        study = Study.model_validate({"konsil_version": version("konsil"), **json.loads(Path(said).read_text())})
+        study = Study.from_json(json.dumps({"konsil_version": version("konsil"), **json.loads(Path(said).read_text())}))
     except (ValidationError, TypeError, ValueError) as error:
         problem = words(error) if isinstance(error, ValidationError) else "not a JSON object"
         raise ValueError(f"{said} is no study: {problem}") from None
