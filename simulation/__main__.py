@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(OmegaConf.to_yaml(OmegaConf.create(simulation.model_dump(mode="json"))))
         return 0
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before Flower is imported; else it reports its use
-    from simulation.rehearsal import rehearse  # torch and Flower are imported when there is something to run
+    from simulation.rehearsal import NoPatients, rehearse  # torch and Flower are imported when there is something to run
 
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the workers too, as Ctrl-C does
     try:
@@ -87,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FolderInUse as error:
         print(f"konsil-simulate: {error}", file=sys.stderr)
         return 2
+    except NoPatients as error:
+        print(f"konsil-simulate: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         print(f"konsil-simulate: this run can't go on: {error.strerror or error}{where}\n{DISK}", file=sys.stderr)

@@ -75,6 +75,11 @@ class Hospital:
         return hashlib.sha256(json.dumps([self.name, self.test_fraction, self.declared_size, places]).encode()).hexdigest()
 
     @property
+    def training_patients(self) -> tuple[str, ...]:
+        """Pseudonyms that models of this hospital may be trained on."""
+        return self.cohort.split("train", test_fraction=self.test_fraction)
+
+    @property
     def test_patients(self) -> tuple[str, ...]:
         """Pseudonyms that no training ever sees."""
         return self.cohort.split("test", test_fraction=self.test_fraction)

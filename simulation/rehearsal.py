@@ -30,10 +30,14 @@ from simulation.settings import Arm as ArmName
 from simulation.settings import GeneratedHospitals, Simulation
 
 
+class NoPatients(Exception):
+    """No hospital has anybody to train on."""
+
+
 def rehearse(simulation: Simulation) -> Outcome:
     """Run the whole rehearsal; the last lines on the screen say what came of it. Returns the verdict.
 
-    Raises `FolderInUse` if another process runs under this name.
+    Raises `FolderInUse` if another process runs under this name, and `NoPatients`.
     """
     folder = Path(simulation.runs_folder) / simulation.name
     with to_itself(folder):
@@ -47,6 +51,9 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
     with Meter(folder / "timings.json") as meter, screen, executor(simulation.workers) as pool:
         with meter.phase("hospitals"):
             sites, held_out, real = _open_hospitals(simulation, cache, pool, screen)
+            if not any(hospital.training_patients for hospital in sites.values()):
+                refused = [f"{name}: {reason}" for site in sites.values() for name, reason in site.refused.items()]
+                raise NoPatients("\n  ".join(["no hospital has a patient to train on", *refused[:5]]))
         with meter.phase("pretraining"):
             start, start_path = _start(simulation, cache, folder, pool, screen)
         one_thread()  # as in the workers: what is done in this process from here on gives the same numbers as there
@@ -119,7 +126,7 @@ def _start(simulation: Simulation, cache: Path, folder: Path, pool: Executor, sc
 def _arms(simulation: Simulation, world: World, folder: Path) -> list[Arm]:
     """Every training there is to do, the private federation of the first seed first."""
     initial = fingerprint(world.start)
-    everyone = tuple(world.sites)
+    everyone = [name for name, hospital in world.sites.items() if hospital.training_patients]
 
     def arm(name: str, seed: int, hospitals: Mapping[str, Hospital], *, private: bool) -> Arm:
         study = simulation.study(seed=seed, private=private, sites=tuple(hospitals), initial=initial)

@@ -235,6 +235,10 @@ def study_record(simulation: Simulation, arms: Sequence[Arm], world: World, fold
     record.memory_mb = {phase: round(memory, 1) for phase, memory in meter.memory_mb.items()}
     record.peak_memory_mb = round(meter.peak_memory_mb, 1)
     record.judge()
+    for name, hospital in final.hospitals.items():
+        if not hospital.training_patients and record.verdict != "failed":
+            record.reasons.append(f"{name} has no patient to train on: what it sent was noise alone")
+            record.verdict = "degraded"
     for other in arms:  # an arm that lost a hospital on the way is not the comparison it claims to be
         if other is not final and other.record().verdict != "complete":
             record.reasons.append(f"arm {other.name}, seed {other.study.seed}, ended {other.record().verdict}")
