@@ -18,17 +18,21 @@ from simulation.arms import Arm
 from simulation.scoring import Scores
 from simulation.settings import Simulation
 
+WIDE = 110
+"""Columns of a terminal that has room for everything; on a narrower one bars are short and the time gone by is left out."""
+
 
 class Screen:
     """Progress of a rehearsal. Use it in a `with` block."""
 
-    def __init__(self, simulation: Simulation) -> None:
-        self.console = Console(highlight=False)
+    def __init__(self, simulation: Simulation, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._wide = self.console.width >= WIDE or not self.console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=24 if self._wide else 8),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            *([TimeElapsedColumn()] if self._wide else []),
             TimeRemainingColumn(),
             TextColumn("{task.fields[more]}"),
             console=self.console,
@@ -82,8 +86,10 @@ class Screen:
             spent = [site.epsilon for site in answers.sites.values() if site.epsilon is not None]
             last = f"Dice {np.mean(dice):.3f}" if dice else last
             epsilon = f"ε {max(spent):.2f}" if spent else "no privacy"
-            self.advance(what, answers.round, arm.study.rounds, f"{used}/{len(answers.sites)} sites  {last}  {epsilon}")
+            sites = f"{used}/{len(answers.sites)}"
+            more = f"{sites} sites  {last}  {epsilon}" if self._wide else f"{sites} {last} {epsilon}"
+            self.advance(what, answers.round, arm.study.rounds, more)
             if not self.console.is_terminal and dice:
-                self.note(f"  round {answers.round}: {used}/{len(answers.sites)} sites  {last}  {epsilon}")
+                self.note(f"  round {answers.round}: {more}")
 
         return advance
