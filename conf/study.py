@@ -10,6 +10,8 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -112,6 +114,15 @@ class Study(Frozen):
         A whole number is also a float, an array also a tuple; nothing else is converted.
         """
         return cls.model_validate_json(text, strict=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Study:
+        """The study in a JSON file, read as strictly; without `konsil_version` it is made for the installed konsil.
+
+        Raises `pydantic.ValidationError`, `TypeError` for a file that holds no object, `ValueError` and `OSError`.
+        """
+        settings = json.loads(path.read_text())
+        return cls.from_json(json.dumps({"konsil_version": version("konsil"), **settings}))
 
     @property
     def hash(self) -> str:

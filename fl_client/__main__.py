@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import json
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -102,7 +100,7 @@ def study_of(site: Site, said: str) -> Study:
     if not Path(said).is_file():
         return approvals.find(said)
     try:
-        study = Study.from_json(json.dumps({"konsil_version": version("konsil"), **json.loads(Path(said).read_text())}))
+        study = Study.read(Path(said))
     except (ValidationError, TypeError, ValueError) as error:
         problem = words(error) if isinstance(error, ValidationError) else "not a JSON object"
         raise ValueError(f"{said} is no study: {problem}") from None

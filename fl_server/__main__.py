@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "record":
             return record(options.file)
-        study = read(options.file)
+        study = Study.read(options.file)
         if options.command == "show":
             return show(study)
         return run(study, options.superlink, app=options.app, stream=options.stream)
@@ -42,12 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"{options.file}: {error}", file=sys.stderr)
     return 1
-
-
-def read(path: Path) -> Study:
-    """The study in a file; without `konsil_version` it is made for the installed konsil."""
-    settings = json.loads(path.read_text())
-    return Study.from_json(json.dumps({"konsil_version": version("konsil"), **settings}))
 
 
 def show(study: Study) -> int:
