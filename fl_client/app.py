@@ -29,6 +29,7 @@ from conf.study import Study, words
 from fl_client import release
 from fl_client.approval import Declined, require_approval
 from fl_client.cohort import Cohort
+from fl_client.device import device_of
 from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, calibrate, os_noise, require_private, seeded_noise
 from fl_client.privacy import train as dp_sgd
 from fl_client.site import Site
@@ -236,13 +237,6 @@ def randomness(site: Site, study: Study, *, round: int, entry: int) -> tuple[Noi
     text = f"{site.name}/{study.hash}/{round}/{entry}"
     key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
     return seeded_noise(site.noise_seed, key), np.random.default_rng([site.noise_seed, key])
-
-
-def device_of(site: Site) -> torch.device:
-    """Where this hospital trains: its own choice, or the first GPU if there is one."""
-    if site.device != "auto":
-        return torch.device(site.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def note(site: Site, **facts: object) -> None:

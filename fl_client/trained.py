@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fl_client.approval import Approvals
+from fl_client.device import device_of
 from fl_client.site import Site
 from tasks.segmentation import SegmentationTask
 from tasks.task import load
@@ -49,12 +50,13 @@ def load_trained(path: Path, study: str | None, site: Site) -> Trained:
     state = _weights(path)
     _require_fit(state, model, f"{path} is not a model of study {name}, which segments {', '.join(task.settings.structures)}")
     model.load_state_dict(state)
-    device = site.device if site.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
-        model.eval().to(device)
+        model.eval().to(device_of(site))
     except (AssertionError, RuntimeError):  # torch raises either, depending on how it was built
-        raise ValueError(f"site.yaml asks for device {device}, which this machine hasn't; auto takes what there is") from None
+        raise ValueError(
+            f"site.yaml asks for device {site.device}, which this machine hasn't; auto takes what there is"
+        ) from None
     return Trained(model, task, f"{name[:36]} model {sha[:12]}")
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
-from yaml import YAMLError
 
 from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study, words
 from simulation.patient import DISEASES
@@ -231,7 +230,7 @@ def _require_labels(where: str, labels: str) -> None:
         LabelMap.load(labels)
     except ValidationError as error:
         raise ValueError("\n".join(f"{where}: {labels}: {line}" for line in words(error).splitlines())) from None
-    except (OSError, ValueError, YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 

@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from scipy import stats
 
 from fl_client import app as hospital
+from fl_client.device import device_of
 from fl_client.privacy import epsilon
 from fl_server.rounds import initial_state
 from simulation.grid import InProcessGrid
@@ -75,7 +76,7 @@ def test_training_is_handed_exactly_what_the_ledger_was_charged_for_and_what_the
         loss = call.pop("loss")
         assert (loss.__func__, loss.__self__.settings) == (type(task).loss, task.settings)
         assert isinstance(call.pop("sampling_rng"), np.random.Generator)
-        assert str(call.pop("device")) == str(hospital.device_of(site))
+        assert str(call.pop("device")) == str(device_of(site))
         del call["sent"], call["examples"]
         assert call == {
             "steps": event.steps,
