@@ -55,6 +55,7 @@ class Strategy(Frozen):
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0  # fedprox: pull of the global model during local steps
     server_learning_rate: Annotated[float, Field(gt=0)] = 1.0  # fedadam: step along the averaged update
     server_schedule: Literal["constant", "cosine"] = "constant"  # fedadam: cosine lets the steps shrink towards the end
+    server_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fedadam: share of the rounds in which the step grows
     server_tau: Annotated[float, Field(gt=0)] = 1e-6  # fedadam: updates well below it are not scaled up to full steps
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # final model = exponential mean of the rounds' models; 0 = last
     quorum: Annotated[int, Field(ge=1)] = 1  # a round with fewer usable answers keeps the old model
@@ -62,9 +63,13 @@ class Strategy(Frozen):
 
     def server_step(self, number: int, rounds: int) -> float:
         """Step along the averaged update in round `number` of 1..`rounds`: `server_learning_rate`, or less by the schedule."""
+        warmup = int(self.server_warmup * rounds)
+        if number <= warmup:
+            return self.server_learning_rate * number / warmup
         if self.server_schedule == "constant":
             return self.server_learning_rate
-        return self.server_learning_rate * 0.5 * (1 + math.cos(math.pi * (number - 1) / rounds))
+        done = (number - 1 - warmup) / (rounds - warmup)
+        return self.server_learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Study(Frozen):

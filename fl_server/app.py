@@ -17,7 +17,8 @@ from flwr.serverapp import Grid, ServerApp
 from pydantic import ValidationError
 
 from conf.study import Study, words
-from fl_server.rounds import State, initial_state, run
+from fl_server.rounds import run
+from fl_server.weights import State, initial_state
 
 app = ServerApp()
 

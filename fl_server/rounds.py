@@ -7,10 +7,8 @@ is konsil's loop: hospitals are known by name from an enrolment, and every plann
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -27,10 +25,8 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 from conf.study import Study
 from fl_server.enrolment import Enrolment
 from fl_server.record import LONGEST_REASON, Record, Round, SiteRound
+from fl_server.weights import State, fingerprint, save
 from tasks.task import load
-
-State = dict[str, torch.Tensor]
-"""A model's weights by name, on the CPU: what `torch.nn.Module.state_dict` gives and `load_state_dict` takes."""
 
 Observer = Callable[[Round, State], None]
 """Called after each round with who answered and the model as it would be released now."""
@@ -322,7 +318,7 @@ def run(
             mean = {n: m + (state[n] - m) / weight if m.is_floating_point() else state[n] for n, m in mean.items()}
         model = mean if study.strategy.ema_decay else state
         if arrays is not None:
-            _save(model, folder / "model.pt")
+            save(model, folder / "model.pt")
         answered = strategy.answers.get(number, {})
         answers = {site: answered.get(site) or enrolment.missing(site) for site in study.sites}
         seconds = time.monotonic() - start
@@ -333,15 +329,6 @@ def run(
         if observer is not None:
             observer(record.rounds[-1], {name: tensor.clone() for name, tensor in model.items()})
     return model, record
-
-
-def _save(model: State, path: Path) -> None:
-    part = path.with_suffix(".part")  # a crash while it is written must not cost the model of the round before
-    with open(part, "wb") as file:
-        torch.save(model, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _note_sites(record: Record, enrolment: Enrolment, answers: Mapping[str, SiteRound]) -> None:
@@ -367,23 +354,6 @@ def _trainable(study: Study) -> list[str]:
     task = load(study.task)
     with torch.random.fork_rng(devices=[]):
         return task.trainable(task.model())
-
-
-def initial_state(study: Study) -> State:
-    """Freshly drawn weights of the study's task; equal for equal seeds."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(study.seed)
-        return {name: tensor.detach().clone() for name, tensor in load(study.task).model().state_dict().items()}
-
-
-def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names: equal for equal models."""
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        array = state[name].detach().cpu().contiguous().numpy()
-        sha.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
 
 
 def versions() -> dict[str, str]:

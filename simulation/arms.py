@@ -29,13 +29,13 @@ from conf.study import Study
 from fl_client.site import Budget
 from fl_server.record import Record, Round
 from fl_server.rounds import run
+from fl_server.weights import State
 from simulation.engine import run_ray
 from simulation.grid import InProcessGrid
 from simulation.hospital import Hospital
 from simulation.machine import one_thread
 from simulation.sources import LEARNING, digest
 
-State = dict[str, torch.Tensor]
 Look = Callable[[Round, State], None]
 
 

@@ -32,7 +32,8 @@ from fl_client import release
 from fl_client.approval import Declined
 from fl_client.site import Budget
 from fl_server.record import Record
-from fl_server.rounds import Observer, State, run
+from fl_server.rounds import Observer, run
+from fl_server.weights import State
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 """Flower and Ray report their use over the internet unless told not to; a hospital's network would block it anyway."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from fl_client.cohort import Cohort
+from fl_server.weights import State, save
 from simulation.hospital import GENERATOR
 from simulation.hospital_case import patient_case
 from simulation.machine import unordered
@@ -40,7 +41,6 @@ looks; how much was chosen on two Sunnybrook patients, SCD0000101 and SCD0000201
 THREADS = 2
 """Of torch, on any machine: the order of sums depends on it, and equal settings should give equal weights."""
 
-State = dict[str, torch.Tensor]
 Advance = Callable[[str, int, int], None]  # what, done, in all
 
 
@@ -98,9 +98,9 @@ def pretrain(
         advance("pre-training", step + 1, settings.steps)
         if (step + 1) % 500 == 0:
             saved = {"step": step + 1, "model": model.state_dict(), "mean": mean.state_dict()}
-            _save({**saved, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, checkpoint)
+            save({**saved, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, checkpoint)
     state = {name: tensor.detach().cpu() for name, tensor in mean.state_dict().items()}
-    _save(state, finished)
+    save(state, finished)
     checkpoint.unlink(missing_ok=True)
     return state
 
@@ -140,13 +140,6 @@ def _reader(seed: int) -> Reader:
     habits = np.random.default_rng([seed, 73]).normal(size=2)
     outwards, epicardium = (mean + sd * h for (mean, sd), h in zip((OUTWARDS_MM, EPICARDIUM_MM), habits, strict=True))
     return Reader(contour_bias_mm=float(np.clip(outwards, -4, 4)), epicardial_bias_mm=float(np.clip(epicardium, -4, 4)))
-
-
-def _save(state: dict[str, Any], path: Path) -> None:
-    part = path.with_suffix(".part")
-    with open(part, "wb") as file:  # torch's own opening of a path hides that a disk is full
-        torch.save(state, file)
-    part.replace(path)
 
 
 def _key(*parts: object) -> str:

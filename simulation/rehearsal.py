@@ -12,19 +12,17 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 from fl_server.record import Outcome, Round
-from fl_server.rounds import fingerprint, initial_state
+from fl_server.weights import State, fingerprint, initial_state, save
 from simulation import hospital as hospitals_module
 from simulation import pretraining
-from simulation.arms import Arm, State, train, train_by_itself, write_line
+from simulation.arms import Arm, train, train_by_itself, write_line
 from simulation.hospital import Hospital
 from simulation.machine import Meter, executor, one_thread, unordered
 from simulation.report import summary_lines, write_report
 from simulation.results import World, export_model, final_arm, save_pictures, score_models, study_record
 from simulation.run_folder import remove_results, settle, to_itself
-from simulation.scoring import Scores, mean_scores, score_hospital
+from simulation.scoring import Scores, mean_scores, score_hospitals
 from simulation.screen import Screen
 from simulation.settings import Arm as ArmName
 from simulation.settings import GeneratedHospitals, Simulation
@@ -118,8 +116,7 @@ def _start(simulation: Simulation, cache: Path, folder: Path, pool: Executor, sc
             simulation.task, simulation.pretraining, simulation.hospitals.series, cache=cache, pool=pool, advance=screen.advance
         )
     path = folder / "start.pt"
-    with open(path, "wb") as file:  # torch's own opening of a path hides that a disk is full
-        torch.save(state, file)
+    save(state, path)
     return state, path
 
 
@@ -181,13 +178,9 @@ def _federate(simulation: Simulation, arm: Arm, world: World, pool: Executor, sc
         number = answers.round
         means: dict[str, Scores] = {}
         if number % simulation.evaluate_every == 0 or number == arm.study.rounds:
-            for role, hospital in world.roles:
-                if role == "real":
-                    continue
-                rows = score_hospital(
-                    pool, simulation.task, [state], hospital.cohort_folder, hospital.test_patients, full=False
-                )
-                means[hospital.name] = mean_scores([scores for _, scores in rows])
+            tested = {h.name: (h.cohort_folder, h.test_patients) for role, h in world.roles if role != "real"}
+            rows = score_hospitals(pool, simulation.task, [state], tested, full=False)
+            means = {name: mean_scores(list(scores.values())) for name, scores in rows.items()}
         for name in {**answers.sites, **means}:
             site = answers.sites.get(name)
             entry = {"arm": arm.name, "seed": arm.study.seed, "round": number, "hospital": name, **means.get(name, {})}

@@ -20,11 +20,12 @@ import torch
 
 from fl_client.cohort import Cohort
 from fl_server.record import Record
-from fl_server.rounds import fingerprint, versions
-from simulation.arms import Arm, State
+from fl_server.rounds import versions
+from fl_server.weights import State, fingerprint
+from simulation.arms import Arm
 from simulation.hospital import Hospital
 from simulation.machine import Meter
-from simulation.scoring import Scores, mean_scores, restore, score_hospital
+from simulation.scoring import Scores, mean_scores, restore, score_hospitals
 from simulation.screen import Screen
 from simulation.settings import Simulation
 from simulation.sources import SCORING, digest
@@ -86,18 +87,17 @@ def score_models(
         place = kept / f"{name.replace('/', '-')}-{seed}.json"
         saved = json.loads(place.read_text()) if place.exists() else {}
         if saved.get("identity") != identity:
+            federated = name.startswith("federation")
+            # real images are large; what they are for is the step from drawn to real, and what privacy does to it
+            asked = {h.name: (role, h) for role, h in world.roles if role != "real" or federated or name == "pretrained"}
+            cohorts = {hospital: (h.cohort_folder, h.test_patients) for hospital, (_, h) in asked.items()}
+            full = simulation.full_scores == "all" or (simulation.full_scores == "federation" and federated)
+            found = score_hospitals(pool, simulation.task, states, cohorts, full=full)
             rows = []
-            for role, hospital in world.roles:
-                if role == "real" and name not in ("pretrained", "federation_private", "federation_plain"):
-                    continue  # large images; what they are for is the step from drawn to real, and what privacy does to it
-                full = simulation.full_scores == "all" or (
-                    simulation.full_scores == "federation" and name.startswith("federation")
-                )
-                found = score_hospital(pool, simulation.task, states, hospital.cohort_folder, hospital.test_patients, full=full)
-                for patient, scores in sorted(found):
-                    finite = {key: value for key, value in scores.items() if np.isfinite(value)}
-                    row = {"arm": name, "seed": seed, "hospital": hospital.name, "role": role}
-                    rows.append({**row, "patient": patient, "scores": finite})
+            for hospital, patients_scores in found.items():
+                for patient, scores in sorted(patients_scores.items()):
+                    row = {"arm": name, "seed": seed, "hospital": hospital, "role": asked[hospital][0], "patient": patient}
+                    rows.append({**row, "scores": {key: value for key, value in scores.items() if np.isfinite(value)}})
             part = place.with_suffix(".part")
             part.write_text(json.dumps({"identity": identity, "rows": rows}))
             part.replace(place)

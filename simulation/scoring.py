@@ -5,19 +5,20 @@ In a real federation nobody can: there, scores leave a hospital only as noisy su
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fl_client.cohort import Cohort
+from fl_server.weights import State
 from simulation.machine import unordered
 from tasks.task import GradientTask, load
 
-State = dict[str, torch.Tensor]
 Scores = dict[str, float]
 
 
@@ -27,7 +28,7 @@ def restore(task: GradientTask, states: Sequence[State]) -> torch.nn.Module:
     for state in states:
         model = task.model()
         model.load_state_dict(state)
-        models.append(model.eval())
+        models.append(convert_conv2d_weight_memory_format(model.eval(), torch.channels_last))  # a tenth faster on a CPU
     return models[0] if len(models) == 1 else Ensemble(models)
 
 
@@ -60,11 +61,27 @@ def score_patient(
     return patient, {name: float(value) for name, value in scores.items()}
 
 
-def score_hospital(
-    pool: Executor, settings: dict[str, Any], states: Sequence[State], cohort: Path, patients: Sequence[str], *, full: bool
-) -> Iterator[tuple[str, Scores]]:
-    """Scores of a hospital's patients, in any order."""
-    return unordered(pool, score_patient, ((settings, states, cohort, patient, full) for patient in patients))
+def score_hospitals(
+    pool: Executor,
+    settings: dict[str, Any],
+    states: Sequence[State],
+    tested: Mapping[str, tuple[Path, Sequence[str]]],
+    *,
+    full: bool,
+) -> dict[str, dict[str, Scores]]:
+    """Scores of all patients of all hospitals at once, by hospital and patient, in the order asked.
+
+    `tested` is each hospital's cohort and the patients to score. One queue for all: no worker waits for a hospital's last.
+    """
+    jobs = [(name, settings, states, cohort, patient, full) for name, (cohort, each) in tested.items() for patient in each]
+    found = {(name, patient): scores for name, patient, scores in unordered(pool, _score_one, jobs)}
+    return {name: {patient: found[name, patient] for patient in each} for name, (_, each) in tested.items()}
+
+
+def _score_one(
+    hospital: str, settings: dict[str, Any], states: Sequence[State], cohort: Path, patient: str, full: bool
+) -> tuple[str, str, Scores]:
+    return hospital, *score_patient(settings, states, cohort, patient, full)
 
 
 def mean_scores(rows: Sequence[Scores]) -> Scores:

@@ -19,7 +19,8 @@ from fl_client.intake.write_back import write_nifti, write_seg
 from fl_client.privacy import Ledger
 from fl_client.site import Budget, Site
 from fl_server.record import Record
-from fl_server.rounds import initial_state, run, versions
+from fl_server.rounds import run, versions
+from fl_server.weights import initial_state
 from simulation.dicom import Identity, write_patient
 from simulation.grid import InProcessGrid
 from simulation.hospital_case import patient_case

@@ -39,13 +39,16 @@ def sample(
     half = np.asarray(source_mm, np.float64) / 2
     matrix = np.asarray(matrix) / half[:, None]
     centre = np.asarray(centre_mm) / half
-    rows, dims = len(source), len(half)
-    theta = np.empty((rows, dims, dims + 1), np.float32)
+    (rows, channels), dims = source.shape[:2], len(half)
+    boxes = 1 if matrix.ndim == 2 and centre.ndim == 1 else rows  # rows with one box in common: its grid is computed once
+    theta = np.empty((boxes, dims, dims + 1), np.float32)
     theta[:, :, :dims] = matrix[..., ::-1, ::-1]  # torch lists the axes from the last to the first
     theta[:, :, dims] = centre[..., ::-1]
-    where = torch.from_numpy(theta).to(source.device)
-    grid = F.affine_grid(where, [rows, source.shape[1], *shape], align_corners=False)
-    return F.grid_sample(source, grid, mode="nearest" if nearest else "bilinear", padding_mode="zeros", align_corners=False)
+    images = source.reshape(boxes, rows * channels // boxes, *source.shape[2:])
+    grid = F.affine_grid(torch.from_numpy(theta).to(source.device), [*images.shape[:2], *shape], align_corners=False)
+    mode = "nearest" if nearest else "bilinear"
+    found = F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
+    return found.reshape(rows, channels, *shape)
 
 
 def inside(

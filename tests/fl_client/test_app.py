@@ -13,7 +13,8 @@ from fl_client.approval import Approvals
 from fl_client.privacy import Event, epsilon
 from fl_client.release import DECLINED, FAILED, FAILED_WORDS
 from fl_client.site import Budget
-from fl_server.rounds import initial_state, run
+from fl_server.rounds import run
+from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
 
 

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_client import app as hospital
-from fl_server.rounds import initial_state
+from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
 
 

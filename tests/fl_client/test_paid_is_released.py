@@ -10,7 +10,7 @@ from scipy import stats
 from fl_client import app as hospital
 from fl_client.device import device_of
 from fl_client.privacy import epsilon
-from fl_server.rounds import initial_state
+from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
 from tasks.task import load
 

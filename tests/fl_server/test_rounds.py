@@ -14,7 +14,8 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 from fl_client import app as hospital
 from fl_client import release
 from fl_server.record import Record
-from fl_server.rounds import DECLINED, Rounds, fingerprint, initial_state, run, versions
+from fl_server.rounds import DECLINED, Rounds, run, versions
+from fl_server.weights import fingerprint, initial_state
 from simulation.grid import InProcessGrid
 
 START = {"w": np.array([1.0, 2.0], np.float32), "frozen": np.array([7, 8], np.int64)}
@@ -309,7 +310,8 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from conf.study import Study
-from fl_server.rounds import initial_state, run
+from fl_server.rounds import run
+from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
 study = Study.from_json(sys.argv[1])
 grid = InProcessGrid("fl_client.app:app", [{"site": site} for site in sys.argv[3:]], {"study": study.to_json()})
@@ -433,7 +435,7 @@ def test_the_averaged_model_weights_rounds_by_their_distance_from_the_end(hospit
     assert fingerprint(state) == fingerprint(seen[-1])
 
 
-def test_a_cosine_schedule_shrinks_the_coordinators_steps_by_half_a_cosine(hospitals):
+def test_the_coordinators_steps_grow_in_the_warm_up_and_shrink_by_half_a_cosine(hospitals):
     app = ClientApp()  # answers every round with one more everywhere
     app.query("enroll")(hospital.enroll)
 
@@ -443,26 +445,22 @@ def test_a_cosine_schedule_shrinks_the_coordinators_steps_by_half_a_cosine(hospi
         metrics = MetricRecord({"num-examples": 5, "epsilon": 1.0})
         return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
 
-    def steps(schedule: str) -> np.ndarray:
-        strategy = {"name": "fedadam", "server_learning_rate": 0.1, "server_schedule": schedule}
-        study = hospitals.study(sites=("a",), rounds=4, strategy=strategy)
+    def steps(**schedule: object) -> np.ndarray:
+        study = hospitals.study(sites=("a",), rounds=6, strategy={"name": "fedadam", "server_learning_rate": 0.1, **schedule})
         start, seen = initial_state(study), []
         grid = InProcessGrid(app, hospitals.nodes, {"study": study.to_json()})
-        run(grid, study, start, folder=hospitals.folder / schedule, observer=lambda entry, model: seen.append(model))
+        run(grid, study, start, folder=hospitals.folder / study.hash, observer=lambda entry, model: seen.append(model))
         return np.diff([float(model["head.bias"][0]) for model in (start, *seen)])
 
-    expected = [1, (1 + 2**-0.5) / 2, 1 / 2, (1 - 2**-0.5) / 2]  # (1 + cos 0, 45, 90, 135 degrees) / 2
-    np.testing.assert_allclose(steps("cosine") / steps("constant"), expected, rtol=1e-4)
+    constant = steps()
+    cosine = [1, (1 + 3**0.5 / 2) / 2, 0.75, 0.5, 0.25, (1 - 3**0.5 / 2) / 2]  # (1 + cos 0, 30, ..., 150 degrees) / 2
+    np.testing.assert_allclose(steps(server_schedule="cosine") / constant, cosine, rtol=1e-4)
+    np.testing.assert_allclose(steps(server_warmup=0.5) / constant, [1 / 3, 2 / 3, 1, 1, 1, 1], rtol=1e-4)
+    both = [1 / 2, 1, 1, (1 + 2**-0.5) / 2, 0.5, (1 - 2**-0.5) / 2]  # two rounds to warm up, four of 45 degrees each
+    np.testing.assert_allclose(steps(server_schedule="cosine", server_warmup=0.34) / constant, both, rtol=1e-4)
 
 
 def test_a_model_with_another_fingerprint_than_the_studys_is_refused(hospitals):
     study = hospitals.study(initial_model_sha256="0" * 64)
     with pytest.raises(ValueError, match="starts from weights 000"):
         over(hospitals, study)
-
-
-def test_equal_seeds_give_equal_first_weights_and_leave_torchs_generator_alone(hospitals):
-    before = torch.random.get_rng_state()
-    first, second = (initial_state(hospitals.study(seed=3)) for _ in range(2))
-    assert fingerprint(first) == fingerprint(second) != fingerprint(initial_state(hospitals.study(seed=4)))
-    assert torch.equal(before, torch.random.get_rng_state())

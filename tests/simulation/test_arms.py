@@ -10,7 +10,7 @@ import torch
 
 from fl_client.privacy import Ledger
 from fl_client.site import Site
-from fl_server.rounds import fingerprint
+from fl_server.weights import fingerprint
 from simulation.__main__ import settings_of
 from simulation.arms import Arm, train
 from simulation.hospital import drawn, pooled

@@ -13,7 +13,7 @@ import torch
 
 from fl_client.privacy import Ledger
 from fl_server.record import Record
-from fl_server.rounds import fingerprint
+from fl_server.weights import fingerprint
 from simulation import sources
 from simulation.__main__ import main, settings_of
 from simulation.scoring import restore

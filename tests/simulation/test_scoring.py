@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,6 +25,7 @@ def test_a_model_is_scored_where_there_is_a_gpu(hospital, monkeypatch, there, ex
     cohort, task, states = hospital
     patient = Cohort(cohort).patients[0]
     asked = []
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: asked.append(torch.device(device)) or self)
     for models in (states[:1], states):  # an ensemble too
@@ -36,6 +40,25 @@ def test_a_restored_model_stays_where_exports_and_pictures_use_it(hospital, monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     model = scoring.restore(load(task), states)
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+def test_hospitals_are_scored_together_and_their_patients_are_not_mixed_up(hospital, monkeypatch):
+    cohort, task, states = hospital
+    first, second, *_ = Cohort(cohort).patients
+
+    def score(settings, states, folder, patient, full):
+        return patient, {"dice/blood_pool": float(len(folder.name)) + (patient == first)}
+
+    monkeypatch.setattr(scoring, "score_patient", score)
+    tested = {"a": (Path("four"), [second, first]), "b": (Path("eleven"), [first]), "c": (Path("nobody"), [])}
+    with ThreadPoolExecutor(3) as pool:
+        found = scoring.score_hospitals(pool, task, states, tested, full=True)
+    assert found == {
+        "a": {second: {"dice/blood_pool": 4}, first: {"dice/blood_pool": 5}},
+        "b": {first: {"dice/blood_pool": 7}},
+        "c": {},
+    }
+    assert [list(found), list(found["a"])] == [["a", "b", "c"], [second, first]]
 
 
 @pytest.mark.gpu

@@ -1,0 +1,51 @@
+"""A model's weights as a study has them: drawn from its seed, known by their fingerprint, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conf.study import Study
+from tasks.task import load
+
+State = dict[str, torch.Tensor]
+"""A model's weights by name, on the CPU: what `torch.nn.Module.state_dict` gives and `load_state_dict` takes."""
+
+
+def initial_state(study: Study) -> State:
+    """Freshly drawn weights of the study's task; equal for equal seeds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(study.seed)
+        return {name: tensor.detach().clone() for name, tensor in load(study.task).model().state_dict().items()}
+
+
+def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names: equal for equal models."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        array = state[name].detach().cpu().contiguous().numpy()
+        sha.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def save(state: Mapping[str, Any], path: Path) -> None:
+    """Write weights for `torch.load(..., weights_only=True)`: a crash at any instant leaves the old ones or the new ones.
+
+    Raises `OSError`, with the old ones unharmed, when the disk is full.
+    """
+    part = path.with_suffix(".part")
+    try:
+        with open(part, "wb") as file:  # torch's own opening of a path hides that a disk is full
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    part.replace(path)
