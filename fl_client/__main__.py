@@ -2,7 +2,7 @@
 
 konsil-site --site site.yaml init --name clinic --declared-size 50    write site.yaml and a key for pseudonyms
 konsil-site --site site.yaml admit FOLDER       let images in: DICOM, NIfTI or NRRD with --masks, or Sunnybrook
-konsil-site --site site.yaml cohort             who is inside, in numbers
+konsil-site --site site.yaml cohort             who is inside, in numbers; --study STUDY: and how many of them it can use
 konsil-site --site site.yaml studies            what was asked, what was decided, what it would cost
 konsil-site --site site.yaml show STUDY         the whole study, as JSON (STUDY: a file, or the beginning of a hash)
 konsil-site --site site.yaml approve STUDY      say yes to exactly this study, once
@@ -69,7 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from fl_client import admission  # here: image readers take seconds to import
 
             if options.command == "cohort":
-                return admission.cohort(site)
+                asked = study_of(site, options.study) if options.study else None
+                status = admission.cohort(site)
+                if asked is not None:
+                    _tell_usable(site, asked)
+                return status
             return admission.admit(
                 site,
                 options.folder,
@@ -123,7 +127,9 @@ def studies(site: Site) -> int:
 
 
 def decide(site: Site, study: Study, decision: Decision, *, who: str) -> int:
-    """Write down a decision about one study."""
+    """Write down a decision about one study; before a yes, say how many patients here the study can use."""
+    if decision == "approved":
+        _tell_usable(site, study)
     epsilon = study.privacy.epsilon if study.privacy.kind == "patient" else None
     line = Approvals(site.folder).decide(study, decision, who=who, epsilon=epsilon, paid=_paid(site, study))
     print(f"{line.decision}: study {study.name} ({study.hash}) at {site.name}; {_price(site, study, rounds=study.rounds)}")
@@ -176,6 +182,12 @@ def _price(site: Site, study: Study, *, rounds: int) -> str:
     )
 
 
+def _tell_usable(site: Site, study: Study) -> None:
+    from fl_client.suitability import tell_usable  # here: tasks import torch
+
+    tell_usable(site, study)
+
+
 def _paid(site: Site, study: Study) -> int:
     return sum(event.study == study.hash for event in _ledger(site).events)
 
@@ -209,7 +221,8 @@ def _parser() -> argparse.ArgumentParser:
     door.add_argument("--series-rules", type=Path, help="YAML file that says which DICOM series are wanted")
     door.add_argument("--labels", help="label map: a file, or a name in conf/labels")
     door.add_argument("--quiet", action="store_true", help="don't list the admitted")
-    commands.add_parser("cohort", help="count who is inside")
+    inside = commands.add_parser("cohort", help="count who is inside")
+    inside.add_argument("--study", help="also count whom this study can use: its file, or the beginning of its hash")
     commands.add_parser("studies", help="what was asked and what was decided")
     commands.add_parser("ledger", help="check and print the privacy ledger")
     for name in ("show", "approve", "decline"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +16,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conf.study import words
-from fl_client.cohort import Cohort
-from fl_client.intake.admit import Intake, SeriesRules, admit_folder
+from fl_client.cohort import CaseUnreadable, Cohort
+from fl_client.intake.admit import admit_folder
+from fl_client.intake.door import Intake
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.pairs import admit_pairs
+from fl_client.intake.series import SeriesRules
 from fl_client.intake.sunnybrook import admit_sunnybrook
 from fl_client.site import Site
 from fl_client.yaml_file import read_yaml
@@ -37,6 +40,9 @@ approve_all: false  # a person says yes to each study
 accept_no_privacy: false  # nothing leaves without noise
 device: auto  # auto, cpu, cuda, cuda:1
 """
+
+REMEDY = "nobody trains on it until all images of this patient are admitted again"
+"""What to do about a damaged folder of the cohort."""
 
 
 def init(path: Path, *, name: str, declared_size: int, epsilon: float, delta: float) -> int:
@@ -110,21 +116,32 @@ def series_rules(file: Path | None) -> SeriesRules:
 
 
 def cohort(site: Site) -> int:
-    """Print how many patients are inside, with which series and masks, and what was refused."""
+    """Print how many patients are inside, with which series and masks, and what was refused; 1 if a folder can't be read."""
     inside = Cohort(site.cohort_folder)
-    print(f"{len(inside)} patients in {inside.folder}; {site.name} declares {site.declared_size} in public")
-    for which in ("train", "test"):
-        print(f"  {which}: {len(inside.split(which, test_fraction=site.test_fraction))}")
     images: Counter[str] = Counter()
     masks: Counter[str] = Counter()
-    for case in inside:
+    damaged: dict[str, CaseUnreadable] = {}
+    readable = 0
+    for case in inside.look():
+        if isinstance(case, CaseUnreadable):
+            damaged[case.folder.name] = case
+            continue
+        readable += 1
         for volume in case.volumes:
             images[volume.series] += 1
             masks[volume.series] += volume.mask is not None
+    print(f"{readable} patients in {inside.folder}; {site.name} declares {site.declared_size} in public")
+    for which in ("train", "test"):
+        side = inside.split(which, test_fraction=site.test_fraction)
+        print(f"  {which}: {len([patient for patient in side if patient not in damaged])}")
     for series in sorted(images):
         print(f"  {series}: {images[series]} images, {masks[series]} with a mask")
     print(f"{len(inside.refused)} lines in {inside.folder / 'refused.jsonl'} say what stayed outside, and why")
-    return 0
+    if inside.put_aside:
+        print(f"{inside.put_aside} damaged folders lie in {inside.folder / 'damaged'}; their patients were admitted again")
+    for unreadable in damaged.values():
+        print(f"{unreadable}; {REMEDY}", file=sys.stderr)
+    return 1 if damaged else 0
 
 
 def _tell(found: Intake, *, quiet: bool) -> None:

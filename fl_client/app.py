@@ -198,18 +198,13 @@ class TrainingPatients:
 def training_patients(site: Site, task: GradientTask) -> TrainingPatients:
     """The patients of the training split whom the task can use; the others are named in the site's log.
 
-    Each is judged alone, so that nobody's presence moves another's. Perhaps nobody is left: the round goes on and releases
-    noise alone. A refusal would say, exactly and unpaid, that nobody here has what the study is about.
+    Perhaps nobody is left: the round goes on and releases noise alone. A refusal would say, exactly and unpaid, that nobody
+    here has what the study is about.
     """
     cohort = Cohort(site.cohort_folder)
-    usable = []
-    for patient in cohort.split("train", test_fraction=site.test_fraction):
-        try:
-            cohort.prepared(task, patient)
-        except Exception as error:  # any: a round that fails over one patient's files says something about that patient
-            note(site, patient=patient, left_out=f"{type(error).__name__}: {error}")
-        else:
-            usable.append(patient)
+    usable, left_out = cohort.usable(task, cohort.split("train", test_fraction=site.test_fraction))
+    for patient, reason in left_out.items():
+        note(site, patient=patient, left_out=reason)
     if not usable:
         note(site, warning="no training patient that the task can use: what this round releases, and pays for, is noise alone")
     return TrainingPatients(cohort, task, usable)

@@ -3,6 +3,7 @@
     cohort/cases/<pseudonym>/case.json, <series>.image.npy, <series>.mask.npy
     cohort/refused.jsonl                              one line per patient, series or file that did not get in, and why
     cohort/prepared/<task hash>/<pseudonym>.<state>/  the arrays a task made of a case in this state (a digest)
+    cohort/damaged/<pseudonym>.<when>/                what could not be read any more when its patient was admitted again
 
 A case is written into a folder beside its place and moved in whole. One that replaces another waits until the old one has
 stepped aside under a name that carries the pseudonym; whoever opens the cohort after a kill in between puts the old one back.
@@ -15,8 +16,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -28,6 +30,21 @@ from tasks.case import Case, Volume
 from tasks.task import Arrays, GradientTask
 
 Split = Literal["train", "test"]
+
+
+class CaseUnreadable(KeyError):
+    """A patient's folder that holds no whole case: a file of it is missing, cut short, or closed to this user.
+
+    A `KeyError`, because no case can be had under this pseudonym until the patient is admitted again. `reason` names files of
+    the folder only; the text names the folder, and is for the hospital's own screen and log.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(folder, reason)
+        self.folder, self.reason = folder, reason
+
+    def __str__(self) -> str:
+        return f"{self.folder} can't be read: {self.reason}"
 
 
 class Cohort:
@@ -69,7 +86,10 @@ class Cohort:
     # -- the door in's last step -------------------------------------------------------------------------------------
 
     def admit(self, case: Case) -> None:
-        """Store the case, or replace it: one patient is one case. All of it is stored or nothing (`OSError`)."""
+        """Store the case, or replace it: one patient is one case. All of it is stored or nothing (`OSError`).
+
+        A folder in its place that can't be read is not thrown away: it goes to `damaged/`.
+        """
         place = self._cases / _folder_name(case.patient)
         part, old = self._cases / f".{uuid4().hex}.part", self._cases / f".{place.name}.old"
         with self._lock(fcntl.LOCK_EX):
@@ -78,7 +98,9 @@ class Cohort:
             try:
                 self._write(case, part)
                 self._forget_prepared(place.name)
-                if place.exists():
+                if place.exists() and not self._is_whole(place.name):
+                    self._put_aside(place)
+                elif place.exists():
                     place.rename(old)
                     _sync(self._cases)
                 part.rename(place)
@@ -86,6 +108,19 @@ class Cohort:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
                 self._tidy()
+
+    def _is_whole(self, patient: str) -> bool:
+        try:
+            self._read(patient)
+        except CaseUnreadable:
+            return False
+        return True
+
+    def _put_aside(self, place: Path) -> None:
+        (self.folder / "damaged").mkdir(mode=0o700, exist_ok=True)
+        place.rename(self.folder / "damaged" / f"{place.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+        _sync(self.folder / "damaged")
+        _sync(self._cases)
 
     def _write(self, case: Case, part: Path) -> None:
         volumes = []
@@ -141,31 +176,63 @@ class Cohort:
     def __iter__(self) -> Iterator[Case]:
         return (self.case(patient) for patient in self.patients)
 
+    def look(self) -> Iterator[Case | CaseUnreadable]:
+        """Every patient's case, or why it can't be read: one damaged folder does not hide the others."""
+        for patient in self.patients:
+            try:
+                yield self.case(patient)
+            except CaseUnreadable as unreadable:
+                yield unreadable
+
+    @property
+    def put_aside(self) -> int:
+        """How many unreadable folders stepped aside, into `damaged/`, when their patients were admitted again."""
+        return sum(1 for _ in (self.folder / "damaged").glob("*"))
+
     def case(self, patient: str) -> Case:
-        """The stored case; its arrays are memory-mapped read-only. Raises `KeyError` for an unknown pseudonym."""
+        """The stored case; its arrays are memory-mapped read-only.
+
+        Raises `KeyError` for an unknown pseudonym, and `CaseUnreadable`, which is one too, for a damaged folder.
+        """
         with self._lock(fcntl.LOCK_SH):
             return self._read(patient)[0]
 
     def _read(self, patient: str) -> tuple[Case, str]:
         """The case, and the state it is in. The caller holds the lock."""
         folder = self._cases / patient
-        text = json.loads(self._text(patient))
-        volumes = tuple(
-            Volume(
-                series=volume["series"],
-                image=np.load(folder / f"{volume['series']}.image.npy", mmap_mode="r"),
-                affine=np.array(volume["affine"]),
-                mask=np.load(folder / f"{volume['series']}.mask.npy", mmap_mode="r") if volume["mask"] else None,
+        try:
+            text = json.loads(self._text(patient))
+        except ValueError:
+            raise CaseUnreadable(folder, "case.json is cut short, or isn't JSON") from None
+        try:
+            volumes = tuple(
+                Volume(
+                    series=volume["series"],
+                    image=_array(folder / f"{volume['series']}.image.npy"),
+                    affine=np.array(volume["affine"]),
+                    mask=_array(folder / f"{volume['series']}.mask.npy") if volume["mask"] else None,
+                )
+                for volume in text["volumes"]
             )
-            for volume in text["volumes"]
-        )
-        return Case(text["patient"], volumes, text["endpoints"], text["scanner"]), self._state(patient)
+            case = Case(text["patient"], volumes, text["endpoints"], text["scanner"])
+        except CaseUnreadable:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise CaseUnreadable(folder, f"its files don't make a case ({type(error).__name__}: {error})") from None
+        return case, self._state(patient)
 
     def _text(self, patient: str) -> bytes:
+        place = self._cases / patient
         try:
-            return (self._cases / patient / "case.json").read_bytes()
+            return (place / "case.json").read_bytes()
         except FileNotFoundError:
+            if place.exists():
+                raise CaseUnreadable(place, "case.json is missing") from None
             raise KeyError(f"no patient '{patient}' in the cohort {self.folder}") from None
+        except NotADirectoryError:
+            raise CaseUnreadable(place, "it is a file, and no patient's folder") from None
+        except OSError as error:
+            raise CaseUnreadable(place, f"case.json: {error.strerror}") from None
 
     def _state(self, patient: str) -> str:
         """A digest of the stored case: other images, masks or endpoints give another."""
@@ -178,6 +245,22 @@ class Cohort:
         patient-level privacy needs.
         """
         return tuple(patient for patient in self.patients if is_test(patient, test_fraction) == (which == "test"))
+
+    def usable(self, task: GradientTask, patients: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Those of the patients whom the task can use, and the reason for each of the others.
+
+        Each is judged alone, so that nobody's presence moves another's. What is wrong with one patient's files is never an
+        error: it would say something about that patient.
+        """
+        left_out: dict[str, str] = {}
+        for patient in patients:
+            try:
+                self.prepared(task, patient)
+            except (CaseUnreadable, ValueError) as error:  # in words
+                left_out[patient] = str(error)
+            except Exception as error:
+                left_out[patient] = f"{type(error).__name__}: {error}"
+        return tuple(patient for patient in patients if patient not in left_out), left_out
 
     def prepared(self, task: GradientTask, patient: str) -> Arrays:
         """The task's arrays of one case, computed at the first call and memory-mapped afterwards."""
@@ -201,6 +284,19 @@ class Cohort:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         return {path.stem: np.load(path, mmap_mode="r") for path in sorted(place.glob("*.npy"))}
+
+
+def _array(path: Path) -> npt.NDArray[Any]:
+    """The array of this file, memory-mapped. Raises `CaseUnreadable` naming it."""
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise CaseUnreadable(path.parent, f"{path.name} is missing") from None
+    except (EOFError, ValueError):
+        raise CaseUnreadable(path.parent, f"{path.name} is cut short, or is no array") from None
+    except OSError as error:
+        raise CaseUnreadable(path.parent, f"{path.name}: {error.strerror}") from None
+    return array
 
 
 def _folder_name(pseudonym: str) -> str:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fl_client.admission import key_of, label_map, series_rules, tell_left_out
-from fl_client.cohort import Cohort
+from fl_client.cohort import CaseUnreadable, Cohort
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.visitors import Originals, visitors
 from fl_client.intake.volume import GeometryRefused
@@ -128,18 +128,24 @@ def _require_meanings(structures: Mapping[str, int], labels: LabelMap, said: str
 def _cohort(site: Site, wanted: Collection[str]) -> Source:
     cohort = Cohort(site.cohort_folder)
     images: dict[tuple[str, str], Callable[[], tuple[Volume, Originals | None]]] = {}
-    refused = {}
-    for case in cohort:
+    refused, where = {}, {}
+    for case in cohort.look():
+        if isinstance(case, CaseUnreadable):
+            refused[case.folder.name], where[case.folder.name] = f"can't be read: {case.reason}", case.folder
+            continue
         series = [volume.series for volume in case.volumes if volume.series in wanted]
         images |= {(case.patient, name): partial(_of_cohort, cohort, case.patient, name) for name in series}
         if not series:
             there = ", ".join(volume.series for volume in case.volumes)
             refused[case.patient] = f"none of the series that the model reads ({', '.join(wanted)}); there are {there}"
-    return Source(images, refused)
+    return Source(images, refused, where=where)
 
 
 def _of_cohort(cohort: Cohort, patient: str, series: str) -> tuple[Volume, None]:
-    volume = cohort.case(patient).volume(series)
+    try:
+        volume = cohort.case(patient).volume(series)
+    except CaseUnreadable as unreadable:
+        raise GeometryRefused(f"can't be read: {unreadable.reason}") from None
     if volume is None:
         raise GeometryRefused(f"{series} went from the cohort meanwhile")
     return volume, None

@@ -1,7 +1,8 @@
 """A trained model as the hospital gets it back: `model.pt` of a run, and the study that says which network it belongs to.
 
 The weights alone don't say what they segment. That stands in the study: in `record.json` beside the model, in a file, or among
-those that were put down here. Weights are read as numbers only (`weights_only`), so that a file can't bring code.
+those that were put down here. A record also tells the fingerprint of the run's last model, and other weights are refused.
+Weights are read as numbers only (`weights_only`), so that a file can't bring code.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from fl_client.approval import Approvals
 from fl_client.device import device_of
 from fl_client.site import Site
+from tasks.fingerprint import fingerprint
 from tasks.segmentation import SegmentationTask
 from tasks.task import load
 
@@ -37,7 +39,8 @@ def load_trained(path: Path, study: str | None, site: Site) -> Trained:
 
     `study` is a study's file, a `record.json`, or the beginning of the hash of a study that was put down at this site; None
     takes `record.json` beside the model. Raises `FileNotFoundError` for what is missing and `ValueError` in words for a study
-    without a segmentation task, for weights that aren't those of its network, and for a device that isn't there.
+    without a segmentation task, for weights that aren't those of its network or not those that the record tells of (the one
+    given, or else the one beside the model), and for a device that isn't there.
     """
     path = path / "model.pt" if path.is_dir() else path
     if not path.is_file():
@@ -49,6 +52,7 @@ def load_trained(path: Path, study: str | None, site: Site) -> Trained:
     model = task.model()
     state = _weights(path)
     _require_fit(state, model, f"{path} is not a model of study {name}, which segments {', '.join(task.settings.structures)}")
+    _require_recorded(state, path, study)
     model.load_state_dict(state)
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
@@ -71,12 +75,55 @@ def _study(path: Path, said: str | None, site: Site) -> tuple[str, dict[str, Any
             f"{file} is missing, and the weights alone don't say what they segment; pass --study with the study's file or the "
             "beginning of its hash (konsil-site studies), or put the run's record.json beside the model"
         )
+    data = _object(file)
     try:
-        data = json.loads(file.read_text())
         study = data.get("study", data)
         return str(study["name"]), dict(study["task"])
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{file} is neither a study nor a run's record: it names no study with a task") from None
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text())
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise ValueError(f"{file} is neither a study nor a run's record: it holds no JSON object")
+    return data
+
+
+def _require_recorded(state: Mapping[str, torch.Tensor], path: Path, said: str | None) -> None:
+    """Raise `ValueError` unless the weights are those after the last round of the record, if there is one."""
+    given = [Path(said)] if said is not None else []
+    for file in (*given, path.with_name("record.json")):
+        rounds = _fingerprints(file) if file.is_file() else []
+        if rounds:
+            break
+    else:
+        return
+    try:
+        found = fingerprint(state)
+    except TypeError:
+        found = "no number type that konsil saves"
+    if found == rounds[-1]:
+        return
+    after = f"; they are those after round {rounds.index(found) + 1}" if found in rounds else ""
+    raise ValueError(
+        f"{path} holds other weights than {file} tells of: their fingerprint is {found[:16]}..., and the model after the "
+        f"record's last round ({len(rounds)}) has {rounds[-1][:16]}...{after}. Somebody may have changed or exchanged one of "
+        "the two, or the run stopped between them; where the weights are known to be right, keep them apart from this record "
+        "and name the study with --study"
+    )
+
+
+def _fingerprints(file: Path) -> list[str]:
+    """The model's fingerprint after each round, as a record tells it; none for a study."""
+    rounds = _object(file).get("rounds")
+    try:
+        return [str(entry["arrays_sha256"]) for entry in rounds] if isinstance(rounds, list) else []
+    except (KeyError, TypeError):
+        raise ValueError(f"{file} is not a run's record: a round of it tells no fingerprint of its model") from None
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import Any
 import torch
 
 from conf.study import Study
+from tasks.fingerprint import fingerprint
 from tasks.task import load
+
+__all__ = ["State", "fingerprint", "initial_state", "save"]
 
 State = dict[str, torch.Tensor]
 """A model's weights by name, on the CPU: what `torch.nn.Module.state_dict` gives and `load_state_dict` takes."""
@@ -22,16 +24,6 @@ def initial_state(study: Study) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed)
         return {name: tensor.detach().clone() for name, tensor in load(study.task).model().state_dict().items()}
-
-
-def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names: equal for equal models."""
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        array = state[name].detach().cpu().contiguous().numpy()
-        sha.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:

@@ -1,0 +1,46 @@
+"""How many training patients a study's task can use here: told on the hospital's own screen, before it says yes.
+
+A study that nobody here fits is not refused later on, because a refusal would tell the coordinator so: its rounds are paid
+for and release noise alone. So the person who decides has to see it first. The count is the one that training makes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from conf.study import Study
+from fl_client.cohort import Cohort
+from fl_client.site import Site
+from tasks.task import load
+
+TOLD = 10
+"""So many patients are named with their reasons; the others are counted."""
+
+
+def tell_usable(site: Site, study: Study) -> None:
+    """Print how many of the training patients the study's task can use, and why not the others; warn if it can use nobody.
+
+    Prepares their arrays, as the first round would. Raises `OSError` if there can't be a cohort at this site.
+    """
+    try:
+        task = load(study.task)
+    except ValueError as error:
+        print(f"WARNING: {site.name} can't take part in study {study.name}: {error}", file=sys.stderr)
+        return
+    cohort = Cohort(site.cohort_folder)
+    training = cohort.split("train", test_fraction=site.test_fraction)
+    usable, left_out = cohort.usable(task, training)
+    print(
+        f"{len(usable)} of {len(training)} training patients at {site.name} can be used for study {study.name}"
+        + (f"; {len(left_out)} can't:" if left_out else "")
+    )
+    for patient, reason in list(left_out.items())[:TOLD]:
+        print(f"  {patient}: {reason}")
+    if len(left_out) > TOLD:
+        print(f"  and {len(left_out) - TOLD} more; log/training.jsonl names them all once a round is trained")
+    if not usable:
+        print(
+            f"WARNING: no training patient at {site.name} can be used for study {study.name}: its rounds would be paid for, "
+            "and what they release would be noise alone",
+            file=sys.stderr,
+        )
