@@ -14,8 +14,8 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from fl_client.cohort import Cohort
-from fl_client.intake.admit import Door, Intake, Progress
 from fl_client.intake.deidentify import Deidentifier
+from fl_client.intake.door import Door, Intake, Progress
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import MaskRefused, check_mask
 from fl_client.intake.nifti import problem

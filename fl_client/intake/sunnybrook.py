@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_client.cohort import Cohort
-from fl_client.intake.admit import Door, Intake, Progress, read_header, unsuitable
 from fl_client.intake.deidentify import Deidentifier, discreet
+from fl_client.intake.door import Door, Intake, Progress
+from fl_client.intake.headers import read_header, unsuitable
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import MaskRefused, check_mask
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume

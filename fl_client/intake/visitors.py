@@ -1,7 +1,7 @@
 """Patients whose images are read through the same door and not let in: a trained model looks at them, and nothing is kept.
 
-The same headers, series rules and geometry gate as in `admit`, so that a model sees here what it saw in training. A visitor
-also keeps the way back to the original files, because a DICOM SEG has to name them.
+The same headers, series rules and geometry gate as for patients who are let in, so that a model sees here what it saw in
+training. A visitor also keeps the way back to the original files, because a DICOM SEG has to name them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import Dataset
 
-from fl_client.intake.admit import Patient, Progress, Reasons, Refused, SeriesRule, SeriesRules, latest, phases, read_headers
 from fl_client.intake.deidentify import Deidentifier, discreet
+from fl_client.intake.door import Progress, Reasons, Refused
+from fl_client.intake.headers import Patient, read_headers
+from fl_client.intake.series import SeriesRule, SeriesRules, latest, phases
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
 from tasks.case import Volume
 

@@ -13,7 +13,8 @@ import pydicom
 import pytest
 
 from fl_client.cohort import Cohort
-from fl_client.intake.admit import Intake, admit_folder
+from fl_client.intake.admit import admit_folder
+from fl_client.intake.door import Intake
 from fl_client.intake.labels import LabelMap
 from simulation.dicom import write_patient
 from tasks.case import Case, Volume
@@ -107,6 +108,20 @@ def edit() -> Callable[[Path, Callable[[pydicom.Dataset], object]], None]:
         dataset.save_as(path)
 
     return change
+
+
+@pytest.fixture
+def snapshot() -> Callable[[Cohort], dict[str, bytes]]:
+    """Every file of a cohort: its bytes by its path."""
+
+    def read(cohort: Cohort) -> dict[str, bytes]:
+        return {
+            path.relative_to(cohort.folder).as_posix(): path.read_bytes()
+            for path in sorted(cohort.folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return read
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from fl_client.cohort import Cohort
 from fl_client.intake import pairs
-from fl_client.intake.admit import Intake
+from fl_client.intake.door import Intake
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.pairs import admit_pairs
 from fl_client.intake.write_back import sitk_image, write_nifti

@@ -9,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from fl_client.cohort import Cohort
-from fl_client.intake.admit import Intake
 from fl_client.intake.deidentify import Deidentifier
+from fl_client.intake.door import Intake
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.sunnybrook import ContourRefused, admit_sunnybrook, fill, read_contour
 

@@ -10,8 +10,8 @@ import pytest
 import SimpleITK as sitk
 
 from fl_client.cohort import Cohort
-from fl_client.intake.admit import Intake
 from fl_client.intake.deidentify import discreet
+from fl_client.intake.door import Intake
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.write_back import write_nifti, write_seg
 from tasks.case import Case

@@ -1,0 +1,108 @@
+"""What a folder holds, from its headers alone: slices and masks by patient and series, and which files are neither.
+
+Headers are de-identified as they are read, so that whatever comes after sees pseudonyms. A file that is of no use is left out
+with the reason; one that is a patient's and of no use still makes that patient known, who then ends as a refusal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from fl_client.intake.deidentify import Deidentifier, Unattributable
+from fl_client.intake.door import Progress, Reasons
+from fl_client.intake.endpoints import FILE as ENDPOINTS
+from fl_client.intake.volume import Frame
+
+MR, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2"
+SEG, LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
+DIRECTORY = "1.2.840.10008.1.3.10"
+
+
+@dataclass
+class Patient:
+    """All that a folder holds of one patient, de-identified."""
+
+    series: dict[str, list[Frame]] = field(default_factory=dict)  # series UID: images
+    masks: list[Frame] = field(default_factory=list)
+
+
+def read_headers(folder: Path, reasons: Reasons, progress: Progress | None) -> dict[str, Patient]:
+    """De-identified headers by patient and series; files that are no images or masks of anybody are left out."""
+    patients: dict[str, Patient] = {}
+    seen: dict[str, Path] = {}  # SOP instance: first file
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ENDPOINTS]
+    for done, path in enumerate(files, 1):
+        handle = reasons.deidentify.handle(path.relative_to(folder).as_posix())
+        try:
+            header = read_header(path, reasons.deidentify)
+        except Unattributable as reason:
+            reasons.leave_out(handle, str(reason), path)
+        except InvalidDicomError:
+            reasons.leave_out(handle, "not a DICOM file", path)
+        except Exception as error:
+            reasons.leave_out(handle, f"the header can't be read ({type(error).__name__}): corrupt or cut short", path)
+        else:
+            # a patient whose every file is of no use still ends as a refusal
+            patient = patients.setdefault(header.PatientID, Patient())
+            unfit = unsuitable(header)
+            instance = str(header.get("SOPInstanceUID", ""))
+            if unfit is None and instance in seen and _digest(seen[instance]) == _digest(path):
+                unfit = "a copy of another file, byte by byte"
+            if unfit is not None:
+                reasons.leave_out(handle, unfit, path)
+            elif header.SOPClassUID in (SEG, LABELMAP_SEG):
+                patient.masks.append(Frame(path, header))
+            else:
+                patient.series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(Frame(path, header))
+            seen.setdefault(instance, path)
+        if progress:
+            progress(done, len(files))
+    return patients
+
+
+def read_header(path: Path, deidentify: Deidentifier) -> Dataset:
+    """The de-identified header; a segmentation keeps its pixels, which are the mask. Raises many kinds of exception."""
+    with pydicom.dcmread(path, stop_before_pixels=True) as original:
+        if original.get("SOPClassUID") in (SEG, LABELMAP_SEG):
+            original = pydicom.dcmread(path)
+        elif original.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
+            raise Unattributable("a DICOMDIR: the files it lists are read instead")
+        header = deidentify(original)
+    for element in header.iterall():
+        _ = element.value  # converts numbers now, so that a broken one is this file's fault
+    return header
+
+
+def unsuitable(header: Dataset) -> str | None:
+    """Why a readable file is neither a slice nor a mask, or None if it is one."""
+    kind = header.get("SOPClassUID")
+    if kind in (SEG, LABELMAP_SEG):
+        return None
+    if kind not in (MR, CT):
+        # a private UID may carry a hospital's own root, so only the standard's names are repeated
+        standard = str(kind or "").startswith("1.2.840.10008.")
+        name = pydicom.uid.UID(str(kind)).name if standard else "an object of no standard class"
+        return f"{name} is neither MR or CT images, slice by slice, nor a segmentation"
+    if header.get("BurnedInAnnotation") == "YES":
+        return "BurnedInAnnotation is YES: names may stand in the pixels"
+    if header.get("Rows") is None or header.get("Columns") is None:
+        return "an image header without Rows and Columns"
+    return None
+
+
+def references(seg: Dataset) -> Iterator[str]:
+    """SOP instances of the images that a segmentation was drawn on."""
+    for series in seg.get("ReferencedSeriesSequence", []):
+        for item in series.get("ReferencedInstanceSequence", []):
+            yield str(item.get("ReferencedSOPInstanceUID", ""))
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()

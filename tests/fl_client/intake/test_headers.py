@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from fl_client.cohort import Cohort
+from fl_client.intake.door import Intake
+
+LetIn = Callable[..., tuple[Intake, Cohort]]
+Edit = Callable[..., None]
+
+
+def file_of(archive: Path, series: str, number: int) -> Path:
+    return next(archive.rglob(f"{series}/IM{number:04d}.dcm"))
+
+
+def test_a_slice_sent_twice_under_two_names_counts_once(archive: Path, let_in: LetIn) -> None:
+    shutil.copy(file_of(archive, "lge", 2), archive / "again.dcm")
+    intake, _ = let_in(archive)
+    assert len(intake.admitted) == 1
+    assert list(intake.left_out.values()) == ["a copy of another file, byte by byte"]
+
+
+def test_files_that_are_nobodys_image_are_left_out_one_by_one(archive: Path, let_in: LetIn, edit: Edit) -> None:
+    slice_2 = file_of(archive, "lge", 2)
+    for name in ("report.dcm", "burned.dcm", "nobody.dcm", "cut.dcm"):
+        shutil.copy(slice_2, archive / name)
+    edit(archive / "report.dcm", lambda d: setattr(d, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.88.11"))
+    edit(archive / "burned.dcm", lambda d: setattr(d, "BurnedInAnnotation", "YES"))
+    edit(archive / "nobody.dcm", lambda d: setattr(d, "PatientID", ""))
+    (archive / "cut.dcm").write_bytes(slice_2.read_bytes()[:300])
+    (archive / "notes.txt").write_text("x")
+    intake, _ = let_in(archive)
+    assert len(intake.admitted) == 1
+    named = {intake.where[handle].name: reason for handle, reason in intake.left_out.items()}
+    assert named.keys() == {"report.dcm", "burned.dcm", "nobody.dcm", "cut.dcm", "notes.txt"}
+    assert named["report.dcm"].startswith("Basic Text SR Storage is neither MR or CT images")
+    assert "BurnedInAnnotation" in named["burned.dcm"]
+    assert named["nobody.dcm"].startswith("no PatientID")
+    assert named["notes.txt"] == "not a DICOM file"

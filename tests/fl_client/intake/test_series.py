@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from fl_client.cohort import Cohort
+from fl_client.intake.door import Intake
+from fl_client.intake.endpoints import EndpointRules
+from fl_client.intake.series import SeriesRule, SeriesRules
+from simulation.dicom import Identity, write_patient
+from tasks.case import Case
+
+LetIn = Callable[..., tuple[Intake, Cohort]]
+Edit = Callable[..., None]
+
+
+def test_rules_can_ask_for_other_series_and_columns(archive: Path, let_in: LetIn) -> None:
+    rules = SeriesRules(rules=(SeriesRule(name="late", words=("lge",)),))
+    intake, cohort = let_in(archive, series=rules, endpoints=EndpointRules(numbers=("event",), categories={}))
+    read = cohort.case(intake.admitted[0])
+    assert [volume.series for volume in read.volumes] == ["late"]
+    assert dict(read.endpoints) == {"event": 1}
+    assert sum("no series rule asks for" in reason for reason in intake.left_out.values()) == 2
+    assert sum("doesn't ask for" in reason for reason in intake.left_out.values()) == 2
+
+
+def test_of_two_studies_the_later_counts(case: Case, let_in: LetIn, tmp_path: Path) -> None:
+    person = Identity.invent(case.patient)
+    later = dataclasses.replace(person, study_date=str(int(person.study_date) + 10000))
+    double = dataclasses.replace(case, volumes=tuple(dataclasses.replace(v, image=v.image // 2) for v in case.volumes))
+    write_patient(case, tmp_path / "both/first", identity=person)
+    write_patient(double, tmp_path / "both/second", identity=later)
+    for table in (tmp_path / "both").rglob("endpoints.csv"):
+        table.unlink()
+    intake, cohort = let_in(tmp_path / "both")
+    volume = cohort.case(intake.admitted[0]).volume("cine_ed")
+    assert volume is not None
+    assert np.array_equal(volume.image, case.volumes[0].image // 2)
+    assert sum("earlier" in reason for reason in intake.left_out.values()) == 3
+
+
+def test_a_cine_series_gives_the_two_phases_that_somebody_drew_on(
+    case: Case, let_in: LetIn, edit: Edit, tmp_path: Path
+) -> None:
+    archive = tmp_path / "cine"
+    write_patient(dataclasses.replace(case, volumes=case.volumes[:2]), archive)
+    ed, es = case.volumes[:2]
+    frames = {name: sorted(next(archive.rglob(name)).glob("*.dcm")) for name in ("cine_ed", "cine_es")}
+    reference = pydicom.dcmread(frames["cine_ed"][0])
+
+    def join(dataset: pydicom.Dataset) -> None:
+        dataset.SeriesDescription, dataset.SeriesInstanceUID = "cine", reference.SeriesInstanceUID
+        dataset.FrameOfReferenceUID = reference.FrameOfReferenceUID
+
+    for path in frames["cine_ed"] + frames["cine_es"]:
+        edit(path, join)
+    for path in frames["cine_ed"]:  # a third phase between the two, on which nobody drew
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID, dataset.TriggerTime = dataset.SOPInstanceUID[:-4] + "7777", "100"
+        dataset.save_as(path.with_name(f"between-{path.name}"))
+    edit(
+        next(archive.rglob("cine_es-mask.dcm")),
+        lambda dataset: setattr(dataset, "FrameOfReferenceUID", reference.FrameOfReferenceUID),
+    )
+    for mask in archive.rglob("*-mask.dcm"):
+        edit(mask, lambda d: setattr(d.ReferencedSeriesSequence[0], "SeriesInstanceUID", reference.SeriesInstanceUID))
+    intake, cohort = let_in(archive)
+    read = cohort.case(intake.admitted[0])
+    for expected in (ed, es):
+        volume = read.volume(expected.series)
+        assert volume is not None
+        assert np.array_equal(volume.image, expected.image)
+        assert np.array_equal(volume.mask, expected.mask)
+
+
+@pytest.fixture
+def cine(case: Case, tmp_path: Path) -> Callable[[int | None, int], Path]:
+    """A cine of `count` phases, 1/`count` s apart, on whose phase `drawn` (from 0) somebody drew; None for nobody."""
+
+    def write(drawn: int | None, count: int) -> Path:
+        archive = tmp_path / f"cine-{drawn}-of-{count}"
+        write_patient(dataclasses.replace(case, volumes=case.volumes[:1]), archive)
+        for path in sorted(archive.rglob("IM*.dcm")):
+            dataset = pydicom.dcmread(path)
+            dataset.SeriesDescription, instance = "cine", dataset.SOPInstanceUID
+            path.unlink()
+            for phase in range(count):
+                dataset.SOPInstanceUID = instance if phase == drawn else f"{instance[:-4]}{7000 + phase}"
+                dataset.TriggerTime = f"{1000 * phase / count:g}"
+                dataset.save_as(path.with_name(f"{path.stem}-{phase}.dcm"))
+        if drawn is None:
+            next(archive.rglob("*-mask.dcm")).unlink()
+        return archive
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("drawn", "count", "name"),
+    [
+        (0, 8, "cine_ed"),
+        (7, 8, "cine_ed"),  # before the R wave, by an eighth of the cycle
+        (3, 16, None),
+        (2, 8, "cine_es"),
+        (4, 8, "cine_es"),
+        (5, 8, None),
+    ],
+)
+def test_a_single_phase_that_somebody_drew_on_is_named_by_its_place_in_the_cycle(
+    cine: Callable[[int | None, int], Path], let_in: LetIn, case: Case, drawn: int, count: int, name: str | None
+) -> None:
+    intake, cohort = let_in(cine(drawn, count))
+    if name is None:
+        (reason,) = intake.refused.values()
+        assert f"cine: only phase {drawn + 1} of {count} has a mask, {drawn / count:.0%} of the cycle" in reason
+    else:
+        (volume,) = cohort.case(intake.admitted[0]).volumes
+        assert volume.series == name
+        assert np.array_equal(volume.mask, case.volumes[0].mask)
+
+
+def test_a_cine_on_which_nobody_drew_gives_the_phase_at_the_r_wave(
+    cine: Callable[[int | None, int], Path], let_in: LetIn
+) -> None:
+    intake, cohort = let_in(cine(None, 4))
+    (volume,) = cohort.case(intake.admitted[0]).volumes
+    assert (volume.series, volume.mask) == ("cine_ed", None)
