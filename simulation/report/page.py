@@ -67,6 +67,7 @@ def page(run: Run) -> str:
         "examples": list(pictures.examples(run.overlays, cardiac="myocardium" in run.structures)),
         "scanners": pictures.scanners(run.overlays / "scanners.npz"),
         "agreements": agreements(run),
+        "phases": phases(run),
         "settings": json.dumps(record.study, indent=2),
         "headline": ARMS[run.headline],
         "roles": ROLES,
@@ -159,6 +160,13 @@ def answers(run: Run) -> dict[str, list[tuple[int, str, str]]]:
             for r in run.record.rounds
         ]
     return table
+
+
+def phases(run: Run) -> list[tuple[str, float | None, float | None]]:
+    """(phase, seconds, peak memory in MiB) in the order of the run; of the total, the highest peak. None: not recorded."""
+    seconds, memory = run.record.timings, {"total": run.record.peak_memory_mb, **run.record.memory_mb}
+    names = sorted({**seconds, **run.record.memory_mb}, key="total".__eq__)  # the total last
+    return [(name, seconds.get(name), memory.get(name)) for name in names]
 
 
 def curves(run: Run) -> list[Markup]:

@@ -1,5 +1,6 @@
 """The page says what the run folder says: no other number, no other verdict, and nothing from any network."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -115,6 +116,44 @@ def test_the_verdict_comes_first_and_the_sections_in_order(full_report):
     ]
     assert places == sorted(places)
     assert "Sunnybrook, SCD-0005 : contours lie 41 mm" in text
+
+
+def costs(page):
+    start = page.cells.index("Phase ")
+    return [cell.strip() for cell in page.cells[start:]]
+
+
+def test_seconds_and_peak_memory_stand_side_by_side_for_each_phase(full_report):
+    assert costs(Page(full_report[2])) == [
+        *("Phase", "Seconds", "Peak memory MiB"),
+        *("patients", "61.2", "1,404"),
+        *("pretraining", "120.4", "–"),  # of this phase the record tells no memory
+        *("federation private", "402.0", "2,210"),
+        *("total", "583.6", "2,210"),
+    ]
+
+
+def test_a_record_of_an_older_konsil_tells_the_seconds_by_phase_alone(tmp_path):
+    build(tmp_path)
+    record = json.loads((tmp_path / "record.json").read_text())
+    del record["memory_mb"]
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    cells = costs(Page(write_report(tmp_path).read_text()))
+    assert cells == [
+        "Phase",
+        "Seconds",
+        "patients",
+        "61.2",
+        "pretraining",
+        "120.4",
+        "federation private",
+        "402.0",
+        "total",
+        "583.6",
+    ]
+    del record["timings"], record["peak_memory_mb"]
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    assert "Phase " not in Page(write_report(tmp_path).read_text()).cells
 
 
 def test_the_page_asks_nothing_of_any_network(full_report):
