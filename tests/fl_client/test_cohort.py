@@ -1,6 +1,7 @@
 """What the cohort promises when a case arrives again and the process may die at any moment."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from cohort_crash import NEW, OLD
 
-from fl_client.cohort import Cohort
+from fl_client.cohort import CaseUnreadable, Cohort
 
 SCRIPT = Path(__file__).with_name("cohort_crash.py")
 ROOT = Path(__file__).parents[2]
@@ -91,3 +92,27 @@ def test_arrays_that_cannot_be_prepared_are_an_error_and_leave_nothing(tmp_path,
     with pytest.raises(OSError, match="No space"):
         cohort.prepared(Doubling(), "P1")
     assert not list((tmp_path / "prepared").rglob("*.npy"))
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other_patient_and_its_pseudonym_can_be_admitted_again(tmp_path):
+    cohort = Cohort(tmp_path)
+    cohort.admit(OLD)
+    shutil.copytree(tmp_path / "cases" / "P1", tmp_path / "cases" / "P0")
+    (tmp_path / "cases" / "P0" / "case.json").unlink()
+    damaged, sound = cohort.look()
+    assert isinstance(damaged, CaseUnreadable)
+    assert str(damaged) == f"{tmp_path / 'cases' / 'P0'} can't be read: case.json is missing"
+    assert str(pickle.loads(pickle.dumps(damaged))) == str(damaged)  # it may come out of a worker process
+    assert sound.patient == "P1"
+    with pytest.raises(KeyError, match="no patient 'P2'"):
+        cohort.case("P2")
+
+    (tmp_path / "cases" / "P1" / "case.json").write_text("{")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "cases" / "P1").iterdir()}
+    assert cohort.put_aside == 0
+    cohort.admit(NEW)
+    assert set(np.unique(cohort.case("P1").volume("cine_es").image)) == {2}
+    (aside,) = (tmp_path / "damaged").iterdir()
+    assert aside.name.startswith("P1.")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == kept  # nothing of what was there is lost
+    assert cohort.put_aside == 1

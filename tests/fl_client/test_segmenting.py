@@ -25,6 +25,7 @@ from fl_client.intake.labels import LabelMap
 from fl_client.site import Site
 from simulation.dicom import Identity, write_patient
 from tasks.case import Case
+from tasks.fingerprint import fingerprint
 from tasks.segmentation.export import export_torchscript
 from tasks.task import load
 
@@ -315,3 +316,78 @@ def test_a_model_of_another_organ_goes_with_its_own_label_map(run, archive, segm
     assert LabelMap.load("hippocampus").structures["posterior"].value == 2
     assert segment(run, archive, "--labels", "hippocampus") == 0
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 4
+
+
+def test_a_damaged_folder_of_the_cohort_is_refused_and_the_others_get_their_masks(clinic, run, segment, tmp_path, capsys):
+    cases = Site.load(clinic).cohort_folder / "cases"
+    (cases / "p0-1" / "case.json").unlink()
+    (cases / "p0-2" / "case.json").write_text('{"patient": "p0')
+    assert segment(run) == 3
+    said = capsys.readouterr().out
+    assert "4 masks of 2 patients" in said
+    assert f"p0-1 refused: can't be read: case.json is missing  ({cases / 'p0-1'})" in said
+    assert f"p0-2 refused: can't be read: case.json is cut short, or isn't JSON  ({cases / 'p0-2'})" in said
+    with open(tmp_path / "out" / "masks.csv", newline="") as file:
+        refused = {row["patient"]: row["refused"] for row in csv.DictReader(file) if row["refused"]}
+    assert refused == {"p0-1": "can't be read: case.json is missing", "p0-2": refused["p0-2"]}
+    assert str(cases) not in (tmp_path / "out" / "masks.csv").read_text()
+
+
+def recorded(run: Path, *rounds: str) -> None:
+    """Let the run's record tell these fingerprints of its model, round by round."""
+    record = json.loads((run / "record.json").read_text())
+    record["rounds"] = [{"round": n, "arrays_sha256": sha} for n, sha in enumerate(rounds, 1)]
+    (run / "record.json").write_text(json.dumps(record))
+
+
+def changed(run: Path) -> str:
+    """Change one weight of the model; what was its fingerprint before?"""
+    state = torch.load(run / "model.pt", weights_only=True)
+    before = fingerprint(state)
+    state["head.bias"][0] += 0.5
+    torch.save(state, run / "model.pt")
+    return before
+
+
+def test_the_model_that_the_record_tells_of_is_taken(run, segment, tmp_path):
+    recorded(run, "0" * 64, fingerprint(torch.load(run / "model.pt", weights_only=True)))
+    assert segment(run, "--patient", "p0-0") == 0
+    assert (tmp_path / "out" / "p0-0" / "cine_ed.nii.gz").exists()
+
+
+@pytest.mark.parametrize("way", ["beside", "given", "beside, and a study is named"])
+def test_weights_that_the_record_does_not_tell_of_are_refused(way, clinic, hospitals, run, segment, tmp_path, capsys):
+    recorded(run, "0" * 64, changed(run))
+    named, record = [], run / "record.json"
+    if way == "given":
+        record = record.rename(tmp_path / "record.json")
+        named = ["--study", record]
+    elif way != "beside":
+        study = hospitals.study(name="pilot")
+        Approvals(Site.load(clinic).folder).put_down(study)
+        named = ["--study", study.hash]
+    assert segment(run, *named) == 1
+    said = capsys.readouterr().err
+    assert f"{run / 'model.pt'} holds other weights than {record} tells of: their fingerprint is " in said
+    assert "the model after the record's last round (2) has " in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_an_earlier_round_are_refused_as_such(run, segment, capsys):
+    recorded(run, fingerprint(torch.load(run / "model.pt", weights_only=True)), "0" * 64)
+    assert segment(run) == 1
+    assert "they are those after round 1" in capsys.readouterr().err
+
+
+def test_weights_of_a_type_that_no_run_saves_are_refused_in_words(run, segment, capsys):
+    recorded(run, fingerprint(torch.load(run / "model.pt", weights_only=True)))
+    torch.save({n: t.bfloat16() for n, t in torch.load(run / "model.pt", weights_only=True).items()}, run / "model.pt")
+    assert segment(run) == 1
+    assert "holds other weights than" in capsys.readouterr().err
+
+
+def test_a_record_whose_rounds_tell_no_fingerprint_is_refused(run, segment, capsys):
+    record = json.loads((run / "record.json").read_text())
+    (run / "record.json").write_text(json.dumps({**record, "rounds": [{"round": 1}]}))
+    assert segment(run) == 1
+    assert "record.json is not a run's record: a round of it tells no fingerprint of its model" in capsys.readouterr().err

@@ -1,3 +1,6 @@
+import json
+from functools import partial
+
 import pytest
 
 from fl_client.__main__ import main
@@ -55,3 +58,106 @@ def test_wrong_settings_are_told_with_their_path(tmp_path, capsys):
     path.write_text("name: a\ndeclared_size: 0\n")
     assert main(["--site", str(path), "ledger"]) == 1
     assert "declared_size: Input should be greater than or equal to 1 (got 0)" in capsys.readouterr().err
+
+
+def spoil(folder, how):
+    """Damage one patient's folder as a full disk, a careless hand or a wrong mode would."""
+    case = folder / "case.json"
+    if how == "is missing":
+        case.unlink()
+    elif how == "is cut short":
+        case.write_text(case.read_text()[:200])
+    elif how == "has no affine":
+        case.write_text(case.read_text().replace("affine", "matrix"))
+    elif how == "an image is missing":
+        (folder / "cine_es.image.npy").unlink()
+    elif how == "an image is cut short":
+        (folder / "cine_ed.image.npy").write_bytes((folder / "cine_ed.image.npy").read_bytes()[:300])
+    elif how == "a file instead":
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+        folder.write_text("notes")
+
+
+DAMAGES = {
+    "is missing": "case.json is missing",
+    "is cut short": "case.json is cut short, or isn't JSON",
+    "has no affine": "its files don't make a case (KeyError: 'affine')",
+    "an image is missing": "cine_es.image.npy is missing",
+    "an image is cut short": "cine_ed.image.npy is cut short, or is no array",
+    "a file instead": "it is a file, and no patient's folder",
+}
+
+
+@pytest.mark.parametrize(("how", "told"), DAMAGES.items())
+def test_a_damaged_folder_is_named_and_the_others_are_counted(hospitals, capsys, how, told):
+    folder = hospitals.site("a").cohort_folder / "cases" / "p0-1"
+    spoil(folder, how)
+    assert main(["--site", str(hospitals.sites["a"]), "cohort"]) == 1
+    said, warned = capsys.readouterr()
+    assert said.startswith("3 patients in ")
+    assert "  train: 3\n" in said
+    assert "cine_ed: 3 images, 3 with a mask" in said
+    assert (
+        warned == f"{folder} can't be read: {told}; nobody trains on it until all images of this patient are admitted again\n"
+    )
+
+
+def test_before_a_yes_the_hospital_is_told_whom_the_study_can_use(hospitals, capsys):
+    cases, study = hospitals.site("a").cohort_folder / "cases", hospitals.study(name="pilot")
+    Approvals(hospitals.site("a").folder).put_down(study)
+    ask = partial(main, ["--site", str(hospitals.sites["a"]), "approve", study.hash])
+    assert ask() == 0
+    said, warned = capsys.readouterr()
+    assert "4 of 4 training patients at a can be used for study pilot\n" in said
+    assert warned == ""
+
+    text = json.loads((cases / "p0-0" / "case.json").read_text())
+    text["volumes"] = [{**volume, "mask": False} for volume in text["volumes"]]
+    (cases / "p0-0" / "case.json").write_text(json.dumps(text))
+    (cases / "p0-3" / "case.json").unlink()
+    assert ask() == 0
+    said, warned = capsys.readouterr()
+    assert "2 of 4 training patients at a can be used for study pilot; 2 can't:\n" in said
+    assert (
+        "  p0-0: case p0-0 has no mask for any of cine_ed, cine_es; it has cine_ed without mask, cine_es without mask\n" in said
+    )
+    assert f"  p0-3: {cases / 'p0-3'} can't be read: case.json is missing\n" in said
+    assert warned == ""
+    assert not (hospitals.site("a").folder / "log").exists()  # on the screen only
+
+
+def test_a_study_that_can_use_nobody_is_told_loudly(hospitals, capsys):
+    study = hospitals.study(name="pilot", task={**hospitals.study().task, "series": ["lge"]})
+    Approvals(hospitals.site("a").folder).put_down(study)
+    for command in (["approve", study.hash], ["cohort", "--study", study.hash[:8]]):
+        assert main(["--site", str(hospitals.sites["a"]), *command]) == 0
+        said, warned = capsys.readouterr()
+        assert "0 of 4 training patients at a can be used for study pilot; 4 can't:" in said
+        assert warned.startswith(
+            "WARNING: no training patient at a can be used for study pilot: its rounds would be paid for, "
+        )
+    assert Approvals(hospitals.site("a").folder).decisions[study.hash].decision == "approved"
+    assert main(["--site", str(hospitals.sites["a"]), "decline", study.hash]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_of_many_patients_whom_a_study_cannot_use_ten_are_named(new_hospitals, capsys):
+    small = new_hospitals("large")
+    site = small.add("a", patients=12)
+    for folder in (site.cohort_folder / "cases").iterdir():
+        (folder / "case.json").unlink()
+    study = small.study()
+    Approvals(site.folder).put_down(study)
+    assert main(["--site", str(small.sites["a"]), "approve", study.hash]) == 0
+    said = capsys.readouterr().out
+    assert said.count("case.json is missing") == 10
+    assert "  and 2 more; log/training.jsonl names them all once a round is trained" in said
+
+
+def test_a_study_of_a_task_that_is_not_installed_is_told_before_a_yes(hospitals, capsys):
+    study = hospitals.study(name="pilot", task={"name": "palmistry"})
+    Approvals(hospitals.site("a").folder).put_down(study)
+    assert main(["--site", str(hospitals.sites["a"]), "approve", study.hash]) == 0
+    assert "WARNING: a can't take part in study pilot: no task named 'palmistry'" in capsys.readouterr().err
