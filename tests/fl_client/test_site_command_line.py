@@ -88,6 +88,23 @@ def test_dicom_comes_in_and_a_stray_file_is_named_on_the_screen_only(clinic, cas
     assert "1 lines in " in said
 
 
+@pytest.mark.parametrize("spoil", [lambda case: case.unlink(), lambda case: case.write_text("{")])
+def test_a_damaged_folder_is_mended_by_admitting_its_patient_again(clinic, cases, tmp_path, capsys, spoil):
+    for case in cases:
+        write_patient(case, tmp_path / "export")
+    command = ["--site", str(clinic)]
+    assert main([*command, "admit", str(tmp_path / "export")]) == 0
+    damaged = next((clinic.parent / "cohort" / "cases").iterdir())
+    spoil(damaged / "case.json")
+    assert main([*command, "cohort"]) == 1
+    assert main([*command, "admit", str(tmp_path / "export")]) == 0
+    assert "2 patients: 2 admitted, 0 refused" in capsys.readouterr().out
+    assert main([*command, "cohort"]) == 0
+    said = capsys.readouterr().out
+    assert "cine_es: 2 images, 2 with a mask" in said
+    assert f"1 damaged folders lie in {clinic.parent / 'cohort' / 'damaged'}" in said
+
+
 def test_series_rules_choose_what_a_hospital_calls_otherwise(clinic, cases, tmp_path, capsys):
     write_patient(cases[0], tmp_path / "export")
     rules = tmp_path / "series.yaml"
