@@ -22,7 +22,7 @@ from fl_client.intake.endpoints import EndpointRules, EndpointsUnreadable, Row, 
 from fl_client.intake.headers import Patient, read_headers, references
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import MaskRefused, check_mask, onto_grid, read_seg
-from fl_client.intake.series import SeriesRules, latest, phases
+from fl_client.intake.series import SeriesRules, chosen, lone_phases
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
 from tasks.case import Case, Volume
 
@@ -88,17 +88,16 @@ def _case(
     pseudonym: str, patient: Patient, rules: SeriesRules, labels: LabelMap, owners: Mapping[str, str], door: Door
 ) -> tuple[Case, dict[str, float | bool | str]]:
     """The patient's wanted series as volumes with their masks. Raises the refusals."""
-    wanted = latest(pseudonym, patient, rules, door)
+    wanted = chosen(pseudonym, patient, rules, door)
     volumes: dict[str, Volume] = {}
     instances: dict[str, str] = {}  # SOP instance UID: series name
     frames_of: dict[str, list[Frame]] = {}
-    for rule, frames in wanted:
-        for name, some in phases(rule, frames, patient.masks):
-            try:
-                volumes[name], frames_of[name] = to_volume(name, some)
-            except GeometryRefused as reason:
-                raise GeometryRefused(f"{name}: {reason}") from None
-            instances |= {str(frame.header.SOPInstanceUID): name for frame in some}
+    for name, frames in wanted.items():
+        try:
+            volumes[name], frames_of[name] = to_volume(name, frames)
+        except GeometryRefused as reason:
+            raise GeometryRefused(f"{name}: {reason}") from None
+        instances |= {str(frame.header.SOPInstanceUID): name for frame in frames}
     notes: dict[str, float | bool | str] = {}
     for number, mask in enumerate(patient.masks, 1):
         uids = set(references(mask.header))
@@ -124,6 +123,8 @@ def _case(
         except (MaskRefused, UnmappedLabel) as reason:
             raise MaskRefused(f"the mask of {name}: {reason}") from None
         notes[f"mask_resampled/{name}"] = resampled
+    for name, why in lone_phases(wanted, rules, patient.masks).items():
+        door.leave_out(f"{pseudonym}-{name}", why)
     first = frames_of[min(frames_of)][0].header
     scanner: dict[str, float | str] = {"manufacturer": str(first.get("Manufacturer", "other"))}
     if first.get("MagneticFieldStrength"):

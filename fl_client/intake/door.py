@@ -7,13 +7,15 @@ Several walks make one cohort: a patient is one case, however many folders arriv
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fl_client.cohort import Cohort
+import numpy as np
+
+from fl_client.cohort import CaseUnreadable, Cohort
 from fl_client.intake import quality
 from fl_client.intake.deidentify import Deidentifier
-from tasks.case import Case
+from tasks.case import Case, Volume
 
 Progress = Callable[[int, int], None]
 """Called with (files or patients done, in all)."""
@@ -21,7 +23,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Intake:
-    """What became of a folder. `left_out` are files, series and table rows that belong to no admitted or refused patient."""
+    """What became of a folder. `left_out` are files, series, masks and table rows that are part of no case."""
 
     expected: int  # patients that the folder speaks of
     admitted: tuple[str, ...]
@@ -66,8 +68,27 @@ class Door(Reasons):
         self._known = {(line["what"], line["reason"]) for line in cohort.refused}
 
     def admit(self, case: Case, notes: Mapping[str, float | bool | str] = {}) -> None:
-        """Merge the case with what the cohort has of this patient, and store it. Raises `OSError` if the disk can't take it."""
-        merged = merge(self.cohort, case)
+        """Merge the case with what the cohort has of this patient, and store it. Raises `OSError` if the disk can't take it.
+
+        A patient whose stored case can't be read is refused: the new images alone would take the place of more.
+        """
+        merged, lost = case, tuple[str, ...]()
+        try:
+            merged, lost = merge(self.cohort.case(case.patient), case)
+        except CaseUnreadable as damaged:  # a KeyError, too
+            self.refuse(
+                case.patient,
+                f"what the cohort has of this patient can't be read ({damaged.reason}), and what came now would replace it; "
+                "move the patient's folder from cases/ to damaged/, then admit all images of this patient again",
+            )
+            return
+        except KeyError:
+            pass  # a new patient
+        for series in lost:  # told before the mask goes: a line too many can be seen, a line too few can't
+            self.leave_out(
+                f"{case.patient}-{series}-mask",
+                f"{series}: a newer image without a mask replaces the older one, and the older one's mask no longer applies",
+            )
         self.cohort.admit(merged)
         quality.record(self.cohort.folder, merged, notes)
         self.admitted.append(case.patient)
@@ -92,17 +113,26 @@ class Door(Reasons):
         return Intake(expected, tuple(sorted(self.admitted)), self.refused, self.left_out, self.where)
 
 
-def merge(cohort: Cohort, case: Case) -> Case:
-    """One patient is one case, however many studies arrive: new series and endpoints replace old ones, others stay."""
-    try:
-        old = cohort.case(case.patient)
-    except KeyError:
-        return case
-    new = {volume.series for volume in case.volumes}
-    volumes = (*case.volumes, *(volume for volume in old.volumes if volume.series not in new))
-    return Case(
-        case.patient,
-        tuple(sorted(volumes, key=lambda volume: volume.series)),
-        {**old.endpoints, **case.endpoints},
-        {**old.scanner, **case.scanner},
+def merge(old: Case, new: Case) -> tuple[Case, tuple[str, ...]]:
+    """One patient is one case, however many studies arrive: new series and endpoints replace old ones, others stay.
+
+    A mask outlives an arrival of its own image without a mask, equal in every voxel and place. Also gives the series whose mask
+    is lost because another image came in its place, without one.
+    """
+    arrived = tuple(_with_known_mask(volume, old.volume(volume.series)) for volume in new.volumes)
+    kept = tuple(volume for volume in old.volumes if new.volume(volume.series) is None)
+    masked = {volume.series for volume in old.volumes if volume.mask is not None}
+    case = Case(
+        new.patient,
+        tuple(sorted((*arrived, *kept), key=lambda volume: volume.series)),
+        {**old.endpoints, **new.endpoints},
+        {**old.scanner, **new.scanner},
     )
+    return case, tuple(volume.series for volume in arrived if volume.mask is None and volume.series in masked)
+
+
+def _with_known_mask(volume: Volume, before: Volume | None) -> Volume:
+    if volume.mask is not None or before is None:
+        return volume
+    same = np.array_equal(volume.image, before.image) and np.array_equal(volume.affine, before.affine)
+    return replace(volume, mask=before.mask) if same else volume

@@ -1,4 +1,4 @@
-"""Which series of a patient the study gets: the rules, the latest of several, and two phases of a whole cine.
+"""Which series of a patient the study gets: the rules, the latest of several, two phases of a whole cine, one of a name.
 
 Patients who are let in and visitors whom a trained model looks at go through the same choice, so that a model sees in use what
 it saw in training. What isn't chosen is left out with the reason.
@@ -6,7 +6,7 @@ it saw in training. What isn't chosen is left out with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pydicom.dataset import Dataset
 
@@ -20,6 +20,9 @@ NEAR_R_WAVE = 8
 
 SYSTOLE = (0.2, 0.6)
 """And end-systole if it lies between these shares of the cycle after the R wave: about a third at rest, more at high rates."""
+
+PHASES = {"ed": "end-diastole", "es": "end-systole"}
+"""What a cine's phases are called, by what their names end in."""
 
 
 class SeriesRule(Frozen):
@@ -50,6 +53,57 @@ class SeriesRules(Frozen):
         """The first rule that fits a de-identified header."""
         words = set(str(header.get("SeriesDescription", "")).split())
         return next((rule for rule in self.rules if header.get("Modality") == rule.modality and words >= set(rule.words)), None)
+
+
+def chosen(pseudonym: str, patient: Patient, rules: SeriesRules, reasons: Reasons) -> dict[str, list[Frame]]:
+    """The images that the study gets of a patient, by series name: the latest of each rule, and of a cine its phases.
+
+    A cine's phase and a series of its own can have one name: a study holds the whole cine, and its end-diastole once more. The
+    one that somebody drew on is taken. If nobody drew, it is the series of its own, whose description says what it is, where a
+    cine's first phase is only supposed to be end-diastole. The other is left out. Raises `Refused` if both were drawn on, and
+    what `latest` and `phases` raise.
+    """
+    found: dict[str, list[Frame]] = {}
+    several = sorted(latest(pseudonym, patient, rules, reasons), key=lambda rule_and_frames: rule_and_frames[0].phases)
+    for rule, frames in several:  # cines last, so that what is there already is a series of its own
+        for name, phase in phases(rule, frames, patient.masks):
+            own = found.get(name)
+            if own is None:
+                found[name] = phase
+                continue
+            which = PHASES[name.removeprefix(f"{rule.name}_")]
+            on_cine, on_own = is_drawn(phase, patient.masks), is_drawn(own, patient.masks)
+            if on_cine and on_own:
+                raise Refused(f"{name} is there twice with a mask, as {which} of the {rule.name} and as a series of its own")
+            if on_cine:
+                found[name], away = phase, own
+                reason = f"a series {name} on which nobody drew, of a patient with a mask on {which} of the {rule.name}"
+            else:
+                away = phase
+                reason = f"{rule.name}: its {which} has no mask, and there is a series {name} {'with one' if on_own else 'too'}"
+            reasons.leave_out(f"{pseudonym}-{str(away[0].header.get('SeriesInstanceUID', ''))[-12:]}", reason)
+    return found
+
+
+def is_drawn(frames: list[Frame], masks: list[Frame]) -> bool:
+    """Whether a mask refers to any of these images."""
+    drawn = {uid for mask in masks for uid in references(mask.header)}
+    return any(str(frame.header.SOPInstanceUID) in drawn for frame in frames)
+
+
+def lone_phases(found: Mapping[str, list[Frame]], rules: SeriesRules, masks: list[Frame]) -> dict[str, str]:
+    """For each phase that a cine could not give, by its series name: why not, and which one is taken alone."""
+    reasons = {}
+    for name, frames in found.items():
+        rule = rules.match(frames[0].header)
+        if rule is None or not rule.phases:
+            continue
+        taken = name.removeprefix(f"{rule.name}_")
+        (other,) = PHASES.keys() - {taken}
+        if f"{rule.name}_{other}" not in found:
+            why = f"{PHASES[other]} has no mask" if is_drawn(frames, masks) else "no phase has a mask"
+            reasons[f"{rule.name}_{other}"] = f"{rule.name}: {why}, so only {PHASES[taken]} is admitted"
+    return reasons
 
 
 def latest(pseudonym: str, patient: Patient, rules: SeriesRules, reasons: Reasons) -> list[tuple[SeriesRule, list[Frame]]]:
@@ -105,8 +159,7 @@ def phases(rule: SeriesRule, frames: list[Frame], masks: list[Frame]) -> Iterato
         )
     ranked = [sorted(some, key=lambda frame: float(frame.header.TriggerTime)) for some in positions.values()]
     by_rank = [[some[rank] for some in ranked] for rank in range(counts.pop())]
-    drawn = {uid for mask in masks for uid in references(mask.header)}
-    masked = [rank for rank, phase in enumerate(by_rank) if any(str(frame.header.SOPInstanceUID) in drawn for frame in phase)]
+    masked = [rank for rank, phase in enumerate(by_rank) if is_drawn(phase, masks)]
     if len(masked) > 2:
         raise Refused(f"{rule.name}: masks on {len(masked)} phases; the study reads end-diastole and end-systole")
     if len(masked) == 1:

@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from fl_client.intake.deidentify import Deidentifier, discreet
 from fl_client.intake.door import Progress, Reasons, Refused
 from fl_client.intake.headers import Patient, read_headers
-from fl_client.intake.series import SeriesRule, SeriesRules, latest, phases
+from fl_client.intake.series import SeriesRule, SeriesRules, chosen
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
 from tasks.case import Volume
 
@@ -82,11 +82,13 @@ def _series(
         others = sorted({name for rule in matched.values() if rule for name in _names(rule)})
         there = f"{len(patient.series)} series, of which the series rules know {', '.join(others) or 'none'}"
         raise Refused(f"none of the series that the model reads ({', '.join(wanted)}); there are {there}")
-    chosen = latest(pseudonym, Patient(asked, patient.masks), rules, reasons)
-    parts = [part for rule, frames in chosen for part in phases(rule, frames, patient.masks)]
-    found = {name: frames for name, frames in parts if name in wanted}
-    if not found:
-        raise Refused(f"a cine without masks gives end-diastole alone, and the model reads {', '.join(wanted)}")
+    parts = chosen(pseudonym, Patient(asked, patient.masks), rules, reasons)
+    found = {name: frames for name, frames in parts.items() if name in wanted}
+    if not found:  # a cine's other phase was
+        raise Refused(
+            f"the cine gives {', '.join(parts)} alone, by the phase with a mask or else the first, and the model reads "
+            f"{', '.join(wanted)}"
+        )
     return found
 
 

@@ -12,11 +12,13 @@ from fl_client.cohort import Cohort
 from fl_client.intake.door import Intake
 from fl_client.intake.endpoints import EndpointRules
 from fl_client.intake.series import SeriesRule, SeriesRules
+from fl_client.intake.visitors import visitors
 from simulation.dicom import Identity, write_patient
 from tasks.case import Case
 
 LetIn = Callable[..., tuple[Intake, Cohort]]
 Edit = Callable[..., None]
+KEY = b"a hospital's key"
 
 
 def test_rules_can_ask_for_other_series_and_columns(archive: Path, let_in: LetIn) -> None:
@@ -122,6 +124,14 @@ def test_a_single_phase_that_somebody_drew_on_is_named_by_its_place_in_the_cycle
         (volume,) = cohort.case(intake.admitted[0]).volumes
         assert volume.series == name
         assert np.array_equal(volume.mask, case.volumes[0].mask)
+        missing, taken = {
+            "cine_ed": ("end-systole", "end-diastole"),
+            "cine_es": ("end-diastole", "end-systole"),
+        }[name]
+        (line,) = cohort.refused
+        assert line["reason"] == f"cine: {missing} has no mask, so only {taken} is admitted"
+        assert line["what"].startswith(intake.admitted[0])
+        assert intake.left_out == {line["what"]: line["reason"]}
 
 
 def test_a_cine_on_which_nobody_drew_gives_the_phase_at_the_r_wave(
@@ -130,3 +140,84 @@ def test_a_cine_on_which_nobody_drew_gives_the_phase_at_the_r_wave(
     intake, cohort = let_in(cine(None, 4))
     (volume,) = cohort.case(intake.admitted[0]).volumes
     assert (volume.series, volume.mask) == ("cine_ed", None)
+    (reason,) = intake.left_out.values()
+    assert reason == "cine: no phase has a mask, so only end-diastole is admitted"
+
+
+@pytest.fixture
+def beside(case: Case, tmp_path: Path) -> Callable[..., Path]:
+    """Put a series with half the case's `cine_ed` values, of another name perhaps, beside what an archive holds."""
+
+    def write(archive: Path, *, name: str = "cine_ed", masked: bool) -> Path:
+        ed = case.volumes[0]
+        volume = dataclasses.replace(ed, series=name, image=ed.image // 2, mask=ed.mask if masked else None)
+        write_patient(dataclasses.replace(case, patient="stand-in", volumes=(volume,)), archive / "beside")
+        (archive / "beside" / "endpoints.csv").unlink(missing_ok=True)
+        mine = pydicom.dcmread(next(path for path in archive.rglob("IM*.dcm") if "beside" not in path.parts))
+        for path in (archive / "beside").rglob("*.dcm"):
+            dataset = pydicom.dcmread(path)
+            dataset.PatientID, dataset.StudyDate = mine.PatientID, mine.StudyDate
+            dataset.save_as(path)
+        return archive
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("on_cine", "on_own", "half", "reason"),
+    [
+        (True, False, False, "a series cine_ed on which nobody drew, of a patient with a mask on end-diastole of the cine"),
+        (False, True, True, "cine: its end-diastole has no mask, and there is a series cine_ed with one"),
+        (False, False, True, "cine: its end-diastole has no mask, and there is a series cine_ed too"),
+    ],
+)
+def test_of_a_cine_and_a_series_with_the_name_of_its_phase_the_drawn_one_counts_and_else_the_named_one(
+    cine: Callable[[int | None, int], Path],
+    beside: Callable[..., Path],
+    let_in: LetIn,
+    case: Case,
+    on_cine: bool,
+    on_own: bool,
+    half: bool,
+    reason: str,
+) -> None:
+    archive = beside(cine(0 if on_cine else None, 4), masked=on_own)
+    intake, cohort = let_in(archive)
+    assert not intake.refused
+    (volume,) = cohort.case(intake.admitted[0]).volumes
+    ed = case.volumes[0]
+    assert volume.series == "cine_ed"
+    assert np.array_equal(volume.image, ed.image // 2 if half else ed.image)
+    assert (volume.mask is not None) == (on_cine or on_own)
+    assert reason in intake.left_out.values()
+    assert reason in [line["reason"] for line in cohort.refused]
+    (visitor,), reasons = visitors(archive, key=KEY, rules=SeriesRules(), wanted=("cine_ed",))
+    seen, _ = visitor.read("cine_ed")  # a trained model looks at the image that training would have seen
+    assert np.array_equal(seen.image, volume.image)
+    assert reason in reasons.left_out.values()
+
+
+def test_masks_on_a_cine_s_phase_and_on_a_series_of_that_name_refuse_the_patient(
+    cine: Callable[[int | None, int], Path], beside: Callable[..., Path], let_in: LetIn
+) -> None:
+    intake, cohort = let_in(beside(cine(0, 4), masked=True))
+    (reason,) = intake.refused.values()
+    assert reason == "cine_ed is there twice with a mask, as end-diastole of the cine and as a series of its own"
+    assert len(cohort) == 0
+
+
+def test_a_cine_s_undrawn_phase_may_come_as_a_series_of_its_own(
+    cine: Callable[[int | None, int], Path], beside: Callable[..., Path], let_in: LetIn
+) -> None:
+    intake, cohort = let_in(beside(cine(0, 4), name="cine_es", masked=True))
+    volumes = cohort.case(intake.admitted[0]).volumes
+    assert [(volume.series, volume.mask is not None) for volume in volumes] == [("cine_ed", True), ("cine_es", True)]
+    assert not intake.left_out
+
+
+def test_a_visitor_whose_cine_lacks_the_phase_that_the_model_reads_is_told_which_one_it_gives(
+    cine: Callable[[int | None, int], Path],
+) -> None:
+    _, reasons = visitors(cine(2, 8), key=KEY, rules=SeriesRules(), wanted=("cine_ed",))
+    (reason,) = reasons.refused.values()
+    assert reason == "the cine gives cine_es alone, by the phase with a mask or else the first, and the model reads cine_ed"
