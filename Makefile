@@ -21,7 +21,7 @@ rehearse: setup
 	$(BIN)/konsil-simulate $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m 'not slow and not gpu'
 
 test-slow: setup
 	$(BIN)/python -m pytest -m 'slow or gpu'

@@ -41,7 +41,7 @@ accept_no_privacy: false  # nothing leaves without noise
 device: auto  # auto, cpu, cuda, cuda:1
 """
 
-REMEDY = "nobody trains on it until all images of this patient are admitted again"
+REMEDY = "nobody trains on it until you move it to damaged/ and admit all images of this patient again"
 """What to do about a damaged folder of the cohort."""
 
 

@@ -99,9 +99,8 @@ def test_a_damaged_folder_is_named_and_the_others_are_counted(hospitals, capsys,
     assert said.startswith("3 patients in ")
     assert "  train: 3\n" in said
     assert "cine_ed: 3 images, 3 with a mask" in said
-    assert (
-        warned == f"{folder} can't be read: {told}; nobody trains on it until all images of this patient are admitted again\n"
-    )
+    remedy = "nobody trains on it until you move it to damaged/ and admit all images of this patient again"
+    assert warned == f"{folder} can't be read: {told}; {remedy}\n"
 
 
 def test_before_a_yes_the_hospital_is_told_whom_the_study_can_use(hospitals, capsys):
