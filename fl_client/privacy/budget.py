@@ -11,10 +11,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from scipy.special import log_ndtr, ndtr
 
 from fl_client.privacy.events import Event
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 Sums = tuple[tuple[float, float, int], ...]
 """(noise_multiplier, sample_rate, steps), sorted, each pair once: all that epsilon depends on."""
@@ -116,9 +120,15 @@ def _loss_distribution_epsilon(sums: Sums, delta: float) -> float:
     interval = 1e-4 if max(rate / sigma for sigma, rate, _ in sums) < 0.05 else 1e-3
     composed = pld.identity(value_discretization_interval=interval)
     for sigma, rate, count in sums:
-        one = pld.from_gaussian_mechanism(sigma, sampling_prob=rate, value_discretization_interval=interval)
-        composed = composed.compose(one.self_compose(count))
+        composed = composed.compose(_one_step(sigma, rate, interval).self_compose(count))
     return max(0.0, float(composed.get_epsilon_for_delta(delta)))
+
+
+@lru_cache(maxsize=64)  # a ledger asks after every round, and all of a study's rounds are made of the same step
+def _one_step(sigma: float, rate: float, interval: float) -> PrivacyLossDistribution:
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    return pld.from_gaussian_mechanism(sigma, sampling_prob=rate, value_discretization_interval=interval)
 
 
 def _renyi_epsilon(sums: Sums, delta: float) -> float:
