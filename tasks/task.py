@@ -7,7 +7,6 @@ one example's loss is. The one training loop (`fl_client/privacy`) does the rest
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -69,5 +68,5 @@ def load(settings: Mapping[str, Any]) -> GradientTask:
 
 
 def task_names() -> Sequence[str]:
-    """The folders of `tasks/`, which are the tasks this installation can learn."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg)
+    """The folders of `tasks/` that hold a `task.py`, which are the tasks this installation can learn."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/task.py"))
