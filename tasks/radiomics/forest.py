@@ -77,11 +77,14 @@ class Settings(Frozen):
     `class_share` divides a patient's squared length 1 between the two things that a leaf holds: which class, and how many
     patients. At (classes - 1) / classes a leaf holds plain counts of each class; above, less noise falls on the class and
     more on the number, which ranks better where noise is the limit. Without noise it makes no difference.
+
+    The defaults were chosen on scikit-learn's breast-cancer table at epsilon 0.5 and 3. All trees count every patient: were each
+    patient counted in one tree only, a tree would hold 1 / trees of them under noise only 1 / sqrt(trees) of this.
     """
 
     features: Annotated[tuple[Feature, ...], Field(min_length=1)]
     classes: tuple[int, ...] | tuple[str, ...]
-    trees: Annotated[int, Field(ge=1, le=4096)] = 128
+    trees: Annotated[int, Field(ge=1, le=4096)] = 256
     depth: Annotated[int, Field(ge=1, le=10)] = 4
     seed: Annotated[int, Field(ge=0)] = 0
     central: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of a node's box, around its middle, in which it may split
