@@ -78,7 +78,7 @@ class Settings(Frozen):
     patients. At (classes - 1) / classes a leaf holds plain counts of each class; above, less noise falls on the class and
     more on the number, which ranks better where noise is the limit. Without noise it makes no difference.
 
-    The defaults were chosen on scikit-learn's breast-cancer table at epsilon 0.5 and 3. All trees count every patient: were each
+    The defaults were chosen on scikit-learn's breast-cancer table at epsilon 0.5 and 3. All trees count everybody: were each
     patient counted in one tree only, a tree would hold 1 / trees of them under noise only 1 / sqrt(trees) of this.
     """
 
