@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, Self, cast
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
-from sklearn.ensemble import RandomForestClassifier  # type: ignore[import-untyped]
-from sklearn.tree import DecisionTreeClassifier  # type: ignore[import-untyped]
-from sklearn.tree._tree import Tree  # type: ignore[import-untyped]
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.tree import DecisionTreeClassifier
+from sklearn.tree._tree import Tree
 
 from conf.study import Frozen
 
