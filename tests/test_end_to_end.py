@@ -84,7 +84,7 @@ def test_archives_become_a_private_model_whose_masks_go_back_into_an_archive(tmp
         sites=tuple(sites),
         privacy=Privacy(epsilon=900.0, delta=1e-3, max_grad_norm=1.0),
         training=LocalTraining(views=2, learning_rate=1.0),
-        strategy=Strategy(name="fedadam", server_learning_rate=0.03),
+        strategy=Strategy(name="fedadam", server_learning_rate=0.03, server_schedule="cosine", ema_decay=0.9),
     )
     start = initial_state(study)
     grid = InProcessGrid("fl_client.app:app", [{"site": str(path)} for path in sites.values()], {"study": study.to_json()})

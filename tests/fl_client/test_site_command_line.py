@@ -89,7 +89,7 @@ def test_dicom_comes_in_and_a_stray_file_is_named_on_the_screen_only(clinic, cas
 
 
 @pytest.mark.parametrize("spoil", [lambda case: case.unlink(), lambda case: case.write_text("{")])
-def test_a_damaged_folder_is_mended_by_admitting_its_patient_again(clinic, cases, tmp_path, capsys, spoil):
+def test_a_damaged_folder_is_mended_by_moving_it_away_and_admitting_its_patient_again(clinic, cases, tmp_path, capsys, spoil):
     for case in cases:
         write_patient(case, tmp_path / "export")
     command = ["--site", str(clinic)]
@@ -97,6 +97,11 @@ def test_a_damaged_folder_is_mended_by_admitting_its_patient_again(clinic, cases
     damaged = next((clinic.parent / "cohort" / "cases").iterdir())
     spoil(damaged / "case.json")
     assert main([*command, "cohort"]) == 1
+    capsys.readouterr()
+    main([*command, "admit", str(tmp_path / "export")])  # replaces nobody of whom more may be known
+    assert "2 patients: 1 admitted, 1 refused" in capsys.readouterr().out
+    (clinic.parent / "cohort" / "damaged").mkdir(exist_ok=True)
+    damaged.rename(clinic.parent / "cohort" / "damaged" / damaged.name)  # as the remedy says
     assert main([*command, "admit", str(tmp_path / "export")]) == 0
     assert "2 patients: 2 admitted, 0 refused" in capsys.readouterr().out
     assert main([*command, "cohort"]) == 0

@@ -10,7 +10,8 @@ from fl_client import release
 from fl_client.approval import Declined
 from fl_client.cohort import Cohort
 from fl_client.site import Site
-from fl_server.rounds import initial_state, run
+from fl_server.rounds import run
+from fl_server.weights import initial_state
 from simulation.engine import generated, in_folder, run_ray
 from simulation.grid import FIRST_NODE, InProcessGrid
 

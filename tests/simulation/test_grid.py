@@ -14,7 +14,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fl_server.rounds import initial_state, run
+from fl_server.rounds import run
+from fl_server.weights import initial_state
 from simulation.grid import FIRST_NODE, InProcessGrid, _begin
 
 echo = ClientApp()
