@@ -1,8 +1,8 @@
 """Features of the digital phantom of the Image Biomarker Standardisation Initiative against its reference values.
 
 The values stand in ibsi_reference.csv: those of the IBSI reference manual (Zwanenburg et al., arXiv 1612.07003, CC BY 4.0) for
-3D features, texture averaged over directions, under pyradiomics' names. They are given to three digits; a feature agrees within the
-manual's tolerance or half of the third digit. Where pyradiomics departs by definition, the departure is undone and compared
+3D features, texture averaged over directions, under pyradiomics' names. They are given to three digits; a feature agrees within
+the manual's tolerance or half of the third digit. Where pyradiomics departs by definition, the departure is undone and compared
 again. The phantom is read from KONSIL_DATA. The last line is one JSON object; benchmarks/README.md names its keys.
 """
 
@@ -20,7 +20,7 @@ from tasks.radiomics.features import Extractor
 
 PHANTOM = Path("ibsi/ibsi_1_digital_phantom/nifti")
 REFERENCE = Path(__file__).with_name("ibsi_reference.csv")
-PARAMETERS = {"featureClass": {name: None for name in ("shape", "firstorder", "glcm", "glrlm", "glszm", "gldm", "ngtdm")}}
+PARAMETERS = {"featureClass": dict.fromkeys(("shape", "firstorder", "glcm", "glrlm", "glszm", "gldm", "ngtdm"))}
 SETTING = {"binWidth": 1}
 VOXELS = 74  # of the phantom's region
 
