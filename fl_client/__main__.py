@@ -127,7 +127,7 @@ def studies(site: Site) -> int:
 
 
 def decide(site: Site, study: Study, decision: Decision, *, who: str) -> int:
-    """Write down a decision about one study; before a yes, say how many patients here the study can use."""
+    """Write down a decision about one study; with a yes, say how many patients here the study can use."""
     if decision == "approved":
         _tell_usable(site, study)
     epsilon = study.privacy.epsilon if study.privacy.kind == "patient" else None

@@ -41,7 +41,7 @@ accept_no_privacy: false  # nothing leaves without noise
 device: auto  # auto, cpu, cuda, cuda:1
 """
 
-REMEDY = "nobody trains on it until you move it to damaged/ and admit all images of this patient again"
+REMEDY = "move it to damaged/ and admit all images of this patient again; if it is only closed to this user, open it"
 """What to do about a damaged folder of the cohort."""
 
 
@@ -137,11 +137,19 @@ def cohort(site: Site) -> int:
     for series in sorted(images):
         print(f"  {series}: {images[series]} images, {masks[series]} with a mask")
     print(f"{len(inside.refused)} lines in {inside.folder / 'refused.jsonl'} say what stayed outside, and why")
-    if inside.put_aside:
-        print(f"{inside.put_aside} damaged folders lie in {inside.folder / 'damaged'}; their patients were admitted again")
+    if damaged:
+        inside.make_damaged_folder()
+    if aside := inside.put_aside:
+        print(f"{len(aside)} damaged folders lie in {inside.damaged_folder}; delete them once nothing in them is missed")
+    gone = [name for name in aside if name.partition(".")[0] not in inside.patients]
+    for name in gone:
+        print(
+            f"{inside.damaged_folder / name}: this patient is not inside; admit all images of this patient again",
+            file=sys.stderr,
+        )
     for unreadable in damaged.values():
         print(f"{unreadable}; {REMEDY}", file=sys.stderr)
-    return 1 if damaged else 0
+    return 1 if damaged or gone else 0
 
 
 def _tell(found: Intake, *, quiet: bool) -> None:

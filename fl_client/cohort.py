@@ -3,7 +3,7 @@
     cohort/cases/<pseudonym>/case.json, <series>.image.npy, <series>.mask.npy
     cohort/refused.jsonl                              one line per patient, series or file that did not get in, and why
     cohort/prepared/<task hash>/<pseudonym>.<state>/  the arrays a task made of a case in this state (a digest)
-    cohort/damaged/<pseudonym>.<when>/                what could not be read any more when its patient was admitted again
+    cohort/damaged/<pseudonym>[.<when>]/              what could not be read any more, moved away by a person or by `admit`
 
 A case is written into a folder beside its place and moved in whole. One that replaces another waits until the old one has
 stepped aside under a name that carries the pseudonym; whoever opens the cohort after a kill in between puts the old one back.
@@ -117,9 +117,9 @@ class Cohort:
         return True
 
     def _put_aside(self, place: Path) -> None:
-        (self.folder / "damaged").mkdir(mode=0o700, exist_ok=True)
-        place.rename(self.folder / "damaged" / f"{place.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
-        _sync(self.folder / "damaged")
+        self.make_damaged_folder()
+        place.rename(self.damaged_folder / f"{place.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+        _sync(self.damaged_folder)
         _sync(self._cases)
 
     def _write(self, case: Case, part: Path) -> None:
@@ -185,9 +185,18 @@ class Cohort:
                 yield unreadable
 
     @property
-    def put_aside(self) -> int:
-        """How many unreadable folders stepped aside, into `damaged/`, when their patients were admitted again."""
-        return sum(1 for _ in (self.folder / "damaged").glob("*"))
+    def put_aside(self) -> tuple[str, ...]:
+        """Folders in `damaged/`, sorted: their names are, or begin with, the pseudonyms of their patients."""
+        return tuple(sorted(path.name for path in self.damaged_folder.glob("*")))
+
+    @property
+    def damaged_folder(self) -> Path:
+        """Where folders that can't be read are moved to, by a person or by `admit`."""
+        return self.folder / "damaged"
+
+    def make_damaged_folder(self) -> None:
+        """Make it, so that a person who is told to move a folder into it finds it."""
+        self.damaged_folder.mkdir(mode=0o700, exist_ok=True)
 
     def case(self, patient: str) -> Case:
         """The stored case; its arrays are memory-mapped read-only.

@@ -1,7 +1,7 @@
-"""How many training patients a study's task can use here: told on the hospital's own screen, before it says yes.
+"""How many training patients a study's task can use here: told on the hospital's own screen, with its yes or without one.
 
 A study that nobody here fits is not refused later on, because a refusal would tell the coordinator so: its rounds are paid
-for and release noise alone. So the person who decides has to see it first. The count is the one that training makes.
+for and release noise alone. So the person who decides should know. The count is the one that training makes.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ def tell_usable(site: Site, study: Study) -> None:
     if len(left_out) > TOLD:
         print(f"  and {len(left_out) - TOLD} more; log/training.jsonl names them all once a round is trained")
     if not usable:
+        paid = "its rounds would be paid for, and what they release would be noise alone"
+        bare = "it promises no privacy, and the model would come back unchanged, which tells the coordinator so"
         print(
-            f"WARNING: no training patient at {site.name} can be used for study {study.name}: its rounds would be paid for, "
-            "and what they release would be noise alone",
+            f"WARNING: no training patient at {site.name} can be used for study {study.name}: "
+            + (paid if study.privacy.kind == "patient" else bare),
             file=sys.stderr,
         )

@@ -41,3 +41,8 @@ def save(state: Mapping[str, Any], path: Path) -> None:
         part.unlink(missing_ok=True)
         raise
     part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)  # else a power cut may leave the record ahead of the model
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

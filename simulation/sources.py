@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 LEARNING = (
-    *("tasks", "fl_client/privacy", "fl_client/app.py", "fl_client/cohort.py", "fl_client/device.py"),
+    *("conf/study.py", "tasks", "fl_client/privacy", "fl_client/app.py", "fl_client/cohort.py", "fl_client/device.py"),
     *("fl_client/release.py", "fl_server/rounds.py", "fl_server/weights.py", "simulation/arms.py"),
 )
 """From prepared arrays to the model of a round: what a training's result depends on beside study, patients and start."""

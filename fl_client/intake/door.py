@@ -76,6 +76,7 @@ class Door(Reasons):
         try:
             merged, lost = merge(self.cohort.case(case.patient), case)
         except CaseUnreadable as damaged:  # a KeyError, too
+            self.cohort.make_damaged_folder()
             self.refuse(
                 case.patient,
                 f"what the cohort has of this patient can't be read ({damaged.reason}), and what came now would replace it; "

@@ -124,7 +124,7 @@ def _loss_distribution_epsilon(sums: Sums, delta: float) -> float:
     return max(0.0, float(composed.get_epsilon_for_delta(delta)))
 
 
-@lru_cache(maxsize=64)  # a ledger asks after every round, and all of a study's rounds are made of the same step
+@lru_cache(maxsize=8)  # a ledger asks after every round, and all of a study's rounds are made of the same step
 def _one_step(sigma: float, rate: float, interval: float) -> PrivacyLossDistribution:
     from dp_accounting.pld import privacy_loss_distribution as pld
 

@@ -109,10 +109,10 @@ def test_a_folder_that_cannot_be_read_hides_no_other_patient_and_its_pseudonym_c
 
     (tmp_path / "cases" / "P1" / "case.json").write_text("{")
     kept = {path.name: path.read_bytes() for path in (tmp_path / "cases" / "P1").iterdir()}
-    assert cohort.put_aside == 0
+    assert cohort.put_aside == ()
     cohort.admit(NEW)
     assert set(np.unique(cohort.case("P1").volume("cine_es").image)) == {2}
     (aside,) = (tmp_path / "damaged").iterdir()
     assert aside.name.startswith("P1.")
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == kept  # nothing of what was there is lost
-    assert cohort.put_aside == 1
+    assert cohort.put_aside == (aside.name,)

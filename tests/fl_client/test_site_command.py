@@ -99,7 +99,7 @@ def test_a_damaged_folder_is_named_and_the_others_are_counted(hospitals, capsys,
     assert said.startswith("3 patients in ")
     assert "  train: 3\n" in said
     assert "cine_ed: 3 images, 3 with a mask" in said
-    remedy = "nobody trains on it until you move it to damaged/ and admit all images of this patient again"
+    remedy = "move it to damaged/ and admit all images of this patient again; if it is only closed to this user, open it"
     assert warned == f"{folder} can't be read: {told}; {remedy}\n"
 
 

@@ -100,14 +100,15 @@ def test_a_damaged_folder_is_mended_by_moving_it_away_and_admitting_its_patient_
     capsys.readouterr()
     main([*command, "admit", str(tmp_path / "export")])  # replaces nobody of whom more may be known
     assert "2 patients: 1 admitted, 1 refused" in capsys.readouterr().out
-    (clinic.parent / "cohort" / "damaged").mkdir(exist_ok=True)
     damaged.rename(clinic.parent / "cohort" / "damaged" / damaged.name)  # as the remedy says
+    assert main([*command, "cohort"]) == 1
+    assert f"{damaged.name}: this patient is not inside; admit all images" in capsys.readouterr().err
     assert main([*command, "admit", str(tmp_path / "export")]) == 0
     assert "2 patients: 2 admitted, 0 refused" in capsys.readouterr().out
     assert main([*command, "cohort"]) == 0
     said = capsys.readouterr().out
     assert "cine_es: 2 images, 2 with a mask" in said
-    assert f"1 damaged folders lie in {clinic.parent / 'cohort' / 'damaged'}" in said
+    assert f"1 damaged folders lie in {clinic.parent / 'cohort' / 'damaged'}; delete them" in said
 
 
 def test_series_rules_choose_what_a_hospital_calls_otherwise(clinic, cases, tmp_path, capsys):

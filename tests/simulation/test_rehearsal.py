@@ -253,7 +253,7 @@ def test_arms_that_these_settings_would_give_again_stay_though_this_run_does_not
 
 def test_scores_of_other_code_are_computed_again_and_nothing_is_trained(tiny, tmp_path, monkeypatch):
     shutil.copytree(tiny.folder.parent, tmp_path / "runs", symlinks=True)
-    for package in ("tasks", "fl_client", "fl_server", "simulation"):
+    for package in ("conf", "tasks", "fl_client", "fl_server", "simulation"):
         shutil.copytree(sources.ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     with open(tmp_path / "simulation" / "scoring.py", "a") as file:
         file.write("# another version\n")

@@ -18,7 +18,7 @@ TASK = {"name": "segmentation", "voxels": 16, "roi_mm": None, "channels": [4, 8]
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A copy of the sources that stands in for them; `change` adds a line to one file, as another version would."""
-    for package in ("tasks", "fl_client", "fl_server", "simulation"):
+    for package in ("conf", "tasks", "fl_client", "fl_server", "simulation"):
         shutil.copytree(sources.ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     sources.digest.cache_clear()

@@ -104,7 +104,6 @@ def test_a_patient_whose_stored_case_is_damaged_is_refused_and_the_others_come_i
     assert snapshot(cohort).items() >= before.items()
     assert cohort.refused[-1]["what"] == patient
 
-    (cohort.folder / "damaged").mkdir()
     place.rename(cohort.folder / "damaged" / patient)  # what the reason asks for
     intake, cohort = let_in(tmp_path / "monday")
     assert intake.admitted == (patient,)
