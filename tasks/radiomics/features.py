@@ -5,8 +5,8 @@
 
 The parameter file is pyradiomics' own, and so is every number; the tests compare them. An image is filtered once for all of
 its regions (filters.py) and each region's grey levels are shared by the feature classes (engine.py). Where the parameters
-make the numbers depend on the region even before filtering (resampling, cropping first, resegmentation, local binary
-patterns), pyradiomics' own loop over the regions runs: slower, the same numbers.
+make the numbers depend on the region even before filtering (resampling, cropping first, resegmentation), pyradiomics' own
+loop over the regions runs: slower, the same numbers.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ BY_REGION = ("resampledPixelSpacing", "preCrop", "resegmentRange")
 """Settings under which pyradiomics cuts or changes the image for every region before it filters."""
 
 
+LARGEST_LABEL = 2**32 - 1
+"""pyradiomics makes UInt32 of a mask."""
+
+
 class RegionRefused(ValueError):
     """A region has no features; the text says why."""
 
@@ -66,7 +70,7 @@ class Extractor:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of everything that decides a feature's value beside image and mask: parameters, engine, this package."""
-        return hashlib.sha256(json.dumps([self.settled, version(), _sources()], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.settled, version(), _sources()]).encode()).hexdigest()
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -91,16 +95,25 @@ class Extractor:
             raise RegionRefused(f"the image holds {int((~np.isfinite(values)).sum())} values that are not finite")
         if not np.issubdtype(regions.dtype, np.integer):
             raise RegionRefused(f"a mask of regions holds whole numbers, not {regions.dtype}")
+        if regions.min() < 0 or regions.max() > LARGEST_LABEL:
+            raise RegionRefused(f"labels of regions lie between 1 and {LARGEST_LABEL}, not {regions.min()} to {regions.max()}")
+        mask = to_image(regions, (1, 1, 1))
+        mask.CopyInformation(image)  # they are the same grid, to a rounding error that SimpleITK would not take
         found = [int(label) for label in np.unique(regions) if label != 0]
         labels = found if labels is None else [int(label) for label in labels]
         if not labels:
             raise RegionRefused("the mask is empty: no voxel belongs to a region")
         if absent := sorted(set(labels) - set(found)):
             raise RegionRefused(f"region {absent[0]} is empty; the mask holds {', '.join(map(str, found)) or 'none'}")
-        boxes = {label: self._box(regions == label, label) for label in labels}
         if self._by_region:
             return {label: self._alone(image, mask, label) for label in labels}
-        return self._together(image, mask, regions, boxes)
+        boxes = {label: self._box(regions == label, label) for label in labels}
+        try:
+            return self._together(image, mask, regions, boxes)
+        except RegionRefused:
+            raise
+        except (ValueError, RuntimeError) as error:  # of a filter, such as a logarithm of nothing but zeros
+            raise RegionRefused(f"these parameters can't be applied to this image: {error}") from None
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -114,6 +127,8 @@ class Extractor:
         except Exception as error:  # pykwalify raises many kinds
             raise ValueError(f"pyradiomics can't read these parameters: {str(error).splitlines()[0]}") from None
         extractor.settings["additionalInfo"] = False
+        if lacking := sorted({"LBP2D", "LBP3D"} & set(extractor.enabledImagetypes)):
+            raise ValueError(f"imageType {lacking[0]} is not offered: pyradiomics leaves it out where scikit-image is missing")
         if not extractor.settings.get("force2D", False) and "shape2D" in extractor.enabledFeatures:
             if "shape2D" in self.parameters.get("featureClass", {}):
                 raise ValueError("featureClass shape2D needs the setting force2D: true")
@@ -134,7 +149,7 @@ class Extractor:
     @property
     def _by_region(self) -> bool:
         settings = self._pyradiomics.settings
-        return any(settings.get(name) for name in BY_REGION) or "LBP3D" in self._pyradiomics.enabledImagetypes
+        return any(settings.get(name) for name in BY_REGION)
 
     def _box(self, region: npt.NDArray[np.bool_], label: int) -> tuple[slice, ...]:
         """The smallest box (z, y, x) around a region that is large enough for the parameters."""

@@ -152,9 +152,10 @@ class Structure:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the drawn trees: two sites that differ here must not be summed."""
+        """SHA-256 of settings and drawn trees: two sites that differ here must not be summed."""
         parts = (self.feature.astype("<i8"), self.threshold.astype("<f8"), self.missing_left.astype("u1"))
-        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+        settled = self.settings.model_dump_json().encode()  # what a patient adds depends on more than the trees
+        return hashlib.sha256(settled + b"".join(part.tobytes() for part in parts)).hexdigest()
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from pathlib import Path
@@ -38,12 +39,11 @@ class Kept:
         place = self.folder / f"{self._key(image, mask, labels)}.json"
         try:
             kept = json.loads(place.read_text())
-            return {int(label): dict(zip(kept["names"], values, strict=True)) for label, values in kept["regions"].items()}
-        except (FileNotFoundError, ValueError, KeyError):  # a file that is damaged is written anew
+            return {int(label): dict(values) for label, values in kept.items()}
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):  # a file that is damaged is written anew
             pass
         found = self.extractor.features(image, mask, labels)
-        names = list(next(iter(found.values())))
-        text = json.dumps({"names": names, "regions": {label: list(values.values()) for label, values in found.items()}})
+        text = json.dumps(found)
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f".{uuid4().hex}.part"
         try:
@@ -93,16 +93,18 @@ def _one(name: str, image: Path, mask: Path, extractor: Extractor, kept: Path) -
 def write_csv(rows: Iterable[tuple[str, int, Features]], path: Path, *, about: Extractor) -> None:
     """One line per (case, region), columns `case`, `region` and the features; beside it `<name>.json` tells what made them.
 
-    Undefined values are empty cells, which pandas and R read as missing.
+    Undefined and missing values are empty cells, which pandas and R read as missing.
     """
     rows = list(rows)
     part = path.with_name(f".{path.name}.part")
     with open(part, "w", newline="") as file:
         writer = csv.writer(file)
-        names = list(rows[0][2]) if rows else list(about.names)
+        # an image may lack some: of a few slices there is no Laplacian
+        names = list(dict.fromkeys(name for _, _, values in rows for name in values)) or list(about.names)
         writer.writerow(["case", "region", *names])
         for case, region, values in rows:
-            writer.writerow([case, region, *("" if value != value else repr(value) for value in values.values())])
+            found = [values.get(name, math.nan) for name in names]
+            writer.writerow([case, region, *("" if math.isnan(value) else repr(value) for value in found)])
     part.replace(path)
     header = {"extraction": about.hash, "engine": about.engine, "parameters": about.settled, "rows": len(rows)}
     path.with_suffix(".json").write_text(json.dumps(header, indent=2) + "\n")

@@ -122,6 +122,7 @@ def test_the_hash_is_that_of_what_decides_the_numbers(monkeypatch):
         ({"imageType": {"Sharpened": {}}}, "can't read these parameters"),
         ({"featureClass": {"shape2D": None}}, "shape2D needs the setting force2D: true"),
         ({"filters": {}}, "can't read these parameters"),
+        ({"imageType": {"LBP2D": {}}}, "LBP2D is not offered"),
         (["shape"], "holds imageType, featureClass and setting"),
     ],
 )
@@ -156,6 +157,8 @@ def spoilt(how, image, mask):
         off.SetOrigin((0, 0, 2))
     elif how == "size":
         off = off[:-1]
+    elif how == "negative":
+        off = to_image(np.where(regions == 7, np.int16(-1), regions.astype(np.int16)), (4.0, 1.5, 1.25))
     elif how == "fractions":
         off = sitk.Cast(off, sitk.sitkFloat32)
     elif how == "colours":
@@ -174,6 +177,7 @@ def spoilt(how, image, mask):
         "origin": r"off the image's grid: origin",
         "size": r"image \(27, 30, 13\) and mask \(26, 30, 13\) \(x, y, z\) differ in size",
         "fractions": "a mask of regions holds whole numbers, not float32",
+        "negative": "labels of regions lie between 1 and 4294967295, not -1 to 3",
         "colours": r"the image must be one volume of three axes, not \(27, 30, 13\) with 2 components",
     }.items(),
 )
@@ -197,6 +201,30 @@ def test_files_that_are_missing_or_no_images_are_refused(tmp_path):
         Extractor.of({}).features(tmp_path / "nothing.nii.gz", mask)
     with pytest.raises(RegionRefused, match=r"image\.nii\.gz can't be read: NIfTI, NRRD or MetaImage is expected"):
         Extractor.of({}).features(tmp_path / "image.nii.gz", mask)
+
+
+def test_a_filter_that_can_not_be_applied_is_told_in_words():
+    _, mask = drawn()
+    flat = to_image(np.zeros((13, 30, 27), np.float32), (4.0, 1.5, 1.25))
+    with pytest.raises(RegionRefused, match="these parameters can't be applied to this image: "):
+        Extractor.of({"imageType": {"Square": {}}, "featureClass": {"glcm": None}}).features(flat, mask)
+
+
+def test_a_hair_between_the_grids_of_image_and_mask_changes_nothing():
+    image, mask = drawn()
+    extractor = Extractor.of({"featureClass": {"firstorder": None}, "setting": {"resegmentRange": [200, 700]}})
+    wanted = extractor.features(image, mask)
+    mask.SetOrigin((5e-4, 0, 0))  # single precision in a NIfTI header
+    same(extractor.features(image, mask), wanted)
+
+
+def test_pyradiomics_judges_the_size_of_a_region_after_resampling():
+    image, mask = drawn()
+    parameters = {
+        "featureClass": {"firstorder": ["Mean"]},
+        "setting": {"resampledPixelSpacing": [0.6, 0.7, 1], "minimumROISize": 3000},
+    }
+    same(Extractor.of(parameters).features(image, mask, [1]), own_loop(parameters, image, mask, (1,)))
 
 
 def test_a_flat_region_has_pyradiomics_conventions_and_no_error():

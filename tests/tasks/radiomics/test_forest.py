@@ -155,7 +155,7 @@ def test_more_noise_pulls_leaves_closer_to_the_root(cohort: tuple[Structure, np.
 
 def test_trees_are_the_same_wherever_they_are_drawn() -> None:
     # written down on Linux x86-64, numpy 2.4: a site where this differs can't be summed with the others
-    assert Structure.draw(settings()).digest == "af450ed1980776ae0863633ca7fa1dfbc93febb9f85397552c958fc1c1ba1d30"
+    assert Structure.draw(settings()).digest == "a804226d56349dce88ab4876d760905ace30c9ba6f18a499a02903e155f2dbfa"
     assert Structure.draw(settings()).digest == Structure.draw(settings()).digest
     assert Structure.draw(settings(seed=1)).digest != Structure.draw(settings()).digest
     assert Settings.model_validate_json(settings().model_dump_json()) == settings()

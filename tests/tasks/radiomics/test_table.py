@@ -128,6 +128,10 @@ def test_a_table_opens_anywhere_and_says_what_made_it(pair, tmp_path):
     assert about["extraction"] == MEAN.hash
     assert "pyradiomics-bhklab 3.1.4" in about["engine"]
     assert about["parameters"]["feature"]["shape"] == ["VoxelVolume"]
+    rows = [("a", 1, {"x": 1.0, "y": 2.0}), ("b", 1, {"y": 3.0}), ("c", 1, {"z": 4.0, "x": 5.0})]
+    write_csv(rows, tmp_path / "uneven.csv", about=MEAN)  # by name, whatever order and number
+    text = (tmp_path / "uneven.csv").read_text().split()
+    assert text == ["case,region,x,y,z", "a,1,1.0,2.0,", "b,1,,3.0,", "c,1,5.0,,4.0"]
     write_csv([], tmp_path / "nobody.csv", about=MEAN)
     assert (tmp_path / "nobody.csv").read_text().startswith("case,region,original_shape_VoxelVolume,")
 
