@@ -121,16 +121,14 @@ def cohort(site: Site) -> int:
     images: Counter[str] = Counter()
     masks: Counter[str] = Counter()
     damaged: dict[str, CaseUnreadable] = {}
-    readable = 0
     for case in inside.look():
         if isinstance(case, CaseUnreadable):
             damaged[case.folder.name] = case
             continue
-        readable += 1
         for volume in case.volumes:
             images[volume.series] += 1
             masks[volume.series] += volume.mask is not None
-    print(f"{readable} patients in {inside.folder}; {site.name} declares {site.declared_size} in public")
+    print(f"{len(inside) - len(damaged)} patients in {inside.folder}; {site.name} declares {site.declared_size} in public")
     for which in ("train", "test"):
         side = inside.split(which, test_fraction=site.test_fraction)
         print(f"  {which}: {len([patient for patient in side if patient not in damaged])}")

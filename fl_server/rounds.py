@@ -25,7 +25,8 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 from conf.study import Study
 from fl_server.enrolment import Enrolment
 from fl_server.record import LONGEST_REASON, Record, Round, SiteRound
-from fl_server.weights import State, fingerprint, save
+from fl_server.weights import State, save
+from tasks.fingerprint import fingerprint
 from tasks.task import load
 
 Observer = Callable[[Round, State], None]

@@ -1,4 +1,4 @@
-"""A model's weights as a study has them: drawn from its seed, known by their fingerprint, written whole or not at all."""
+"""A model's weights as a study has them: drawn from its seed, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from typing import Any
 import torch
 
 from conf.study import Study
-from tasks.fingerprint import fingerprint
 from tasks.task import load
-
-__all__ = ["State", "fingerprint", "initial_state", "save"]
 
 State = dict[str, torch.Tensor]
 """A model's weights by name, on the CPU: what `torch.nn.Module.state_dict` gives and `load_state_dict` takes."""

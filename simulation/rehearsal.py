@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from fl_server.record import Outcome, Round
-from fl_server.weights import State, fingerprint, initial_state, save
+from fl_server.weights import State, initial_state, save
 from simulation import hospital as hospitals_module
 from simulation import pretraining
 from simulation.arms import Arm, train, train_by_itself, write_line
@@ -26,6 +26,7 @@ from simulation.scoring import Scores, mean_scores, score_hospitals
 from simulation.screen import Screen
 from simulation.settings import Arm as ArmName
 from simulation.settings import GeneratedHospitals, Simulation
+from tasks.fingerprint import fingerprint
 
 
 class NoPatients(Exception):

@@ -21,7 +21,7 @@ import torch
 from fl_client.cohort import Cohort
 from fl_server.record import Record
 from fl_server.rounds import versions
-from fl_server.weights import State, fingerprint
+from fl_server.weights import State
 from simulation.arms import Arm
 from simulation.hospital import Hospital
 from simulation.machine import Meter
@@ -30,6 +30,7 @@ from simulation.screen import Screen
 from simulation.settings import Simulation
 from simulation.sources import SCORING, digest
 from tasks.case import Volume
+from tasks.fingerprint import fingerprint
 from tasks.segmentation.export import export_torchscript
 from tasks.segmentation.task import SegmentationTask
 from tasks.task import load

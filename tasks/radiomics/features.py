@@ -110,8 +110,6 @@ class Extractor:
         boxes = {label: self._box(regions == label, label) for label in labels}
         try:
             return self._together(image, mask, regions, boxes)
-        except RegionRefused:
-            raise
         except (ValueError, RuntimeError) as error:  # of a filter, such as a logarithm of nothing but zeros
             raise RegionRefused(f"these parameters can't be applied to this image: {error}") from None
 
@@ -134,11 +132,6 @@ class Extractor:
                 raise ValueError("featureClass shape2D needs the setting force2D: true")
             del extractor.enabledFeatures["shape2D"]  # everything was enabled, because nothing was named
         return extractor
-
-    @property
-    def engine(self) -> str:
-        """The engine and the libraries under it that decide the numbers."""
-        return version()
 
     @property
     def settled(self) -> dict[str, Any]:

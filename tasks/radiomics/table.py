@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import SimpleITK as sitk
 
-from tasks.radiomics.features import Extractor, Features, RegionRefused, to_volume
+from tasks.radiomics.features import Extractor, Features, RegionRefused, to_volume, version
 
 Source: TypeAlias = sitk.Image | Path | str
 Advance = Callable[[int, int], None]
@@ -106,5 +106,5 @@ def write_csv(rows: Iterable[tuple[str, int, Features]], path: Path, *, about: E
             found = [values.get(name, math.nan) for name in names]
             writer.writerow([case, region, *("" if math.isnan(value) else repr(value) for value in found)])
     part.replace(path)
-    header = {"extraction": about.hash, "engine": about.engine, "parameters": about.settled, "rows": len(rows)}
+    header = {"extraction": about.hash, "engine": version(), "parameters": about.settled, "rows": len(rows)}
     path.with_suffix(".json").write_text(json.dumps(header, indent=2) + "\n")

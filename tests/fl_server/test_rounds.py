@@ -15,8 +15,9 @@ from fl_client import app as hospital
 from fl_client import release
 from fl_server.record import Record
 from fl_server.rounds import DECLINED, Rounds, run, versions
-from fl_server.weights import fingerprint, initial_state
+from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
+from tasks.fingerprint import fingerprint
 
 START = {"w": np.array([1.0, 2.0], np.float32), "frozen": np.array([7, 8], np.int64)}
 

@@ -10,11 +10,11 @@ import torch
 
 from fl_client.privacy import Ledger
 from fl_client.site import Site
-from fl_server.weights import fingerprint
 from simulation.__main__ import settings_of
 from simulation.arms import Arm, train
 from simulation.hospital import drawn, pooled
 from simulation.machine import Immediately, executor
+from tasks.fingerprint import fingerprint
 from tasks.task import load
 
 ARMS = ("federation_private", "federation_plain", "pooled", "alone/donau", "alone/rhein")

@@ -13,10 +13,10 @@ import torch
 
 from fl_client.privacy import Ledger
 from fl_server.record import Record
-from fl_server.weights import fingerprint
 from simulation import sources
 from simulation.__main__ import main, settings_of
 from simulation.scoring import restore
+from tasks.fingerprint import fingerprint
 from tasks.task import load
 
 ARMS = {"federation_private", "federation_plain", "pooled", "alone/donau", "alone/rhein", "ensemble", "pretrained"}

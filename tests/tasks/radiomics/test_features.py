@@ -33,7 +33,7 @@ def own_loop(parameters, image, mask, labels):
         return {label: {k: float(v) for k, v in extractor.execute(image, mask, label=label).items()} for label in labels}
 
 
-def same(found, wanted):
+def assert_same(found, wanted):
     assert list(found) == list(wanted)
     for label in wanted:
         assert list(found[label]) == list(wanted[label])
@@ -72,7 +72,7 @@ def test_every_number_is_pyradiomics_own(parameters, image):
     parameters = {"featureClass": ALL, **parameters}
     parameters["setting"] = {"binWidth": 25, **parameters.get("setting", {})}
     image, mask = drawn(**image)
-    same(Extractor.of(parameters).features(image, mask), own_loop(parameters, image, mask, (1, 2, 3, 7)))
+    assert_same(Extractor.of(parameters).features(image, mask), own_loop(parameters, image, mask, (1, 2, 3, 7)))
 
 
 def test_regions_are_described_alike_alone_and_together():
@@ -80,13 +80,13 @@ def test_regions_are_described_alike_alone_and_together():
     extractor = Extractor.of({"imageType": FILTERS, "featureClass": ALL})
     together = extractor.features(image, mask)
     for label in (1, 2, 3, 7):  # other boxes, and so other parts of the image that are filtered
-        same(extractor.features(image, mask, [label]), {label: together[label]})
+        assert_same(extractor.features(image, mask, [label]), {label: together[label]})
     larger, regions = drawn((30, 64, 70))
     within = sitk.GetArrayFromImage(regions) * 0
     within[10:16, 20:30, 24:36] = 1  # far from every border
     within = to_image(within, (4.0, 1.5, 1.25))
     parameters = {"imageType": FILTERS, "featureClass": {"firstorder": None}}
-    same(Extractor.of(parameters).features(larger, within), own_loop(parameters, larger, within, (1,)))
+    assert_same(Extractor.of(parameters).features(larger, within), own_loop(parameters, larger, within, (1,)))
 
 
 def test_parameter_files_and_image_files_are_read(tmp_path):
@@ -215,7 +215,7 @@ def test_a_hair_between_the_grids_of_image_and_mask_changes_nothing():
     extractor = Extractor.of({"featureClass": {"firstorder": None}, "setting": {"resegmentRange": [200, 700]}})
     wanted = extractor.features(image, mask)
     mask.SetOrigin((5e-4, 0, 0))  # single precision in a NIfTI header
-    same(extractor.features(image, mask), wanted)
+    assert_same(extractor.features(image, mask), wanted)
 
 
 def test_pyradiomics_judges_the_size_of_a_region_after_resampling():
@@ -224,14 +224,14 @@ def test_pyradiomics_judges_the_size_of_a_region_after_resampling():
         "featureClass": {"firstorder": ["Mean"]},
         "setting": {"resampledPixelSpacing": [0.6, 0.7, 1], "minimumROISize": 3000},
     }
-    same(Extractor.of(parameters).features(image, mask, [1]), own_loop(parameters, image, mask, (1,)))
+    assert_same(Extractor.of(parameters).features(image, mask, [1]), own_loop(parameters, image, mask, (1,)))
 
 
 def test_a_flat_region_has_pyradiomics_conventions_and_no_error():
     _, mask = drawn()
     flat = to_image(np.full((13, 30, 27), 100, np.float32), (4.0, 1.5, 1.25))
     found = Extractor.of({"featureClass": ALL}).features(flat, mask, [2])
-    same(found, own_loop({"featureClass": ALL}, flat, mask, (2,)))
+    assert_same(found, own_loop({"featureClass": ALL}, flat, mask, (2,)))
     assert found[2]["original_firstorder_Variance"] == 0
     assert found[2]["original_glcm_Correlation"] == 1  # 0 / 0, set to 1
 
