@@ -24,7 +24,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from fl_server.rounds import Rounds
+from fl_server.strategy import Rounds
 from simulation.grid import InProcessGrid
 
 SITES, ROUNDS = 8, 3

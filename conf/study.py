@@ -28,13 +28,16 @@ class Frozen(BaseModel):
 class Privacy(Frozen):
     """What a patient is promised. The unit is one patient with all images; adjacency is add or remove one patient.
 
-    `kind: none` promises nothing and runs the same loop with no clipping and no noise.
+    `kind: none` promises nothing and runs the same loop with no clipping and no noise. `evaluation_share` is how much of what
+    a patient is promised goes to one release of scores after the last round, as a share of the squared ratio of sensitivity to
+    noise, which is what adds up; 0 is no such release.
     """
 
     kind: Literal["patient", "none"] = "patient"
     epsilon: Annotated[float, Field(gt=0)] = 8.0
     delta: Annotated[float, Field(gt=0, lt=0.1)] = 1e-3
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # bound on one patient's gradient, L2 over all parameters
+    evaluation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the promise, for the scores of patients held back
 
 
 class LocalTraining(Frozen):
@@ -51,7 +54,7 @@ class LocalTraining(Frozen):
 class Strategy(Frozen):
     """How the coordinator makes one model of the sites' answers."""
 
-    name: Literal["fedavg", "fedprox", "fedadam", "fedmedian"] = "fedavg"
+    name: Literal["fedavg", "fedprox", "fedadam", "fedmedian", "sum"] = "fedavg"  # sum: of counting tasks
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0  # fedprox: pull of the global model during local steps
     server_learning_rate: Annotated[float, Field(gt=0)] = 1.0  # fedadam: step along the averaged update
     server_schedule: Literal["constant", "cosine"] = "constant"  # fedadam: cosine lets the steps shrink towards the end

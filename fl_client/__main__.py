@@ -81,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 series=options.series,
                 rules=options.series_rules,
                 labels=options.labels,
+                columns=options.columns,
+                id_column=options.id_column,
                 quiet=options.quiet,
             )
         study = study_of(site, options.study)
@@ -118,8 +120,8 @@ def studies(site: Site) -> int:
     for key, study in approvals.studies.items():
         decision = approvals.decisions.get(key)
         said = f"{decision.decision} by {decision.who} on {decision.when[:10]}" if decision else "not decided"
-        paid = _paid(site, study)
-        price = _price(site, study, rounds=max(0, study.rounds - paid))
+        paid, scored = _paid(site, study)
+        price = _price(site, study, rounds=max(0, study.rounds - paid), scores=scored == 0)
         print(f"{key[:12]}  {study.name}: {said}, {paid} of {study.rounds} rounds paid; {price}")
     if not approvals.studies:
         print(f"{site.name} has not been asked to join a study yet")
@@ -131,7 +133,8 @@ def decide(site: Site, study: Study, decision: Decision, *, who: str) -> int:
     if decision == "approved":
         _tell_usable(site, study)
     epsilon = study.privacy.epsilon if study.privacy.kind == "patient" else None
-    line = Approvals(site.folder).decide(study, decision, who=who, epsilon=epsilon, paid=_paid(site, study))
+    paid, scored = _paid(site, study)
+    line = Approvals(site.folder).decide(study, decision, who=who, epsilon=epsilon, paid=paid, scored=scored)
     print(f"{line.decision}: study {study.name} ({study.hash}) at {site.name}; {_price(site, study, rounds=study.rounds)}")
     return 0
 
@@ -167,14 +170,19 @@ def start(site: Site, settings: Path, superlink: str, options: Sequence[str]) ->
     os.execvp(command[0], command)
 
 
-def _price(site: Site, study: Study, *, rounds: int) -> str:
-    """What the study says it costs, and where the ledger would stand after `rounds` more of it, at this hospital's delta."""
+def _price(site: Site, study: Study, *, rounds: int, scores: bool = True) -> str:
+    """What the study says it costs, and where the ledger would stand after `rounds` more of it and its scores."""
     if study.privacy.kind == "none":
         return "no privacy: updates would leave without noise"
-    from fl_client.app import event  # here: torch and Flower take seconds to import
+    from fl_client.price import planned  # here: tasks import torch
+    from tasks.task import load_for
 
     book = _ledger(site)
-    after = book.planned([event(site, study, round=number + 1) for number in range(rounds)])
+    try:
+        events = planned(site, study, load_for(study, models=site.models_folder), rounds=rounds, scores=scores)
+    except ValueError as error:
+        return f"price epsilon {study.privacy.epsilon:g} (delta {study.privacy.delta:g}); it can't be run here: {error}"
+    after = book.planned(events)
     over = " (over the budget: it will be refused)" if after > site.budget.epsilon else ""
     return (
         f"price epsilon {study.privacy.epsilon:g} (delta {study.privacy.delta:g}); the ledger stands at {book.epsilon:.4g} and "
@@ -188,8 +196,12 @@ def _tell_usable(site: Site, study: Study) -> None:
     tell_usable(site, study)
 
 
-def _paid(site: Site, study: Study) -> int:
-    return sum(event.study == study.hash for event in _ledger(site).events)
+def _paid(site: Site, study: Study) -> tuple[int, int]:
+    """Rounds and scores of the study in the ledger."""
+    from fl_client.price import rounds_paid, scores_paid
+
+    events = _ledger(site).events
+    return rounds_paid(study, events), scores_paid(study, events)
 
 
 def _doubt(event: Event) -> str:
@@ -214,12 +226,18 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--declared-size", type=int, required=True, help="a round number near the number of patients; public")
     new.add_argument("--epsilon", type=float, default=10.0, help="the most that patients' data may cost, for ever (default 10)")
     new.add_argument("--delta", type=float, default=1e-3, help="well below one over the number of patients (default 0.001)")
-    door = commands.add_parser("admit", help="let images in")
-    door.add_argument("folder", type=Path, help="DICOM files, images (with --masks), or the Sunnybrook layout")
+    door = commands.add_parser("admit", help="let images in, or a table of patients")
+    door.add_argument(
+        "folder", type=Path, help="DICOM files, images (with --masks), the Sunnybrook layout, or a table (TABLE.csv)"
+    )
     door.add_argument("--masks", type=Path, help="folder of masks named as the NIfTI or NRRD images")
     door.add_argument("--series", default="cine_ed", help="with --masks: what the images are (default: cine_ed)")
     door.add_argument("--series-rules", type=Path, help="YAML file that says which DICOM series are wanted")
     door.add_argument("--labels", help="label map: a file, or a name in conf/labels")
+    door.add_argument(
+        "--columns", type=Path, help="YAML file: which columns of a table may pass, and what stands for a missing value"
+    )
+    door.add_argument("--id-column", help="a table's column of patient identifiers (default: the first)")
     door.add_argument("--quiet", action="store_true", help="don't list the admitted")
     inside = commands.add_parser("cohort", help="count who is inside")
     inside.add_argument("--study", help="also count whom this study can use: its file, or the beginning of its hash")

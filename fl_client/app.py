@@ -12,14 +12,12 @@ repetition itself would let one lost message cost a round.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
@@ -27,13 +25,14 @@ from pydantic import ValidationError
 
 from conf.study import Study, words
 from fl_client import release
-from fl_client.approval import Declined, require_approval
-from fl_client.cohort import Cohort
+from fl_client.approval import Declined, require_approval, require_approved_scores
 from fl_client.device import device_of
-from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, calibrate, os_noise, require_private, seeded_noise
+from fl_client.patients import TrainingPatients, note, usable_patients
+from fl_client.price import SCORES, planned, round_event, rounds_paid, scores_event, scores_paid
+from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, noisy_sum, os_noise, require_private, seeded_noise
 from fl_client.privacy import train as dp_sgd
 from fl_client.site import Site
-from tasks.task import GradientTask, load
+from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for
 
 app = ClientApp()
 
@@ -46,11 +45,13 @@ def enroll(question: Message, context: Context) -> Message:
     refusal, epsilon = "", 0.0
     try:
         study = study_of(question, context)
-        require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=study.rounds)
-        task_of(study)
-        planned = [event(site, study, round=number) for number in range(1, study.rounds + 1)]
-        ledger_of(site).affords(planned)
-        epsilon = ledger_of(site).planned(planned)
+        past = ledger_of(site).events
+        require_approval(site, study, paid=rounds_paid(study, past), wanted=study.rounds)
+        if study.privacy.evaluation_share:
+            require_approved_scores(site, study, scored=scores_paid(study, past))
+        events = planned(site, study, task_of(site, study))
+        ledger_of(site).affords(events)
+        epsilon = ledger_of(site).planned(events)
     except (Declined, BudgetSpent) as reason:
         refusal = str(reason)
     return release.enrolment(question, site, konsil=version("konsil"), refusal=refusal, epsilon=epsilon)
@@ -59,24 +60,28 @@ def enroll(question: Message, context: Context) -> Message:
 @app.train()
 @release.guarded
 def train(question: Message, context: Context) -> Message:
-    """Train one round under the study's privacy, after writing its price in the ledger."""
+    """Learn one round under the study's privacy, after writing its price in the ledger."""
     site = site_of(context)
     study = study_of(question, context)
-    ledger = ledger_of(site)
-    require_approval(site, study, paid=rounds_paid(study, ledger.events), wanted=1)
-    task = task_of(study)
-    model = with_weights(task.model(), question.content)
+    require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=1)
+    task = task_of(site, study)
+    if isinstance(task, CountingTask):
+        return count(question, site, study, task)
+    return descend(question, site, study, task)
+
+
+def descend(question: Message, site: Site, study: Study, task: GradientTask) -> Message:
+    """A round of a gradient task: noisy steps from the weights that came; the trained parameters leave."""
+    model = task.model()
+    model.load_state_dict(received(question.content, model.state_dict()))
     require_private(model)
     names = task.trainable(model)
     parameters = dict(model.named_parameters())
     number = round_of(question, study)
-    cost = event(site, study, round=number)
-
-    # Paid on the disk before a patient is touched: a crash from here on over-counts. Approval is asked for again under the
-    # ledger's lock, because another process may have spent the last round that was approved.
-    epsilon = ledger.spend(cost, check=lambda past: require_approval(site, study, paid=rounds_paid(study, past), wanted=1))
-    patients = training_patients(site, task)
-    noise, sampling = randomness(site, study, round=number, entry=len(ledger.events))
+    cost = round_event(site, study, task, number=number)
+    epsilon = pay(site, study, cost)
+    patients = TrainingPatients(task, *usable_patients(site, task, "train"))
+    noise, sampling = randomness(site, study, round=number, entry=len(ledger_of(site).events))
     report = dp_sgd(
         model,
         patients,
@@ -101,6 +106,40 @@ def train(question: Message, context: Context) -> Message:
     return release.reply(question, model, names=names, declared_size=site.declared_size, epsilon=epsilon)
 
 
+def count(question: Message, site: Site, study: Study, task: CountingTask) -> Message:
+    """The round of a counting task: the noisy sum over the training patients leaves. What came with it is not read."""
+    number = round_of(question, study)
+    cost = round_event(site, study, task, number=number)
+    epsilon = pay(site, study, cost)
+    cohort, patients = usable_patients(site, task, "train")
+    vectors = (task.contribution(cohort.prepared(task, patient)) for patient in patients)
+    noise, _ = randomness(site, study, round=number, entry=len(ledger_of(site).events))
+    total = summed(vectors, task.length, study, cost, noise)
+    note(site, study=study.hash, round=number, counted=task.counted, patients=len(patients))
+    return release.total(question, total, noise_std=cost.noise_multiplier, declared_size=site.declared_size, epsilon=epsilon)
+
+
+@app.evaluate()
+@release.guarded
+def evaluate(question: Message, context: Context) -> Message:
+    """Judge the model that came on the patients held back from training: a noisy sum leaves, after the ledger."""
+    site = site_of(context)
+    study = study_of(question, context)
+    require_approved_scores(site, study, scored=scores_paid(study, ledger_of(site).events))
+    task = task_of(site, study)
+    if not isinstance(task, JudgedTask):
+        raise Declined(f"task {study.task['name']} can't be judged by hospitals")
+    state = received(question.content, first_state(task))
+    cost = scores_event(site, study)
+    epsilon = pay(site, study, cost)
+    cohort, patients = usable_patients(site, task, "test")
+    vectors = (task.judgement(state, cohort.prepared(task, patient)) for patient in patients)
+    noise, _ = randomness(site, study, round=study.rounds, entry=len(ledger_of(site).events))
+    total = summed(vectors, task.judgement_length, study, cost, noise)
+    note(site, study=study.hash, scored=len(patients))
+    return release.total(question, total, noise_std=cost.noise_multiplier, declared_size=site.declared_size, epsilon=epsilon)
+
+
 # -- the steps, in the order above ---------------------------------------------------------------------------------------
 
 
@@ -123,33 +162,31 @@ def study_of(question: Message, context: Context) -> Study:
     return study
 
 
-def task_of(study: Study) -> GradientTask:
-    """The study's task, as this hospital has it installed. Raises `Declined` if it hasn't."""
+def task_of(site: Site, study: Study) -> GradientTask | CountingTask:
+    """The study's task, as this hospital has it installed. Raises `Declined` if it hasn't, or can't be run under this study."""
     try:
-        return load(study.task)
+        return load_for(study, models=site.models_folder)
     except ValueError as error:
         raise Declined(str(error)) from None
 
 
-def with_weights(model: torch.nn.Module, content: object) -> torch.nn.Module:
-    """`model` with the weights that were received. Raises `Declined` unless names, shapes and dtypes fit exactly."""
+def received(content: object, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The arrays that came. Raises `Declined` unless names, shapes and dtypes are those of `own`, and all are finite."""
     records = list(getattr(content, "array_records", {}).values())
     if len(records) != 1 or not isinstance(records[0], ArrayRecord):
-        raise Declined(f"a training message brings one array record, not {len(records)}")
-    own = model.state_dict()
+        raise Declined(f"a message brings one array record, not {len(records)}")
     if set(records[0]) != set(own):
         raise Declined(f"the weights received differ in names: {sorted(set(records[0]) ^ set(own))[:4]}")
-    received = {}
+    found = {}
     for name, array in records[0].items():
         tensor = torch.from_numpy(array.numpy())
         if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
-            found, right = f"{tensor.dtype} {list(tensor.shape)}", f"{own[name].dtype} {list(own[name].shape)}"
-            raise Declined(f"the weight '{name}' received is {found}; the model has {right}")
+            came, right = f"{tensor.dtype} {list(tensor.shape)}", f"{own[name].dtype} {list(own[name].shape)}"
+            raise Declined(f"the weight '{name}' received is {came}; the model has {right}")
         if not bool(torch.isfinite(tensor).all()):
             raise Declined(f"the weight '{name}' received is not finite")
-        received[name] = tensor
-    model.load_state_dict(received)
-    return model
+        found[name] = tensor
+    return found
 
 
 def round_of(question: Message, study: Study) -> int:
@@ -160,65 +197,35 @@ def round_of(question: Message, study: Study) -> int:
     return number
 
 
-def event(site: Site, study: Study, *, round: int) -> Event:
-    """What one round of the study releases: its noise comes from the study's total epsilon, over all rounds."""
-    multiplier = 0.0
-    if study.privacy.kind == "patient":
-        multiplier = calibrate(
-            epsilon=study.privacy.epsilon,
-            delta=study.privacy.delta,
-            sample_rate=study.training.sample_rate,
-            steps=study.noise_steps,
-        )
-    return Event(
-        noise_multiplier=multiplier,
-        sample_rate=study.training.sample_rate,
-        steps=study.training.steps,
-        study=study.hash,
-        study_name=study.name,
-        round=round,
-        kind="gradient",
-        noise="os" if site.noise_seed is None else "seeded",
-    )
+def pay(site: Site, study: Study, cost: Event) -> float:
+    """Write the price in the ledger, and on the disk, before a patient is touched: a crash from here on over-counts.
 
-
-@dataclass(frozen=True)
-class TrainingPatients:
-    """The hospital's training patients as the training loop draws them."""
-
-    cohort: Cohort
-    task: GradientTask
-    patients: Sequence[str]
-
-    def example(self, patient: str, views: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """`views` augmented rows of one patient."""
-        return self.task.example(self.cohort.prepared(self.task, patient), views, rng)
-
-
-def training_patients(site: Site, task: GradientTask) -> TrainingPatients:
-    """The patients of the training split whom the task can use; the others are named in the site's log.
-
-    Perhaps nobody is left: the round goes on and releases noise alone. A refusal would say, exactly and unpaid, that nobody
-    here has what the study is about.
+    Approval is asked for again under the ledger's lock, because another process may have spent what was approved. Returns the
+    epsilon of everything so far.
     """
-    cohort = Cohort(site.cohort_folder)
-    usable, left_out = cohort.usable(task, cohort.split("train", test_fraction=site.test_fraction))
-    for patient, reason in left_out.items():
-        note(site, patient=patient, left_out=reason)
-    if not usable:
-        note(site, warning="no training patient that the task can use: what this round releases, and pays for, is noise alone")
-    return TrainingPatients(cohort, task, usable)
+
+    def check(past: Sequence[Event]) -> None:
+        if cost.kind == SCORES:
+            require_approved_scores(site, study, scored=scores_paid(study, past))
+        else:
+            require_approval(site, study, paid=rounds_paid(study, past), wanted=1)
+
+    return ledger_of(site).spend(cost, check=check)
+
+
+def summed(
+    vectors: Iterable[npt.NDArray[np.float64]], length: int, study: Study, cost: Event, noise: Noise
+) -> npt.NDArray[np.float64]:
+    """The sum of one bounded vector per patient (length,), with the noise that was paid for."""
+    rows = np.array([*vectors], np.float64).reshape(-1, length)
+    bound = 1.0 if study.privacy.kind == "patient" else math.inf
+    return noisy_sum(rows, bound=bound, noise_multiplier=cost.noise_multiplier, noise=noise)
 
 
 def ledger_of(site: Site) -> Ledger:
     """The hospital's privacy ledger, with its budget."""
     budget = site.budget
     return Ledger(site.ledger_path, epsilon=budget.epsilon, delta=budget.delta, accept_no_privacy=site.accept_no_privacy)
-
-
-def rounds_paid(study: Study, events: Sequence[Event]) -> int:
-    """How many of the ledger's events are rounds of this study, repeated ones counted each time."""
-    return sum(entry.study == study.hash for entry in events)
 
 
 def randomness(site: Site, study: Study, *, round: int, entry: int) -> tuple[Noise, np.random.Generator]:
@@ -232,12 +239,3 @@ def randomness(site: Site, study: Study, *, round: int, entry: int) -> tuple[Noi
     text = f"{site.name}/{study.hash}/{round}/{entry}"
     key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
     return seeded_noise(site.noise_seed, key), np.random.default_rng([site.noise_seed, key])
-
-
-def note(site: Site, **facts: object) -> None:
-    """Write a line in the hospital's own training log, which never leaves it."""
-    folder = site.folder / "log"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = os.open(folder / "training.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with open(log, "a") as file:
-        file.write(json.dumps(facts) + "\n")

@@ -39,6 +39,7 @@ class Approval(BaseModel):
     when: str  # ISO 8601, UTC
     epsilon: float | None  # the price that was named at the time of the decision; None: a study without privacy
     paid: int = 0  # rounds of the study that stood in the ledger then: a yes covers the study's rounds from there on
+    scored: int = 0  # releases of scores that stood there: a yes covers one more
 
 
 class Approvals:
@@ -70,13 +71,24 @@ class Approvals:
         paths = sorted(self.studies_folder.glob("*.json"))
         return {path.stem: Study.from_json(path.read_text()) for path in paths}
 
-    def decide(self, study: Study, decision: Decision, *, who: str, epsilon: float | None, paid: int = 0) -> Approval:
-        """Write the decision, and make sure that it is on the disk. `paid` rounds of the study stand in the ledger.
+    def decide(
+        self, study: Study, decision: Decision, *, who: str, epsilon: float | None, paid: int = 0, scored: int = 0
+    ) -> Approval:
+        """Write the decision, and make sure that it is on the disk. `paid` rounds and `scored` scores stand in the ledger.
 
         A line that a crash left half-written is cut off first: whoever was deciding had not been told that it was done.
         """
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        line = Approval(hash=study.hash, study=study.name, decision=decision, who=who, when=when, epsilon=epsilon, paid=paid)
+        line = Approval(
+            hash=study.hash,
+            study=study.name,
+            decision=decision,
+            who=who,
+            when=when,
+            epsilon=epsilon,
+            paid=paid,
+            scored=scored,
+        )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b") as file:  # every write goes to the end
             fcntl.flock(file, fcntl.LOCK_EX)  # or a line that another process is writing might be cut
@@ -111,6 +123,31 @@ def require_approval(site: Site, study: Study, *, paid: int, wanted: int) -> Non
 
     `paid` rounds of it stand in the ledger.
     """
+    approval = _decision(site, study)
+    if approval is None:
+        return
+    left = approval.paid + study.rounds - paid
+    if wanted > left:
+        raise Declined(
+            f"of the {study.rounds} rounds of study {study.name} ({study.hash[:12]}) that {site.name} approved, {left} are "
+            f"left; {wanted} need another approval"
+        )
+
+
+def require_approved_scores(site: Site, study: Study, *, scored: int) -> None:
+    """Return if the hospital gives the study's scores; otherwise raise `Declined`. `scored` of them stand in the ledger."""
+    if not study.privacy.evaluation_share:
+        raise Declined(f"study {study.name} sets nothing of its promise aside for scores (privacy.evaluation_share is 0)")
+    approval = _decision(site, study)
+    if approval is not None and scored > approval.scored:
+        raise Declined(
+            f"{site.name} has given the scores of study {study.name} ({study.hash[:12]}) that it approved; "
+            "more need another approval"
+        )
+
+
+def _decision(site: Site, study: Study) -> Approval | None:
+    """The yes in force, or None where nobody is asked. Raises `Declined` in every other case."""
     if site.name not in study.sites:
         raise Declined(f"study {study.name} does not name {site.name} among its sites")
     if study.privacy.kind == "none" and not site.accept_no_privacy:
@@ -120,13 +157,8 @@ def require_approval(site: Site, study: Study, *, paid: int, wanted: int) -> Non
     approval = approvals.decisions.get(study.hash)
     if approval is None:
         if site.approve_all:
-            return
+            return None
         raise Declined(f"nobody at {site.name} has approved study {study.name} ({study.hash[:12]}) yet")
     if approval.decision == "declined":
         raise Declined(f"{site.name} declined study {study.name} ({study.hash[:12]}) on {approval.when[:10]}")
-    left = approval.paid + study.rounds - paid
-    if wanted > left:
-        raise Declined(
-            f"of the {study.rounds} rounds of study {study.name} ({study.hash[:12]}) that {site.name} approved, {left} are "
-            f"left; {wanted} need another approval"
-        )
+    return approval

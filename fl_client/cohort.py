@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.case import Case, Volume
-from tasks.task import Arrays, GradientTask
+from tasks.task import Arrays, Task
 
 Split = Literal["train", "test"]
 
@@ -255,7 +255,7 @@ class Cohort:
         """
         return tuple(patient for patient in self.patients if is_test(patient, test_fraction) == (which == "test"))
 
-    def usable(self, task: GradientTask, patients: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    def usable(self, task: Task, patients: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
         """Those of the patients whom the task can use, and the reason for each of the others.
 
         Each is judged alone, so that nobody's presence moves another's. What is wrong with one patient's files is never an
@@ -271,7 +271,7 @@ class Cohort:
                 left_out[patient] = f"{type(error).__name__}: {error}"
         return tuple(patient for patient in patients if patient not in left_out), left_out
 
-    def prepared(self, task: GradientTask, patient: str) -> Arrays:
+    def prepared(self, task: Task, patient: str) -> Arrays:
         """The task's arrays of one case, computed at the first call and memory-mapped afterwards."""
         folder = self.folder / "prepared" / task.hash
         with self._lock(fcntl.LOCK_SH):

@@ -1,8 +1,9 @@
 """The door out: the only place where an answer to the coordinator is built.
 
-What passes: trained parameters by name, the size that the hospital declares in public, and the epsilon of its ledger; or
-a refusal in words; or the bare fact that something failed. What does not pass: buffers, losses, counts of patients, texts
-of exceptions, timings. The reader of this file has read everything that leaves the hospital.
+What passes: trained parameters by name, or one noisy sum and how much noise is in it, with the size that the hospital
+declares in public and the epsilon of its ledger; or a refusal in words; or the bare fact that something failed. What does not
+pass: buffers, losses, counts of patients, texts of exceptions, timings. The reader of this file has read everything that
+leaves the hospital.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
@@ -52,6 +54,20 @@ def reply(question: Message, model: torch.nn.Module, *, names: Collection[str], 
         arrays[name] = Array(tensor.numpy())
     if not arrays:
         raise ValueError("no parameter was named; an empty answer may not leave")
+    metrics = MetricRecord({"num-examples": declared_size, "epsilon": float(epsilon)})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=question)
+
+
+def total(
+    question: Message, total: npt.NDArray[np.float64], *, noise_std: float, declared_size: int, epsilon: float
+) -> Message:
+    """One sum over patients with its noise, of standard deviation `noise_std` on each number.
+
+    That is public: it follows from the study. Raises `ValueError` for a sum that is not finite.
+    """
+    if not np.isfinite(total).all():
+        raise ValueError("the sum is not finite; it may not leave")
+    arrays = ArrayRecord({"total": Array(total), "noise_variance": Array(np.array([noise_std**2]))})
     metrics = MetricRecord({"num-examples": declared_size, "epsilon": float(epsilon)})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=question)
 

@@ -61,6 +61,11 @@ class Site(Frozen):
         return self.folder / "cohort"
 
     @property
+    def models_folder(self) -> Path:
+        """Models that later studies lean on, each in a file `<fingerprint>.pt`."""
+        return self.folder / "models"
+
+    @property
     def ledger_path(self) -> Path:
         """The privacy ledger, append-only."""
         return self.folder / "ledger.jsonl"

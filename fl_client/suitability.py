@@ -11,7 +11,7 @@ import sys
 from conf.study import Study
 from fl_client.cohort import Cohort
 from fl_client.site import Site
-from tasks.task import load
+from tasks.task import load_for
 
 TOLD = 10
 """So many patients are named with their reasons; the others are counted."""
@@ -23,7 +23,7 @@ def tell_usable(site: Site, study: Study) -> None:
     Prepares their arrays, as the first round would. Raises `OSError` if there can't be a cohort at this site.
     """
     try:
-        task = load(study.task)
+        task = load_for(study, models=site.models_folder)
     except ValueError as error:
         print(f"WARNING: {site.name} can't take part in study {study.name}: {error}", file=sys.stderr)
         return

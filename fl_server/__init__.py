@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fl_server.record import Record as Record
-    from fl_server.rounds import Rounds as Rounds
     from fl_server.rounds import run as run
+    from fl_server.strategy import Rounds as Rounds
 
-_HOME = {"Record": "fl_server.record", "Rounds": "fl_server.rounds", "run": "fl_server.rounds"}
+_HOME = {"Record": "fl_server.record", "Rounds": "fl_server.strategy", "run": "fl_server.rounds"}
 
 
 def __getattr__(name: str) -> Any:

@@ -43,6 +43,15 @@ class Round(_Part):
     arrays_sha256: str
 
 
+class Evaluation(_Part):
+    """What the hospitals' test patients said of the final model: one noisy sum, as its task reads it."""
+
+    sites: dict[str, SiteRound]
+    total: list[float]  # empty: nobody answered
+    noise_std: float  # on each number of the total; 0: no privacy
+    seconds: float
+
+
 class SiteRecord(_Part):
     """One hospital. Case counts are None where the hospital is real: exact counts don't leave it."""
 
@@ -72,6 +81,7 @@ class Record(_Part):
     engine: str = ""
     device: str = ""
     rounds: list[Round] = []
+    evaluation: Evaluation | None = None  # None: the study sets nothing of its promise aside for scores
     sites: dict[str, SiteRecord] = {}
     held_out: dict[str, Any] = {}
     baselines: dict[str, Any] = {}
@@ -94,6 +104,12 @@ class Record(_Part):
             f"round {r.round}: {name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
             for r in self.rounds
             for name, site in r.sites.items()
+            if site.answer != "used"
+        ]
+        scored = self.evaluation.sites.items() if self.evaluation else ()
+        self.reasons += [
+            f"scores: {name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
+            for name, site in scored
             if site.answer != "used"
         ]
         if len(self.rounds) < planned:

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from conf.study import Study
-from tasks.task import load
+from tasks.task import first_state, load
 
 State = dict[str, torch.Tensor]
 """A model's weights by name, on the CPU: what `torch.nn.Module.state_dict` gives and `load_state_dict` takes."""
 
 
 def initial_state(study: Study) -> State:
-    """Freshly drawn weights of the study's task; equal for equal seeds."""
+    """Freshly drawn weights of the study's task, or its empty sum; equal for equal seeds."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed)
-        return {name: tensor.detach().clone() for name, tensor in load(study.task).model().state_dict().items()}
+        return first_state(load(study.task))
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:

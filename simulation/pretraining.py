@@ -27,7 +27,7 @@ from simulation.reader import Reader
 from simulation.scanner import Series, random_scanner
 from simulation.settings import Pretraining
 from simulation.sources import digest, source_text
-from tasks.task import load
+from tasks.task import gradient_task
 
 CASE_MIX = {"normal": 1.0, "myocarditis": 0.7, "infarct": 1.5, "hcm": 1.0, "dcm": 1.5, "amyloid": 0.7}
 """More dilated and thinned hearts than any hospital has: a network that has seen the extremes interpolates."""
@@ -54,7 +54,7 @@ def pretrain(
     advance: Advance,
 ) -> State:
     """Weights after `settings.steps` steps of Adam with cosine decay, and an exponential mean over the steps."""
-    task = load(task_settings)
+    task = gradient_task(task_settings)
     network = {key: value for key, value in task_settings.items() if key != "trainable"}  # pre-training moves everything
     place = cache / "pretrained" / _key(digest("tasks"), network, settings, series)
     finished = place / "model.pt"

@@ -17,7 +17,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from fl_client.cohort import Cohort
 from fl_server.weights import State
 from simulation.machine import unordered
-from tasks.task import GradientTask, load
+from tasks.task import GradientTask, gradient_task
 
 Scores = dict[str, float]
 
@@ -54,7 +54,7 @@ def score_patient(
     settings: dict[str, Any], states: Sequence[State], cohort: Path, patient: str, full: bool
 ) -> tuple[str, Scores]:
     """Scores of one patient, on the GPU if there is one; `full` adds distances and volumes to Dice."""
-    task = load(settings)
+    task = gradient_task(settings)
     model = restore(task, states).to(device())
     case = Cohort(cohort).case(patient)
     scores = task.score(model, case, full=full)

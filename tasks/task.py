@@ -1,7 +1,8 @@
 """What a task is: the part of a study that knows what is learned, and nothing of hospitals, privacy or networks.
 
 A gradient task never trains. It gives a model, turns a case into arrays once, draws examples from them, and says what
-one example's loss is. The one training loop (`fl_client/privacy`) does the rest, so that no task can forget privacy.
+one example's loss is. A counting task says what vector one patient adds to a sum, of length 1 at most. The one training loop
+and the one noisy sum (`fl_client/privacy`) do the rest, so that no task can forget privacy.
 """
 
 from __future__ import annotations
@@ -15,25 +16,65 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from conf.study import Study
 from tasks.case import Case
 
 Arrays = dict[str, npt.NDArray[Any]]
 """A case as the task wants it: named arrays, saved once and memory-mapped."""
 
+State = Mapping[str, torch.Tensor]
+"""What was learned, by name."""
 
-@runtime_checkable
-class GradientTask(Protocol):
-    """A task whose model is learned by gradients."""
+
+class Task(Protocol):
+    """What every task gives: a case as arrays."""
 
     @property
     def hash(self) -> str:
         """Identity of everything that determines `prepare`'s output; names the folder of prepared arrays."""
 
-    def model(self) -> torch.nn.Module:
-        """A new network with freshly drawn weights (from torch's global generator)."""
-
     def prepare(self, case: Case) -> Arrays:
         """The arrays of one case, computed once. Raises `ValueError`, in words, for a case the task can't use."""
+
+
+@runtime_checkable
+class CountingTask(Task, Protocol):
+    """A task whose model is made of one sum over all patients of all hospitals.
+
+    Its state is `{"total": (length,) float64, "noise_variance": (1,) float64}`: the noisy sum, and the variance of the noise
+    on each of its numbers, which is public.
+    """
+
+    @property
+    def counted(self) -> str:
+        """What the sum holds, in words for the ledger: leaf counts, moments."""
+
+    @property
+    def length(self) -> int:
+        """Numbers in the sum."""
+
+    def contribution(self, arrays: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+        """What ONE patient adds: (length,), L2 norm at most 1 whatever the patient holds. Depends on this patient alone."""
+
+
+@runtime_checkable
+class JudgedTask(Task, Protocol):
+    """A task whose model can be judged from one sum over patients it has not seen, such as a histogram of its answers."""
+
+    @property
+    def judgement_length(self) -> int:
+        """Numbers in that sum."""
+
+    def judgement(self, state: State, arrays: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+        """What ONE patient adds: (judgement_length,), L2 norm at most 1. Depends on the model and this patient alone."""
+
+
+@runtime_checkable
+class GradientTask(Task, Protocol):
+    """A task whose model is learned by gradients."""
+
+    def model(self) -> torch.nn.Module:
+        """A new network with freshly drawn weights (from torch's global generator)."""
 
     def example(
         self, arrays: Mapping[str, npt.NDArray[Any]], views: int, rng: np.random.Generator
@@ -53,18 +94,67 @@ class GradientTask(Protocol):
         """
 
 
-def load(settings: Mapping[str, Any]) -> GradientTask:
-    """The task named `settings["name"]`, a folder of `tasks/`; the remaining settings go to its `Settings`.
+def load(settings: Mapping[str, Any], *, models: Path | None = None) -> GradientTask | CountingTask:
+    """The task named `settings["name"]`, a folder of `tasks/`; the remaining settings go to its `build`.
 
-    Raises `ValueError` naming the tasks there are. Only folders of this installed package can be named, so a study can
-    choose among what a hospital has installed and can't bring code.
+    `models` is the folder of models that a task may lean on, each in a file `<fingerprint>.pt`. Raises `ValueError` naming the
+    tasks there are. Only folders of this installed package can be named, so a study can choose among what a hospital has
+    installed and can't bring code.
     """
     name = str(settings.get("name", ""))
     names = task_names()
     if name not in names:
         raise ValueError(f"no task named '{name}'; tasks/ holds {', '.join(names)}")
-    task: GradientTask = importlib.import_module(f"tasks.{name}").build({k: v for k, v in settings.items() if k != "name"})
+    module = importlib.import_module(f"tasks.{name}")
+    task: GradientTask | CountingTask = module.build({k: v for k, v in settings.items() if k != "name"}, models=models)
     return task
+
+
+def gradient_task(settings: Mapping[str, Any]) -> GradientTask:
+    """The task of these settings, if it is learned by gradients; otherwise `ValueError`."""
+    task = load(settings)
+    if not isinstance(task, GradientTask):
+        raise ValueError(f"task {settings['name']} is not learned by gradients: it has no network")
+    return task
+
+
+def load_for(study: Study, *, models: Path | None = None) -> GradientTask | CountingTask:
+    """The study's task. Raises `ValueError` for a task there isn't, or that can't be run under this study."""
+    task = load(study.task, models=models)
+    counting = isinstance(task, CountingTask)
+    if counting != (study.strategy.name == "sum"):
+        wanted = "is counted and needs strategy.name 'sum'" if counting else "is learned by gradients, which can't be summed"
+        raise ValueError(f"task {study.task['name']} {wanted}; study {study.name} has '{study.strategy.name}'")
+    if counting and (study.rounds, study.training.steps, study.training.sample_rate) != (1, 1, 1.0):
+        raise ValueError(
+            f"task {study.task['name']} is counted once, over all patients: rounds, training.steps and "
+            f"training.sample_rate must be 1, not {study.rounds}, {study.training.steps} and {study.training.sample_rate:g}"
+        )
+    if settled(study.task) != study.task:
+        raise ValueError(f"study {study.name} doesn't settle what its numbers are made by (task.image.extraction is empty)")
+    if study.privacy.evaluation_share and not isinstance(task, JudgedTask):
+        raise ValueError(f"task {study.task['name']} can't be judged by hospitals; privacy.evaluation_share must be 0")
+    return task
+
+
+def settled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they stand in a Study, with what determines the arrays beside them filled in, if the task has such."""
+    settle = getattr(importlib.import_module(f"tasks.{settings['name']}"), "settle", dict)
+    rest = {name: value for name, value in settings.items() if name != "name"}
+    return {"name": settings["name"], **settle(rest)}
+
+
+def first_state(task: GradientTask | CountingTask) -> dict[str, torch.Tensor]:
+    """What round 1 starts from: the weights of a new model (from torch's global generator), or an empty sum."""
+    if isinstance(task, CountingTask):
+        zeros = {"total": task.length, "noise_variance": 1}
+        return {name: torch.zeros(length, dtype=torch.float64) for name, length in zeros.items()}
+    return {name: tensor.detach().clone() for name, tensor in task.model().state_dict().items()}
+
+
+def released(task: GradientTask | CountingTask) -> list[str]:
+    """Names of the arrays that a hospital sends back in a round."""
+    return ["total", "noise_variance"] if isinstance(task, CountingTask) else task.trainable(task.model())
 
 
 def task_names() -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,8 +15,11 @@ from tasks.segmentation.task import SegmentationTask
 __all__ = ["SegmentationTask", "Settings", "build"]
 
 
-def build(settings: Mapping[str, Any]) -> SegmentationTask:
-    """The task with these settings. Raises `ValueError` saying which setting is wrong, its value and what is right."""
+def build(settings: Mapping[str, Any], *, models: Path | None = None) -> SegmentationTask:
+    """The task with these settings; it leans on no `models`.
+
+    Raises `ValueError` saying which setting is wrong, its value and what is right.
+    """
     try:
         return SegmentationTask(Settings.model_validate(dict(settings)))
     except ValidationError as error:

@@ -10,12 +10,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_client import app as hospital
 from fl_client.approval import Approvals
+from fl_client.price import planned
 from fl_client.privacy import Event, epsilon
 from fl_client.release import DECLINED, FAILED, FAILED_WORDS
 from fl_client.site import Budget
 from fl_server.rounds import run
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
+from tasks.task import load
 
 
 def ask(hospitals, study, *, kind="train", number=1, arrays=None, told=None, only=None):
@@ -176,13 +178,13 @@ def test_two_nodes_of_one_hospital_cannot_both_spend_the_last_round_that_was_app
     study = hospitals.study()
     Approvals(hospitals.site("a").folder).decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
     ask(hospitals, study, number=1, only="a")  # one of two; the budget has room for more than the second
-    both, real = threading.Barrier(2, timeout=120), hospital.with_weights
+    both, real = threading.Barrier(2, timeout=120), hospital.received
 
-    def waits_for_the_other(model, content):
+    def waits_for_the_other(content, own):
         both.wait()  # both have been told that one round is left, and neither has spent it
-        return real(model, content)
+        return real(content, own)
 
-    monkeypatch.setattr(hospital, "with_weights", waits_for_the_other)
+    monkeypatch.setattr(hospital, "received", waits_for_the_other)
     with ThreadPoolExecutor(2) as nodes:
         asked = [nodes.submit(ask, hospitals, study, number=2, only="a") for _ in range(2)]
         replies = sorted((future.result()[0] for future in asked), key=lambda reply: reply.has_error())
@@ -195,7 +197,7 @@ def test_a_hospital_with_a_smaller_delta_prices_the_study_at_its_own_and_refuses
     hospitals.save(hospitals.site("b").model_copy(update={"budget": Budget(epsilon=10.0, delta=1e-5)}))
     study = hospitals.study()  # epsilon 8 at delta 1e-3 costs more at 1e-5
     reason = ask(hospitals, study, kind="query.enroll")[1].content["enrolment"]["reason"]
-    cost = [hospital.event(hospitals.site("b"), study, round=number) for number in (1, 2)]
+    cost = planned(hospitals.site("b"), study, load(study.task))
     assert epsilon(cost, delta=1e-3) <= 8 < 10 < epsilon(cost, delta=1e-5)
     assert reason.endswith("over this hospital's 10 (delta 1e-05)")
 
