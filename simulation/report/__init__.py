@@ -1,15 +1,16 @@
 """The study report: one HTML file that a clinician can read, and the last lines on the terminal.
 
 It reads the files of a run folder and nothing else, so a report can be written again at any time, anywhere. The page holds
-its pictures and styles itself and asks nothing of any network.
+its pictures and styles itself and asks nothing of any network. A folder with radiomics.json gets the page of a radiomics study.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from simulation.report import words
+from simulation.report import radiomics, words
 from simulation.report.page import page
+from simulation.report.radiomics_results import FILE, Findings
 from simulation.report.results import Run
 from simulation.report.statistics import mean
 
@@ -19,17 +20,24 @@ __all__ = ["summary_lines", "write_report"]
 def write_report(folder: Path) -> Path:
     """Write `report.html` into the run folder and return its path.
 
-    Raises `FileNotFoundError` when there is no record.json; every other file may be missing.
+    Raises `FileNotFoundError` when there is no record.json; every other file may be missing. Raises `ValueError` for a
+    radiomics.json that holds no JSON object.
     """
+    text = radiomics.page(Findings(folder)) if (folder / FILE).exists() else page(Run(folder))
     path = folder / "report.html"
     part = folder / "report.part"
-    part.write_text(page(Run(folder)), encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
     return path
 
 
 def summary_lines(folder: Path) -> list[str]:
-    """The verdict, Dice and epsilon by hospital, and where the report lies: the last lines on the screen."""
+    """The verdict, Dice and epsilon by hospital, and where the report lies: the last lines on the screen.
+
+    Of a radiomics study: the verdict, AUC and epsilon by arm and by hospital, and where the report lies.
+    """
+    if (folder / FILE).exists():
+        return radiomics.summary_lines(Findings(folder))
     run = Run(folder)
     lines = [words.VERDICTS[run.record.verdict]]
     lines += [f"  {reason}" for reason in run.record.reasons[:5]]
