@@ -15,14 +15,14 @@ import numpy.typing as npt
 from tasks.radiomics.segments import BLOOD_POOL, MYOCARDIUM
 
 SCALES = ("remote", "myocardium", "none")
-"""`remote`: 0 is the 20th percentile of the myocardium, 100 the distance between the 10th and the 90th of the left ventricle's
-blood and muscle together. `myocardium`: mean 0, standard deviation 100 over all of the patient's myocardium. `none`: as it is."""
+"""`remote`: 0 is the 20th percentile of the myocardium, 100 the distance from the 10th to the 90th of blood and muscle of the left
+ventricle together. `myocardium`: mean 0 and standard deviation 100 over the patient's myocardium. `none`: unchanged."""
 
 REMOTE_PERCENTILE = 20.0
 """Normal muscle is nulled, so the darkest part of the wall is remote, even where 41 of 100 segments are enhanced."""
 RANGE_PERCENTILES = (10.0, 90.0)
-"""Dark muscle to bright blood. Both lie in the union whatever is enhanced, so their distance never comes near 0, as that between
-remote muscle and blood does in amyloid."""
+"""Dark muscle to bright blood, or to scar: this distance does not come near 0, as that between remote muscle and blood does in
+amyloid."""
 
 
 def standardised(image: npt.NDArray[Any], mask: npt.NDArray[np.uint8], how: str = "remote") -> npt.NDArray[np.float32]:
