@@ -19,10 +19,12 @@ from conf.study import words
 from fl_client.cohort import CaseUnreadable, Cohort
 from fl_client.intake.admit import admit_folder
 from fl_client.intake.door import Intake
+from fl_client.intake.endpoints import EndpointRules
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.pairs import admit_pairs
 from fl_client.intake.series import SeriesRules
 from fl_client.intake.sunnybrook import admit_sunnybrook
+from fl_client.intake.table import admit_table
 from fl_client.site import Site
 from fl_client.yaml_file import read_yaml
 
@@ -76,25 +78,39 @@ def key_of(site: Site) -> bytes:
 
 
 def admit(
-    site: Site, folder: Path, *, masks: Path | None, series: str, rules: Path | None, labels: str | None, quiet: bool = False
+    site: Site,
+    folder: Path,
+    *,
+    masks: Path | None,
+    series: str,
+    rules: Path | None,
+    labels: str | None,
+    columns: Path | None = None,
+    id_column: str | None = None,
+    quiet: bool = False,
 ) -> int:
-    """Let a folder in and print what became of it; 0 if any patient was admitted.
+    """Let a folder in, or a table, and print what became of it; 0 if any patient was admitted.
 
     With `masks` it is a folder of NIfTI or NRRD images of the series `series`; with `link.csv`, `dicom/` and `contours/` in it
     the Sunnybrook layout; otherwise DICOM. `rules` is a YAML file of series rules, `labels` the name or file of a label map
-    (default: `sunnybrook` for that layout, else `cardiac`).
+    (default: `sunnybrook` for that layout, else `cardiac`). A file instead of a folder is a table of patients without images.
+    `columns` is a YAML file that says which columns of it, or of `endpoints.csv` beside DICOM, may pass; `id_column` is the
+    one that holds the identifiers (default: what the file says, else a table's first).
     """
     cohort, key = Cohort(site.cohort_folder), key_of(site)
     site.cohort_folder.chmod(0o700)
     contours = all((folder / name).exists() for name in ("link.csv", "dicom", "contours"))
     meanings = label_map(labels or ("sunnybrook" if contours and masks is None else "cardiac"))
     wanted = series_rules(rules)
-    if masks is not None:
+    if folder.is_file():
+        found = admit_table(folder, cohort, key=key, rules=column_rules(columns, id_column=id_column, first=""))
+    elif masks is not None:
         found = admit_pairs(folder, masks, cohort, key=key, labels=meanings, series_name=series)
     elif contours:
         found = admit_sunnybrook(folder, cohort, key=key, labels=meanings)
     else:
-        found = admit_folder(folder, cohort, key=key, labels=meanings, series=wanted)
+        endpoints = column_rules(columns, id_column=id_column, first="patient_id")
+        found = admit_folder(folder, cohort, key=key, labels=meanings, series=wanted, endpoints=endpoints)
     _tell(found, quiet=quiet)
     return 0 if found.admitted else 1
 
@@ -113,6 +129,20 @@ def series_rules(file: Path | None) -> SeriesRules:
         return SeriesRules.model_validate(read_yaml(file)) if file else SeriesRules()
     except ValidationError as error:
         raise ValueError(f"{file}: {words(error)}") from None
+
+
+def column_rules(file: Path | None, *, id_column: str | None, first: str) -> EndpointRules:
+    """The columns declared in a YAML file, and no others, or the usual ones. Raises `ValueError` in words for wrong contents.
+
+    `first` is the column of the identifiers where neither the file nor `id_column` names one; empty means the first one.
+    """
+    try:
+        declared = {"patient_id": first, **read_yaml(file)} if file else {"patient_id": first}
+        if id_column is not None:
+            declared["patient_id"] = id_column
+        return EndpointRules.only(declared) if file else EndpointRules.model_validate(declared)
+    except ValidationError as error:
+        raise ValueError(f"{file or 'the columns'}: {words(error)}") from None
 
 
 def cohort(site: Site) -> int:

@@ -15,7 +15,7 @@ from typing import get_args
 from fl_server.record import Outcome, Round
 from fl_server.weights import State, initial_state, save
 from simulation import hospital as hospitals_module
-from simulation import pretraining
+from simulation import pretraining, tables
 from simulation.arms import Arm, train, train_by_itself, write_line
 from simulation.hospital import Hospital
 from simulation.machine import Meter, executor, one_thread, unordered
@@ -25,7 +25,7 @@ from simulation.run_folder import remove_results, settle, to_itself
 from simulation.scoring import Scores, mean_scores, score_hospitals
 from simulation.screen import Screen
 from simulation.settings import Arm as ArmName
-from simulation.settings import GeneratedHospitals, Simulation
+from simulation.settings import GeneratedHospitals, Simulation, TableHospitals
 from tasks.fingerprint import fingerprint
 
 
@@ -96,6 +96,8 @@ def _open_hospitals(
             drawn[name] = hospitals_module.drawn(name, index, profile, settings, cache=cache, pool=pool, advance=advance)
         sites = {name: drawn[name] for name in settings.sites}
         held_out = {name: drawn[name] for name in settings.held_out}
+    elif isinstance(settings, TableHospitals):
+        sites, held_out = tables.listed(settings, cache=cache, advance=screen.part("hospitals", 0, 1, ""))
     else:
         sites, held_out = hospitals_module.dealt(settings, cache=cache, advance=screen.part("hospitals", 0, 1, ""))
     real = {}

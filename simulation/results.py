@@ -150,7 +150,10 @@ def save_pictures(simulation: Simulation, final: Arm, world: World, folder: Path
         patients = hospital.test_patients or hospital.cohort.patients
         if not patients:
             continue
-        volume = hospital.cohort.case(patients[0]).volumes[0]
+        volumes = hospital.cohort.case(patients[0]).volumes
+        if not volumes:
+            continue
+        volume = volumes[0]
         middle = volume.image.shape[0] // 2
         scanners[f"{hospital.name}/image"] = np.asarray(volume.image[middle], dtype=np.float32)
         scanners[f"{hospital.name}/spacing_mm"] = np.array(volume.spacing_mm[1:])

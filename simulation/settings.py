@@ -85,6 +85,21 @@ class FolderHospitals(Frozen):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
+class TableHospitals(Frozen):
+    """Real patients without images: every hospital brings a table, whose rows come in through the intake."""
+
+    source: Literal["tables"]
+    columns: dict[str, JsonValue]  # as in the file of `konsil-site admit TABLE --columns`; without patient_id rows are numbered
+    sites: dict[Name, str]  # hospital: its table, comma-separated values under a line of names
+    held_out: dict[Name, str] = {}
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """No images."""
+        return ()
+
+
 class RealHospital(Frozen):
     """A folder in the layout of the Sunnybrook Cardiac Data, let in through the intake and only ever tested on."""
 
@@ -136,7 +151,7 @@ class Simulation(Frozen):
     plain_strategy: dict[str, JsonValue] = {}
     task: dict[str, JsonValue]
     plain_task: dict[str, JsonValue] = {}
-    hospitals: Annotated[GeneratedHospitals | FolderHospitals, Field(discriminator="source")]
+    hospitals: Annotated[GeneratedHospitals | FolderHospitals | TableHospitals, Field(discriminator="source")]
     real: RealHospital | None = None
     pretraining: Pretraining | None = None
     arms: tuple[Arm, ...] = ("federation_private",)
@@ -185,7 +200,7 @@ class Simulation(Frozen):
         )
 
 
-SOURCES: dict[str, type[Frozen]] = {"generated": GeneratedHospitals, "folders": FolderHospitals}
+SOURCES: dict[str, type[Frozen]] = {"generated": GeneratedHospitals, "folders": FolderHospitals, "tables": TableHospitals}
 
 
 def read(settings: dict[str, Any]) -> Simulation:
@@ -198,7 +213,7 @@ def read(settings: dict[str, Any]) -> Simulation:
         tasks.task.load(study.task)
     wanted = simulation.task.get("series")
     if isinstance(wanted, list) and not set(wanted) & set(simulation.hospitals.series):
-        there = ", ".join(simulation.hospitals.series)
+        there = ", ".join(simulation.hospitals.series) or "no images"
         raise ValueError(f"task.series: the hospitals have {there}, so nobody has a patient for the task (got {wanted})")
     return simulation
 
@@ -214,6 +229,13 @@ def require_data(simulation: Simulation) -> None:
             if not any(Path(folder).glob("*.nii.gz")):
                 raise ValueError(f"hospitals.{key}: there is no folder {folder} with *.nii.gz in it")
         _require_labels("hospitals.labels", hospitals.labels)
+    if isinstance(hospitals, TableHospitals):
+        from simulation.tables import column_rules  # after the cheap checks, as below
+
+        column_rules(hospitals)
+        for name, file in {**hospitals.sites, **hospitals.held_out}.items():
+            if not Path(file).is_file():
+                raise ValueError(f"hospitals: there is no file {file}, the table of {name}")
     if real is not None:
         _require_labels("real.labels", real.labels)
         there = Path(real.folder).is_dir()

@@ -1,32 +1,40 @@
-"""Clinical endpoints from `endpoints.csv`: one row per patient, columns admitted by name.
+"""Clinical endpoints from a table, `endpoints.csv` beside images or one by itself: a row per patient, columns by name.
 
 The rules are a positive list, as for DICOM headers: a column that isn't declared stays outside, because a table exported from
 a hospital's system holds names, addresses and remarks beside what the study asked for. Dates move by the same days as the
-patient's DICOM dates.
+patient's DICOM dates. What stands for a missing value beside an empty cell is declared too, and never guessed.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from conf.study import Frozen
 from fl_client.intake.deidentify import Deidentifier
 
 FILE = "endpoints.csv"
 Value = float | int | str | None
-
+NO_VALUE = frozenset({"", "?", "na", "n/a"})
+"""Cells, in lower case, that hold no value in any table; a category of this name comes first."""
+EVERY_COLUMN = "every column"
 
 SEGMENTS = tuple(f"{what}_{number:02d}" for number in range(1, 18) for what in ("segment", "call", "certainty"))
 """Readings of the 17 AHA segments: what is there, what the reader called, how certain the reader was (1 to 5)."""
 
 
 class EndpointRules(Frozen):
-    """Which columns may pass. `patient_id` is the column with the identifier that the DICOM headers carry as PatientID."""
+    """Which columns may pass, and how the table is written.
+
+    `patient_id` is the column with the identifier that the DICOM headers carry as PatientID; empty means the first column.
+    `missing` names, by column or for `every column`, what stands for a value that nobody has: codes such as -9, or a
+    cholesterol of 0. Numbers are compared as numbers (0 is also 0.0), words to the letter.
+    """
 
     patient_id: str = "patient_id"
     numbers: tuple[str, ...] = ("ef", "edv_ml", "esv_ml", "mass_g", "time_months", "time_days", "event", *SEGMENTS)
@@ -35,6 +43,37 @@ class EndpointRules(Frozen):
         default={"disease": ("normal", "myocarditis", "infarct", "hcm", "dcm", "amyloid"), "sex": ("F", "M", "O")}
     )
     dates: tuple[str, ...] = ()  # YYYYMMDD or YYYY-MM-DD
+    missing: dict[str, tuple[float | str, ...]] = Field(default={})
+    separator: Literal[",", ";", "\t"] = ","
+    decimal: Literal[".", ","] = "."
+
+    @classmethod
+    def only(cls, declared: Mapping[str, Any]) -> Self:
+        """Rules under which no column passes but those declared here; where `age` is one, it is capped as usual.
+
+        Without `patient_id` the first column is the identifier. Raises `pydantic.ValidationError`.
+        """
+        numbers = declared.get("numbers")
+        capped = {"age": 89.0} if isinstance(numbers, Iterable) and "age" in numbers else {}
+        return cls.model_validate({"patient_id": "", "numbers": (), "capped": capped, "categories": {}, **declared})
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """All columns that may pass as values."""
+        return frozenset({*self.numbers, *self.capped, *self.categories, *self.dates})
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if strange := sorted(set(self.missing) - self.columns - {EVERY_COLUMN}):
+            raise ValueError(f"missing names {', '.join(strange)}, which is no declared column; for all: '{EVERY_COLUMN}'")
+        declared = [*{*self.numbers, *self.capped}, *self.categories, *self.dates]
+        if twice := sorted({column for column in declared if declared.count(column) > 1}):
+            raise ValueError(f"{', '.join(twice)} can be only one of number, category and date")
+        if self.patient_id in self.columns:
+            raise ValueError(f"'{self.patient_id}' is the patients' identifier and can't be a value, too")
+        if self.decimal == self.separator:
+            raise ValueError(f"'{self.decimal}' can't both part the cells and stand in numbers")
+        return self
 
 
 class EndpointsUnreadable(ValueError):
@@ -49,34 +88,29 @@ class Row:
         self.problem = problem
 
 
-def read_endpoints(path: Path, rules: EndpointRules, deidentify: Deidentifier) -> tuple[dict[str, Row], list[str]]:
-    """Rows by pseudonym, and sentences on what was left out. Raises `EndpointsUnreadable`, in words without cell contents."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, strict=True))
-    except UnicodeDecodeError:
-        raise EndpointsUnreadable(f"{FILE} is not UTF-8 text; save it as CSV UTF-8") from None
-    except (csv.Error, OSError) as error:
-        raise EndpointsUnreadable(f"{FILE} can't be read as comma-separated values ({type(error).__name__})") from None
-    if not rows or rules.patient_id not in rows[0]:
-        raise EndpointsUnreadable(f"{FILE} has no column '{rules.patient_id}' in its first line")
-    header = rows[0]
-    if len(set(header)) != len(header):
-        raise EndpointsUnreadable(f"{FILE} names a column twice")
-    allowed = {rules.patient_id, *rules.numbers, *rules.capped, *rules.categories, *rules.dates}
-    outside = [str(number) for number, column in enumerate(header, 1) if column not in allowed]
-    notes = [f"columns number {', '.join(outside)} of {FILE} are not declared in the endpoint rules"] if outside else []
+def read_endpoints(
+    path: Path, rules: EndpointRules, deidentify: Deidentifier, *, called: str = FILE
+) -> tuple[dict[str, Row], list[str]]:
+    """Rows by pseudonym, and sentences on what was left out; they speak of the table as `called`.
+
+    Raises `EndpointsUnreadable`, in words without cell contents, if the table as a whole can't be read.
+    """
+    header, lines = _lines(path, rules, called)
+    key = rules.patient_id or header[0]
+    allowed = rules.columns
+    outside = [str(number) for number, column in enumerate(header, 1) if column not in allowed | {key}]
+    notes = [f"columns number {', '.join(outside)} of {called} are not declared in the endpoint rules"] if outside else []
     result: dict[str, Row] = {}
-    for line, cells in enumerate(rows[1:], 2):
+    for line, cells in lines:
         if not any(cells):
             continue
         if len(cells) != len(header):
-            notes.append(f"line {line} of {FILE} has {len(cells)} cells, its first line {len(header)}")
+            notes.append(f"line {line} of {called} has {len(cells)} cells, its first line {len(header)}")
             continue
         raw = dict(zip(header, cells, strict=True))
-        patient_id = raw[rules.patient_id].strip()
+        patient_id = raw[key].strip()
         if not patient_id:
-            notes.append(f"line {line} of {FILE} names no patient")
+            notes.append(f"line {line} of {called} names no patient")
             continue
         pseudonym = deidentify.pseudonym(patient_id)
         try:
@@ -84,35 +118,72 @@ def read_endpoints(path: Path, rules: EndpointRules, deidentify: Deidentifier) -
                 {
                     column: _value(column, raw[column].strip(), rules, deidentify, patient_id)
                     for column in header
-                    if column in allowed - {rules.patient_id}
+                    if column in allowed
                 }
             )
         except ValueError as problem:
-            row = Row({}, f"line {line} of {FILE}: {problem}")
+            row = Row({}, f"line {line} of {called}: {problem}")
         if pseudonym in result and result[pseudonym].values != row.values:
-            row = Row({}, f"{FILE} holds two different rows for this patient, the second on line {line}")
+            row = Row({}, f"{called} holds two different rows for this patient, the second on line {line}")
         result[pseudonym] = row
     return result, notes
 
 
+def _lines(path: Path, rules: EndpointRules, called: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and every row with the number of the line on which it ends."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter=rules.separator, strict=True)
+            lines = [(reader.line_num, cells) for cells in reader]
+    except UnicodeDecodeError:
+        raise EndpointsUnreadable(f"{called} is not UTF-8 text; save it as CSV UTF-8") from None
+    except (csv.Error, OSError) as error:
+        raise EndpointsUnreadable(f"{called} can't be read as comma-separated values ({type(error).__name__})") from None
+    header = lines[0][1] if lines else []
+    if rules.patient_id not in header and (rules.patient_id or not header):
+        other = next((sign for sign in ",;\t" if len(header) == 1 and sign in header[0]), None)
+        parted = f"; its cells seem to be parted by {other!r}, and the rules say {rules.separator!r}" if other else ""
+        raise EndpointsUnreadable(f"{called} has no column '{rules.patient_id}' in its first line{parted}")
+    if not rules.patient_id and header[0] in rules.columns:
+        raise EndpointsUnreadable(
+            f"the first column of {called}, '{header[0]}', is declared as a value; name the column that says whose row it is"
+        )
+    if len(set(header)) != len(header):
+        raise EndpointsUnreadable(f"{called} names a column twice")
+    return header, lines[1:]
+
+
 def _value(column: str, text: str, rules: EndpointRules, deidentify: Deidentifier, patient_id: str) -> Value:
     """One cell. Errors name the column and never the contents."""
-    if text == "":
+    if text in rules.categories.get(column, ()):
+        return text
+    if text.lower() in NO_VALUE or _is_missing(text, column, rules):
         return None
     if column in rules.categories:
-        if text not in rules.categories[column]:
-            raise ValueError(f"{column} is none of {', '.join(rules.categories[column])}")
-        return text
+        raise ValueError(f"{column} is none of {', '.join(rules.categories[column])}")
     if column in rules.dates:
         shifted = deidentify.date(text.replace("-", ""), patient_id)
         if not shifted:
             raise ValueError(f"{column} is no date YYYY-MM-DD")
         return shifted
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError(f"{column} is no number") from None
+    number = _number(text, rules)
+    if number is None:
+        raise ValueError(f"{column} is no number")
     if not math.isfinite(number):
         raise ValueError(f"{column} is not a finite number")
     number = min(number, rules.capped.get(column, number))
-    return int(number) if number.is_integer() and "." not in text and "e" not in text.lower() else number
+    return int(number) if number.is_integer() and rules.decimal not in text and "e" not in text.lower() else number
+
+
+def _number(text: str, rules: EndpointRules) -> float | None:
+    if "_" in text or (rules.decimal == "," and "." in text):  # 1_000 is Python's; 1.000 may be a thousand
+        return None
+    try:
+        return float(text.replace(rules.decimal, "."))
+    except ValueError:
+        return None
+
+
+def _is_missing(text: str, column: str, rules: EndpointRules) -> bool:
+    codes = (*rules.missing.get(column, ()), *rules.missing.get(EVERY_COLUMN, ()))
+    return any(text == code if isinstance(code, str) else _number(text, rules) == code for code in codes)
