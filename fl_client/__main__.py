@@ -2,6 +2,7 @@
 
 konsil-site --site site.yaml init --name clinic --declared-size 50    write site.yaml and a key for pseudonyms
 konsil-site --site site.yaml admit FOLDER       let images in: DICOM, NIfTI or NRRD with --masks, or Sunnybrook
+konsil-site --site site.yaml admit TABLE.csv    let patients without images in; --columns FILE says which columns may pass
 konsil-site --site site.yaml cohort             who is inside, in numbers; --study STUDY: and how many of them it can use
 konsil-site --site site.yaml studies            what was asked, what was decided, what it would cost
 konsil-site --site site.yaml show STUDY         the whole study, as JSON (STUDY: a file, or the beginning of a hash)
