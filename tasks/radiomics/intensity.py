@@ -15,8 +15,8 @@ import numpy.typing as npt
 from tasks.radiomics.segments import BLOOD_POOL, MYOCARDIUM
 
 SCALES = ("remote", "myocardium", "none")
-"""`remote`: 0 is the 20th percentile of the myocardium, 100 the distance from the 10th to the 90th of blood and muscle of the left
-ventricle together. `myocardium`: mean 0 and standard deviation 100 over the patient's myocardium. `none`: unchanged."""
+"""`remote`: 0 is the 20th percentile of the myocardium, 100 the distance from the 10th to the 90th of myocardium and
+left-ventricular blood. `myocardium`: mean 0 and standard deviation 100 over the patient's myocardium. `none`: unchanged."""
 
 REMOTE_PERCENTILE = 20.0
 """Normal muscle is nulled, so the darkest part of the wall is remote, even where 41 of 100 segments are enhanced."""
