@@ -244,7 +244,7 @@ class _Standardised:
             new_shift = (shift_between * n_shift * shift + old[1] * shift_mean) / (shift_between * n_shift + old[1])
             about = squares + n_shift * (shift - new_shift) ** 2
             new_spread = (0.5 * about * s + m * s + m**3) / ((n_spread / 2 + 1) * s + m * m)
-            if max(np.abs(new_shift - old[0]).max(), np.abs(new_spread - old[1]).max()) < 1e-13:
+            if max(np.abs(new_shift - old[0]).max(), np.abs(new_spread - old[1]).max()) < 1e-12:
                 break
         return new_shift, new_spread
 

@@ -116,7 +116,7 @@ def test_it_travels_in_a_study_and_comes_back_the_same(published: Published) -> 
 
 def test_a_scanner_that_nobody_calibrated_is_refused_or_left_as_it_is(published: Published) -> None:
     found = fit(by_scanner(published.X, published.scanner))
-    with pytest.raises(ValueError, match="nobody calibrated the scanner 'CANON 3 T'; there are shifts for GE 1.5 T, PHILIPS"):
+    with pytest.raises(ValueError, match=r"nobody calibrated the scanner 'CANON 3 T'; there are shifts for GE 1.5 T, PHILIPS"):
         found.apply(published.X, "CANON 3 T")
     assert np.array_equal(found.apply(published.X, "CANON 3 T", unknown="keep"), published.X)
 
