@@ -136,7 +136,7 @@ def _cohort(site: Site, wanted: Collection[str]) -> Source:
         series = [volume.series for volume in case.volumes if volume.series in wanted]
         images |= {(case.patient, name): partial(_of_cohort, cohort, case.patient, name) for name in series}
         if not series:
-            there = ", ".join(volume.series for volume in case.volumes)
+            there = ", ".join(volume.series for volume in case.volumes) or "no images"
             refused[case.patient] = f"none of the series that the model reads ({', '.join(wanted)}); there are {there}"
     return Source(images, refused, where=where)
 

@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, ValidationError, field_validator, model_v
 
 from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study, words
 from simulation.patient import DISEASES
+from simulation.radiomics.settings import Classifier
 from simulation.reader import Reader
 from simulation.scanner import Scanner, Series
 
@@ -89,7 +90,9 @@ class TableHospitals(Frozen):
     """Real patients without images: every hospital brings a table, whose rows come in through the intake."""
 
     source: Literal["tables"]
-    columns: dict[str, JsonValue]  # as in the file of `konsil-site admit TABLE --columns`; without patient_id rows are numbered
+    columns: dict[
+        str, JsonValue
+    ]  # as in the file of `konsil-site admit TABLE --columns`; without patient_id lines stand for patients
     sites: dict[Name, str]  # hospital: its table, comma-separated values under a line of names
     held_out: dict[Name, str] = {}
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -155,6 +158,7 @@ class Simulation(Frozen):
     real: RealHospital | None = None
     pretraining: Pretraining | None = None
     arms: tuple[Arm, ...] = ("federation_private",)
+    radiomics: Classifier | None = None  # a study of regions' features; `task` then is the model that draws their masks
 
     @field_validator("arms")
     @classmethod
@@ -208,6 +212,10 @@ def read(settings: dict[str, Any]) -> Simulation:
     simulation = Simulation.model_validate(settings)
     import tasks.task  # after the cheap checks: this one imports torch
 
+    if simulation.radiomics is not None:
+        tasks.task.load(simulation.radiomics.task)
+        if "unet" not in simulation.radiomics.masks:
+            return simulation
     for private in (True, False):
         study = simulation.study(seed=0, private=private, sites=tuple(simulation.hospitals.sites), initial=None)
         tasks.task.load(study.task)

@@ -1,16 +1,14 @@
 """Hospitals of real patients without images: each brings a table, whose rows come in through the intake.
 
-A public table has no column that says whose row it is. Then, and in rehearsals alone, a row's number stands for its patient; a
-real hospital has to name its column of identifiers. As in life every hospital has a key of its own, so that row 1 of one table
-and row 1 of another are two people.
+A public table has no column that says whose row it is. Then, and in rehearsals alone, a row's line stands for its patient; a
+real hospital has to name its column of identifiers. As in life every hospital has a key of its own, so that line 2 of one table
+and line 2 of another are two people.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -24,7 +22,6 @@ from simulation.settings import TableHospitals
 from simulation.sources import source_text
 
 SOURCES = ("simulation/tables.py", "fl_client/intake", "fl_client/cohort.py", "tasks/case.py")
-ROW = "number of the row"
 
 
 def column_rules(settings: TableHospitals) -> EndpointRules:
@@ -56,28 +53,11 @@ def listed(settings: TableHospitals, *, cache: Path, advance: Advance) -> tuple[
 
 
 def _admit(name: str, file: Path, rules: EndpointRules, cohort: Cohort) -> int:
-    """Let a table in; returns of how many patients it speaks."""
-    key = KEY + name.encode()
+    """Let a table in; returns how many patients it speaks of."""
     try:
-        if rules.patient_id:
-            return admit_table(file, cohort, key=key, rules=rules).expected
-        with tempfile.TemporaryDirectory() as folder:
-            numbered = _numbered(file, rules, Path(folder) / "numbered.csv")
-            return admit_table(numbered, cohort, key=key, rules=rules.model_copy(update={"patient_id": ROW})).expected
+        return admit_table(file, cohort, key=KEY + name.encode(), rules=rules, by_line=not rules.patient_id).expected
     except EndpointsUnreadable as error:
         raise ValueError(f"{file} ({name}): {error}") from None
-
-
-def _numbered(file: Path, rules: EndpointRules, copy: Path) -> Path:
-    """A copy of the table with the number of each row before it."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as source, open(copy, "w", newline="", encoding="utf-8") as target:
-            writer = csv.writer(target, delimiter=rules.separator)
-            for number, cells in enumerate(csv.reader(source, delimiter=rules.separator)):
-                writer.writerow([number if number else ROW, *cells] if cells else [])
-    except (UnicodeDecodeError, csv.Error):
-        shutil.copy(file, copy)  # the intake says what is wrong with it
-    return copy
 
 
 def _key(name: str, file: Path, rules: EndpointRules) -> str:

@@ -89,15 +89,18 @@ class Row:
 
 
 def read_endpoints(
-    path: Path, rules: EndpointRules, deidentify: Deidentifier, *, called: str = FILE
+    path: Path, rules: EndpointRules, deidentify: Deidentifier, *, called: str = FILE, by_line: bool = False
 ) -> tuple[dict[str, Row], list[str]]:
     """Rows by pseudonym, and sentences on what was left out; they speak of the table as `called`.
 
+    `by_line` takes the number of a row's line for the identifier, for public tables that have none.
     Raises `EndpointsUnreadable`, in words without cell contents, if the table as a whole can't be read.
     """
     header, lines = _lines(path, rules, called)
-    key = rules.patient_id or header[0]
+    key = None if by_line else _identifier(header, rules, called)
     allowed = rules.columns
+    if not allowed & set(header):
+        raise EndpointsUnreadable(f"{called} has no column that is declared; which may pass stands in a YAML file (--columns)")
     outside = [str(number) for number, column in enumerate(header, 1) if column not in allowed | {key}]
     notes = [f"columns number {', '.join(outside)} of {called} are not declared in the endpoint rules"] if outside else []
     result: dict[str, Row] = {}
@@ -108,7 +111,7 @@ def read_endpoints(
             notes.append(f"line {line} of {called} has {len(cells)} cells, its first line {len(header)}")
             continue
         raw = dict(zip(header, cells, strict=True))
-        patient_id = raw[key].strip()
+        patient_id = f"line {line}" if key is None else raw[key].strip()
         if not patient_id:
             notes.append(f"line {line} of {called} names no patient")
             continue
@@ -140,17 +143,24 @@ def _lines(path: Path, rules: EndpointRules, called: str) -> tuple[list[str], li
     except (csv.Error, OSError) as error:
         raise EndpointsUnreadable(f"{called} can't be read as comma-separated values ({type(error).__name__})") from None
     header = lines[0][1] if lines else []
-    if rules.patient_id not in header and (rules.patient_id or not header):
-        other = next((sign for sign in ",;\t" if len(header) == 1 and sign in header[0]), None)
-        parted = f"; its cells seem to be parted by {other!r}, and the rules say {rules.separator!r}" if other else ""
-        raise EndpointsUnreadable(f"{called} has no column '{rules.patient_id}' in its first line{parted}")
-    if not rules.patient_id and header[0] in rules.columns:
+    if other := next((sign for sign in ",;\t" if len(header) == 1 and sign in header[0]), None):
         raise EndpointsUnreadable(
-            f"the first column of {called}, '{header[0]}', is declared as a value; name the column that says whose row it is"
+            f"the cells of {called} seem to be parted by {other!r}, and the rules say {rules.separator!r}"
         )
     if len(set(header)) != len(header):
         raise EndpointsUnreadable(f"{called} names a column twice")
     return header, lines[1:]
+
+
+def _identifier(header: list[str], rules: EndpointRules, called: str) -> str:
+    """The column that says whose row it is."""
+    if not header or (rules.patient_id and rules.patient_id not in header):
+        raise EndpointsUnreadable(f"{called} has no column '{rules.patient_id}' in its first line")
+    if not rules.patient_id and header[0] in rules.columns:
+        raise EndpointsUnreadable(
+            f"the first column of {called}, '{header[0]}', is declared as a value; name the column that says whose row it is"
+        )
+    return rules.patient_id or header[0]
 
 
 def _value(column: str, text: str, rules: EndpointRules, deidentify: Deidentifier, patient_id: str) -> Value:

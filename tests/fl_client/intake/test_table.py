@@ -117,7 +117,7 @@ def test_a_table_of_another_country_is_read_as_its_rules_say(let_in):
     [
         ("", "has no column"),
         ("age,chol,target\n63,233,1\n", "the first column of the table, 'age', is declared as a value"),
-        ("mrn,name\n1,Abendroth\n", "no declared column"),
+        ("mrn,name\n1,Abendroth\n", "no column that is declared"),
         ("mrn,age,age\n1,2,3\n", "names a column twice"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_table_that_cannot_be_understood_lets_nobody_in(let_in, tmp_path, text
 
 def test_another_separator_is_recognised_and_named(let_in):
     rules = RULES.model_copy(update={"patient_id": "mrn"})
-    with pytest.raises(EndpointsUnreadable, match="its cells seem to be parted by ';', and the rules say ','"):
+    with pytest.raises(EndpointsUnreadable, match="the cells of the table seem to be parted by ';', and the rules say ','"):
         let_in("mrn;age\n1;2\n", rules)
 
 
