@@ -90,9 +90,7 @@ class TableHospitals(Frozen):
     """Real patients without images: every hospital brings a table, whose rows come in through the intake."""
 
     source: Literal["tables"]
-    columns: dict[
-        str, JsonValue
-    ]  # as in the file of `konsil-site admit TABLE --columns`; without patient_id lines stand for patients
+    columns: dict[str, JsonValue]  # as in the file of `admit --columns`; without patient_id lines stand for patients
     sites: dict[Name, str]  # hospital: its table, comma-separated values under a line of names
     held_out: dict[Name, str] = {}
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2

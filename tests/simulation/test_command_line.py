@@ -54,7 +54,7 @@ def refused(capsys, *arguments):
 def test_help_lists_every_choice_and_the_defaults(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "hospitals=five_scanners|hippocampus" in text
+    assert "hospitals=five_scanners|heart_disease|hippocampus" in text
     assert "strategy=fedadam|fedavg|fedmedian|fedprox" in text
     assert "privacy=none|patient" in text
     assert "epsilon: 8.0" in text
@@ -153,6 +153,15 @@ def test_the_words_of_a_refusal_quote_no_page_of_settings(capsys):
 def test_folders_that_are_not_there_are_found_before_anything_is_written(capsys, rehearsed):
     said = refused(capsys, "hospitals=hippocampus", "hospitals.images=nowhere/images")
     assert said == "hospitals.images: there is no folder nowhere/images with *.nii.gz in it"
+    assert rehearsed == []
+
+
+def test_tables_that_are_not_there_are_found_before_anything_is_written(capsys, rehearsed):
+    radiomics = ["study=radiomics", "task@radiomics.task=heart_disease", "hospitals=heart_disease"]
+    said = refused(capsys, *radiomics, "hospitals.sites.cleveland=nowhere.csv")
+    assert said == "hospitals: there is no file nowhere.csv, the table of cleveland"
+    said = refused(capsys, *radiomics, "hospitals.columns.numbers=[age,age,target,7]")
+    assert said.startswith("hospitals.columns.numbers.3: Input should be a valid string (got 7)")
     assert rehearsed == []
 
 
