@@ -29,7 +29,7 @@ class Icc:
     """An intraclass correlation, its confidence interval, and the number of subjects without a missing value.
 
     1 is perfect; about 0, or below, repetitions differ as much as patients do. NaN where it is undefined: fewer than two
-    subjects, or no value differs from another.
+    subjects, no value that differs from another.
     """
 
     value: float
@@ -67,7 +67,10 @@ def icc(ratings: npt.ArrayLike, *, kind: Kind = "agreement", confidence: float =
     if kind == "consistency":
         value = (between - rest) / (between + (k - 1) * rest)
         return Icc(value, *_consistency_interval(between, rest, n, k, tail), n)
-    value = (between - rest) / (between + (k - 1) * rest + k * (raters - rest) / n)
+    whole = between + (k - 1) * rest + k * (raters - rest) / n
+    if whole <= 1e-12 * (between + raters + rest):  # two subjects and two raters who say the opposite
+        return Icc(math.nan, math.nan, math.nan, n)
+    value = (between - rest) / whole
     return Icc(value, *_agreement_interval(value, between, raters, rest, n, k, tail), n)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -277,20 +278,43 @@ def test_without_noise_the_bounded_sums_say_what_the_rows_say() -> None:
         assert moments_of(total, WIDE, noise_std=0).gram == pytest.approx(moments.gram, abs=1e-3)
 
 
+def totals_of(X: np.ndarray, scanner: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: np.sum([contribution(row[None], WIDE) for row in X[scanner == name]], axis=0) for name in SCANNERS}
+
+
+def noisy_moments(rng: np.random.Generator, totals: dict[str, np.ndarray], noise_std: float) -> dict[str, Moments]:
+    return {
+        name: moments_of(total + rng.normal(0, noise_std, total.shape), WIDE, noise_std=noise_std)
+        for name, total in totals.items()
+    }
+
+
 def test_noise_takes_something_and_not_everything() -> None:
     rng = np.random.default_rng(6)
     X, scanner, sick = simulated(rng, 150, EQUAL)
-    before, shares, effects = scanner_share(X, scanner).mean(), [], []
+    totals, before, shares, blind, effects = totals_of(X, scanner), scanner_share(X, scanner).mean(), [], [], []
     for _ in range(10):
-        noisy = {}
-        for name in SCANNERS:
-            total = np.sum([contribution(row[None], WIDE) for row in X[scanner == name]], axis=0)
-            noisy[name] = moments_of(total + rng.normal(0, 3, total.shape), WIDE, noise_std=3)
+        noisy = noisy_moments(rng, totals, 3)
         after = applied(fit(noisy), X, scanner)
         shares.append(scanner_share(after, scanner).mean())
         effects.append(effect_of_disease(after, sick))
+        unaware = fit({name: replace(moments, noise_std=0) for name, moments in noisy.items()})
+        blind.append(scanner_share(applied(unaware, X, scanner), scanner).mean())
     assert np.mean(shares) < before / 4
+    assert np.mean(shares) < 0.9 * np.mean(blind)  # it helps to know how much noise there is
     assert np.mean(effects, axis=0)[:3] == pytest.approx([1, 1, 1], abs=0.35)
+
+
+def test_where_scanners_are_alike_noise_makes_little_difference_between_them() -> None:
+    rng = np.random.default_rng(10)
+    X, scanner = rng.normal(0, 30, (600, 8)), np.repeat(SCANNERS, 150)
+    totals, moved, blind = totals_of(X, scanner), [], []
+    for _ in range(10):
+        noisy = noisy_moments(rng, totals, 3)
+        moved.append(np.abs(applied(fit(noisy), X, scanner) - X).mean())
+        unaware = fit({name: replace(moments, noise_std=0) for name, moments in noisy.items()})
+        blind.append(np.abs(applied(unaware, X, scanner) - X).mean())
+    assert np.mean(moved) < 0.6 * np.mean(blind)
 
 
 def test_nothing_but_noise_changes_nothing() -> None:

@@ -67,6 +67,11 @@ def test_it_is_undefined_where_nothing_varies_or_one_subject_is_left(table: obje
     assert math.isnan(icc(table, kind="consistency").high)  # type: ignore[arg-type]
 
 
+def test_two_raters_who_say_the_opposite_of_two_subjects_have_no_agreement_to_measure() -> None:
+    assert math.isnan(icc([[1.0, -1.0], [-1.0, 1.0]]).value)
+    assert icc([[1.0, -1.0], [-1.0, 1.0]], kind="consistency").value == -1
+
+
 def test_what_is_not_a_table_of_raters_is_refused() -> None:
     with pytest.raises(ValueError, match="two or more raters"):
         icc([[1.0], [2.0]])
