@@ -34,6 +34,8 @@ def page(findings: Findings) -> str:
         "interval": words.interval,
         "epsilon": words.epsilon,
         "cut": radiomics_words.cut,
+        "threshold": radiomics_words.threshold,
+        "learner": radiomics_words.learner,
     }
     record = findings.record
     main, charts = radiomics_charts.rocs(findings)
@@ -113,7 +115,7 @@ def tiles(findings: Findings) -> list[tuple[str, str, str]]:
     spent = {name: e for name in findings.record.sites if (e := findings.spent(name)) is not None}
     if spent and findings.private:
         note = "every hospital" if len(set(spent.values())) == 1 else f"highest of {words.count(len(spent), 'hospital')}"
-        note += ", per patient" + (f", δ = {delta:g}" if delta else "")
+        note += ", per patient" + (f", δ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{delta:g}" if delta else "")
         found.append(("ε spent", words.epsilon(max(spent.values())), note))
     if arm.youden:
         at = f"at the Youden threshold, {words.number(arm.youden.threshold, 2)}"
@@ -123,8 +125,9 @@ def tiles(findings: Findings) -> list[tuple[str, str, str]]:
             (PLAIN, "AUC change by privacy", "against the same forest without privacy"),
             (UNET, "AUC change by U-Net's masks", "against the expert's masks"),
         ):
-            pair = (findings.arms[key], arm) if key == PLAIN else (arm, findings.arms.get(key, arm))
-            if gap := _gap(*pair) if key in findings.arms else None:
+            other = findings.arms.get(key)
+            gap = None if other is None else _gap(other, arm) if key == PLAIN else _gap(arm, other)
+            if gap is not None:
                 found.append((what, words.number(gap[0], sign=True), f"{against}, {gap[1]} {unit}s; not tested"))
     if isfinite(arm.brier):
         found.append(("Brier score", words.number(arm.brier), "0 is perfect; lower is better"))

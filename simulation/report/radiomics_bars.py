@@ -66,7 +66,7 @@ def waterfall(title: str, base: float, parts: Sequence[tuple[str, float]], predi
         _above(axes, len(parts), "prediction", f"{prediction:.3f}")
         low, high = min(ends), max(ends)
         room = 0.06 * (high - low) or 0.05
-        axes.set_xlim(low - room, high + room)
+        axes.set_xlim(low - room, high + 3.6 * room)  # the numbers stand on the right, beyond the bars
         axes.set_ylim(len(parts) + 0.5, -0.85)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel("predicted probability (dashed: average)")

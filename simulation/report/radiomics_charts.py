@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from simulation.report import radiomics_figures
 from simulation.report.radiomics_results import ALONE, PLAIN, PRIVATE, UNET, Arm, Federated, Findings, Judged
-from simulation.report.radiomics_words import cut
+from simulation.report.radiomics_words import cut, threshold
 from simulation.report.statistics import Estimate
 from simulation.report.words import interval, number
 
@@ -114,7 +114,7 @@ def _measures(arm: Federated, exact: Arm | None) -> list[tuple[str, str, str]]:
         rows.append(("Brier score", _with_noise(arm.brier, arm.brier_noise_sd), number(exact.brier if exact else None)))
     for name, noisy, sharp in (
         ("Youden threshold", arm.youden, exact.youden if exact else None),
-        (f"Threshold for {number(arm.at_sensitivity.wanted, 2)}", arm.at_sensitivity, exact.at_sensitivity if exact else None),
+        (threshold(arm.at_sensitivity).capitalize(), arm.at_sensitivity, exact.at_sensitivity if exact else None),
     ):
         if noisy:
             rows.append((name, cut(noisy), cut(sharp) if sharp else "–"))

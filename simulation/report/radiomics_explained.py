@@ -9,13 +9,12 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from simulation.report import feature_map, radiomics_bars
 from simulation.report.bullseye import SEGMENTS, bullseye
 from simulation.report.drawing import STYLE, svg
 from simulation.report.radiomics_charts import Chart
-from simulation.report.radiomics_results import Findings, estimate, mapping, mappings, number, numbers, text, texts
+from simulation.report.radiomics_results import Findings, estimate, mapping, mappings, number, numbers, spoken, text, texts
 from simulation.report.radiomics_words import feature, quantity, shortened
 from simulation.report.words import count
 from simulation.report.words import number as said
@@ -67,10 +66,10 @@ def _row(block: dict[str, Any], whose: str, top: float) -> list[Markup]:
 
 
 def _bullseye(values: list[float], title: str, digits: int, colours: str, top: float, whose: str) -> Markup:
-    with mpl.rc_context(STYLE):
-        figure: Figure = bullseye(values, title=title, limits=(0.0, top), digits=digits, colours=colours)
     told = ", ".join(f"{k} {said(value, digits)}" for k, value in enumerate(values, start=1))
-    return svg(figure, f"Bull's eye of the {whose}, {title.lower()} by segment: {told}.")
+    with mpl.rc_context(STYLE):  # while it is written, too: ids are drawn from the salt in it
+        figure = bullseye(values, title=title, limits=(0.0, top), digits=digits, colours=colours)
+        return svg(figure, f"Bull's eye of the {whose}, {title.lower()} by segment: {told}.")
 
 
 def _reader(block: dict[str, Any]) -> str:
@@ -133,7 +132,7 @@ def importances(findings: Findings) -> list[Markup]:
         rows = [(text(r.get("column")), number(r.get("mean")), number(r.get("sd"))) for r in mappings(given)]
         rows = sorted((row for row in rows if isfinite(row[1])), key=lambda row: -row[1])[:MOST_COLUMNS]
         if rows:
-            label = findings.arms[key].label if key in findings.arms else key.replace("_", " ").capitalize()
+            label = findings.arms[key].label if key in findings.arms else spoken(key)
             told = "; ".join(f"{feature(name)} {said(mean, 4)}" for name, mean, _ in rows)
             drawn.append(
                 radiomics_bars.importance(

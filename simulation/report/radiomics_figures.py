@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simulation.report.drawing import ACCENT, INK, MARKERS, MUTED, PAPER, RULE, STYLE, colour, svg
-from simulation.report.radiomics_results import Arm, Bin, Curve, Cut
+from simulation.report.radiomics_results import Arm, Bin, Curve
 from simulation.report.statistics import Estimate
 
 PLAIN_TEXT: dict[Any, Any] = {**STYLE, "text.parse_math": False}
@@ -36,8 +36,10 @@ def roc(title: str, arm: Arm, *, alt: str) -> Markup:
             known = np.isfinite(low)
             axes.fill_between(mean.fpr[known], low[known], high[known], color=ACCENT, alpha=0.18, linewidth=0)
             axes.plot(mean.fpr, mean.tpr, color=ACCENT, linewidth=2.4)
-        _cut(axes, arm.youden, "o", "Youden")
-        _cut(axes, arm.at_sensitivity, "s", f"sensitivity {arm.at_sensitivity.wanted:.2f} wanted")
+        for cut, marker in ((arm.youden, "o"), (arm.at_sensitivity, "s")):
+            if cut:
+                where = ([1 - cut.specificity], [cut.sensitivity])
+                axes.plot(*where, marker, markersize=8, markerfacecolor=PAPER, markeredgecolor=INK, markeredgewidth=1.6)
         return svg(figure, alt)
 
 
@@ -112,8 +114,8 @@ def forest(title: str, rows: Mapping[str, Mapping[int, Estimate]], *, alt: str) 
     lines = max((name.count("\n") + 1 for name in names), default=1)
     height = 0.95 + max(0.22 + 0.16 * len(arms), 0.12 + 0.19 * lines) * len(rows)
     with mpl.rc_context(PLAIN_TEXT):
-        figure = Figure(figsize=(6.0, height))
-        axes = figure.add_axes((0.36, 0.52 / height, 0.62, 1 - 0.92 / height))
+        figure = Figure(figsize=(5.2, height))
+        axes = figure.add_axes((0.37, 0.52 / height, 0.61, 1 - 0.92 / height))
         for y, row in enumerate(rows.values()):
             for i, e in row.items():
                 at = y + 0.72 * ((arms.index(i) + 0.5) / len(arms) - 0.5)
@@ -124,7 +126,8 @@ def forest(title: str, rows: Mapping[str, Mapping[int, Estimate]], *, alt: str) 
             axes.axhline(y - 0.5, color=RULE, linewidth=0.6)
         axes.axvline(0.5, color=MUTED, linestyle=(0, (4, 2)), linewidth=1.0)
         axes.set_yticks(range(len(rows)), names)
-        axes.tick_params(axis="y", labelcolor=INK)
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=9.5)
+        axes.tick_params(axis="x", labelsize=9.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(False)
         axes.xaxis.grid(True)
@@ -147,12 +150,3 @@ def _square(title: str, bottom: float = 0.54) -> tuple[Figure, Axes]:
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.xaxis.grid(True)
     return figure, axes
-
-
-def _cut(axes: Axes, cut: Cut, marker: str, name: str) -> None:
-    if cut:
-        x, y = 1 - cut.specificity, cut.sensitivity
-        axes.plot([x], [y], marker, markersize=8, markerfacecolor=PAPER, markeredgecolor=INK, markeredgewidth=1.6)
-        side, where = ("left", (8, -15)) if x < 0.5 else ("right", (4, -19))
-        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0, "alpha": 0.8}
-        axes.annotate(name, (x, y), where, textcoords="offset points", ha=side, color=INK, fontsize=10, bbox=box)

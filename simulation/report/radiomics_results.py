@@ -229,6 +229,11 @@ def curve(value: object) -> Curve:
     return Curve(fpr[known], tpr[known], sd[known])
 
 
+def spoken(arm: str) -> str:
+    """An arm that brings no words of its own."""
+    return ARMS.get(arm, arm.replace("_", " ").capitalize())
+
+
 def _cut(value: object) -> Cut:
     entry = mapping(value)
     return Cut(*(number(entry.get(key)) for key in ("threshold", "sensitivity", "specificity", "wanted")))
@@ -252,7 +257,7 @@ def _arm(key: str, value: object) -> Arm:
     folds: Sequence[dict[str, Any]] = mappings(entry.get("folds"))
     return Arm(
         key=key,
-        label=text(entry.get("label")) or ARMS.get(key, key.replace("_", " ").capitalize()),
+        label=text(entry.get("label")) or spoken(key),
         epsilon=_epsilon(entry),
         curve=curve(entry.get("roc")),
         auc=estimate(entry.get("auc")),
@@ -273,7 +278,7 @@ def _federated(key: str, value: object, arms: Mapping[str, Arm]) -> Federated:
     entry = mapping(value)
     return Federated(
         key=key,
-        label=arms[key].label if key in arms else ARMS.get(key, key.replace("_", " ").capitalize()),
+        label=arms[key].label if key in arms else spoken(key),
         epsilon=_epsilon(entry),
         curve=curve(entry),
         auc=estimate({**entry, "value": entry.get("auc")}),

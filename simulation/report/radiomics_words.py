@@ -89,17 +89,17 @@ def result(findings: Findings) -> list[str]:
     compared = [told for other, said in _OTHERS if (told := _compared(findings, arm, other, said))]
     if compared:
         where = f" over the certain {findings.unit}s" if arm.auc_certain else ""
-        lines.append(f"AUC of others{where}: {'; '.join(compared)}. No difference was tested, so none is claimed.")
+        lines.append(f"For comparison, the AUC{where} was {_listed(compared)}. No difference was tested, so none is claimed.")
     if record.verdict == "failed":
         lines.append("The study did not reach its end; the figures are those of what had been done by then.")
     return lines
 
 
 _OTHERS = (
-    (PLAIN, "the same forest without privacy"),
+    (PLAIN, "for the same forest without privacy"),
     (UNET, "with the U-Net's masks in place of the expert's"),
-    ("pooled", "a random forest on all data in one place"),
-    (ALONE, "each hospital alone, on average"),
+    ("pooled", "for all data in one place"),
+    (ALONE, "for each hospital alone, on average"),
 )
 
 
@@ -108,17 +108,29 @@ def _compared(findings: Findings, arm: Arm, key: str, said: str) -> str:
     if other is None or other is arm or (key in (PLAIN, UNET) and arm.key != PRIVATE):
         return ""
     estimate = other.auc_certain if arm.auc_certain else other.auc
-    if not estimate:
-        return ""
-    if key == "pooled" and other.learner:
-        said = f"{other.learner} on all data in one place"
     bounds = f" ({interval(estimate)})" if interval(estimate) else ""
-    return f"{said} {number(estimate.value)}{bounds}"
+    return f"{number(estimate.value)}{bounds} {said}" if estimate else ""
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def cut(value: Cut) -> str:
     """`0.71 / 0.80`, or a dash."""
     return f"{number(value.sensitivity, 2)} / {number(value.specificity, 2)}" if value else "–"
+
+
+def threshold(value: Cut) -> str:
+    """How a threshold was chosen."""
+    if isfinite(value.wanted):
+        return f"threshold for a sensitivity of {number(value.wanted, 2)}"
+    return "threshold for a set sensitivity"
+
+
+def learner(name: str) -> str:
+    """What learns, in words."""
+    return {"forest": "federated forest", "logistic": "logistic regression", "mlp": "neural network"}.get(name, name)
 
 
 def _ci(estimate: Estimate) -> str:
