@@ -70,7 +70,7 @@ class Extractor:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of everything that decides a feature's value beside image and mask: parameters, engine, this package."""
-        return hashlib.sha256(json.dumps([self.settled, version(), _sources()]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.settled, version(), _sources()], sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def names(self) -> tuple[str, ...]:

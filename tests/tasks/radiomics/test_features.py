@@ -105,6 +105,9 @@ def test_parameter_files_and_image_files_are_read(tmp_path):
 def test_the_hash_is_that_of_what_decides_the_numbers(monkeypatch):
     plain = Extractor.of({"featureClass": {"glcm": None}})
     assert plain.hash == Extractor.of({"featureClass": {"glcm": None}, "setting": {"force2D": False}}).hash  # a default
+    both = {"Original": {}, "LoG": {"sigma": [2.0]}}
+    sorted_ = dict(sorted(both.items()))  # as a study travels
+    assert Extractor.of({"imageType": both}).hash == Extractor.of({"imageType": sorted_}).hash
     others = [
         {"featureClass": {"glcm": ["Idm"]}},
         {"featureClass": {"glcm": None}, "setting": {"binWidth": 20}},
