@@ -23,10 +23,8 @@ from matplotlib.path import Path
 from scipy.cluster import hierarchy
 
 from simulation.report.drawing import ACCENT, INK, MUTED, RULE, colour, svg
+from simulation.report.lenient import Floats, mapping, number, numbers, text, texts
 from simulation.report.radiomics_figures import PLAIN_TEXT
-from simulation.report.radiomics_results import mapping, number, numbers, text, texts
-
-Floats = npt.NDArray[np.float64]
 
 MOST_ROWS = 400
 MOST_NAMES = 90

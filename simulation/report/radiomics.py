@@ -15,7 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from simulation.report import drawing, radiomics_bars, radiomics_charts, radiomics_explained, radiomics_words, words
-from simulation.report.radiomics_results import PLAIN, PRIVATE, UNET, Arm, Findings, mapping, mappings, number, text
+from simulation.report.lenient import mapping, mappings, number, text
+from simulation.report.radiomics_arms import PLAIN, PRIVATE, UNET, Arm
+from simulation.report.radiomics_results import Findings
 from simulation.report.statistics import Estimate
 
 HERE = Path(__file__).parent
@@ -56,7 +58,7 @@ def page(findings: Findings) -> str:
         "rocs": charts,
         "federated": radiomics_charts.federated(findings),
         "calibrations": radiomics_charts.calibrations(findings),
-        "arms": [arm for arm in findings.arms.values() if arm.auc or arm.auc_certain or isfinite(arm.brier)],
+        "arms": [arm for arm in findings.arms.values() if arm.auc or arm.auc_certain or isfinite(arm.brier) or arm.words],
         "arms_forest": radiomics_charts.arms_forest(findings),
         "hospitals_forest": radiomics_charts.hospitals_forest(findings),
         "eyes": radiomics_explained.eyes(findings),

@@ -9,7 +9,8 @@ import numpy as np
 from markupsafe import Markup
 
 from simulation.report import radiomics_figures
-from simulation.report.radiomics_results import ALONE, PLAIN, PRIVATE, UNET, Arm, Federated, Findings, Judged
+from simulation.report.radiomics_arms import ALONE, PLAIN, PRIVATE, UNET, Arm, Federated, Judged
+from simulation.report.radiomics_results import Findings
 from simulation.report.radiomics_words import cut, threshold
 from simulation.report.statistics import Estimate
 from simulation.report.words import interval, number
@@ -63,13 +64,13 @@ def _lines(title: str, lines: list[tuple[int, Arm]], *, band: bool) -> Chart:
 
 @dataclass(frozen=True)
 class FederatedView:
-    """One arm through noisy histograms: charts, and rows of (measure, with noise, exact)."""
+    """One arm through noisy histograms: charts, and rows of (measure, what of it, with noise, error of the noise, exact)."""
 
     arm: Federated
     sentence: str
     roc: Markup | None
     calibration: Markup | None
-    rows: list[tuple[str, str, str]]
+    rows: list[tuple[str, str, str, str, str]]
 
 
 def federated(findings: Findings) -> list[FederatedView]:
@@ -88,14 +89,13 @@ def _view(arm: Federated, exact: Arm | None) -> FederatedView | None:
         bins = exact.calibration if exact else []
         shown = radiomics_figures.calibration("Calibration from noisy histograms", bins, noisy=arm.calibration, alt=alt)
     rows = _measures(arm, exact)
-    if roc is None and shown is None and not rows:
-        return None
-    return FederatedView(arm, _noise(arm), roc, shown, rows)
+    sentence = _noise(arm)
+    return FederatedView(arm, sentence, roc, shown, rows) if sentence or roc or shown or rows else None
 
 
 def _noise(arm: Federated) -> str:
     if not arm.auc:
-        return ""
+        return arm.words[:1].upper() + arm.words[1:] + ("" if not arm.words or arm.words.endswith(".") else ".")
     text = f"From noisy histograms alone the AUC is read as {number(arm.auc.value)}"
     text += f" (95% CI {interval(arm.auc)})." if interval(arm.auc) else "."
     if isfinite(arm.exact):
@@ -106,27 +106,30 @@ def _noise(arm: Federated) -> str:
     return text
 
 
-def _measures(arm: Federated, exact: Arm | None) -> list[tuple[str, str, str]]:
+def _measures(arm: Federated, exact: Arm | None) -> list[tuple[str, str, str, str, str]]:
     rows = []
     if arm.auc:
-        rows.append(("AUC", _with_noise(arm.auc.value, arm.auc_noise_sd), number(arm.exact)))
+        rows.append(("AUC", "", number(arm.auc.value), _error(arm.auc_noise_sd), number(arm.exact)))
     if isfinite(arm.brier):
-        rows.append(("Brier score", _with_noise(arm.brier, arm.brier_noise_sd), number(exact.brier if exact else None)))
+        error = _error(arm.brier_noise_sd)
+        rows.append(("Brier score", "", number(arm.brier), error, number(exact.brier if exact else None)))
     for name, noisy, sharp in (
         ("Youden threshold", arm.youden, exact.youden if exact else None),
         (threshold(arm.at_sensitivity).capitalize(), arm.at_sensitivity, exact.at_sensitivity if exact else None),
     ):
         if noisy:
-            rows.append((name, cut(noisy), cut(sharp) if sharp else "–"))
+            errors = [_error(noisy.sensitivity_noise_sd, 2), _error(noisy.specificity_noise_sd, 2)]
+            error = " / ".join(errors) if all(errors) else ""
+            rows.append((name, "sens. / spec.", cut(noisy), error, cut(sharp) if sharp else "–"))
     return rows
 
 
-def _with_noise(value: float, sd: float) -> str:
-    return f"{number(value)} ± {number(sd)}" if isfinite(sd) else number(value)
+def _error(sd: float, digits: int = 3) -> str:
+    return f"± {number(sd, digits)}" if isfinite(sd) else ""
 
 
-def calibrations(findings: Findings) -> list[tuple[Markup, str]]:
-    """(chart, Brier score) of the headline arm, the same without privacy, and that on the U-Net's masks."""
+def calibrations(findings: Findings) -> list[tuple[Markup, Judged]]:
+    """(chart, arm) of the headline arm, the same without privacy, and that on the U-Net's masks."""
     shown: list[Judged | None] = [findings.headline, findings.arms.get(PLAIN), findings.arms.get(UNET)]
     drawn = {}
     for arm in shown:
@@ -136,7 +139,7 @@ def calibrations(findings: Findings) -> list[tuple[Markup, str]]:
             title = {PLAIN: "Without privacy", UNET: "U-Net's masks"}.get(
                 arm.key, "With privacy" if arm.epsilon is not None else "All predictions"
             )
-            drawn[arm.key] = (radiomics_figures.calibration(title, arm.calibration, alt=alt), number(arm.brier))
+            drawn[arm.key] = (radiomics_figures.calibration(title, arm.calibration, alt=alt), arm)
     return list(drawn.values())
 
 

@@ -13,8 +13,10 @@ from markupsafe import Markup
 from simulation.report import feature_map, radiomics_bars
 from simulation.report.bullseye import SEGMENTS, bullseye
 from simulation.report.drawing import STYLE, svg
+from simulation.report.lenient import mapping, mappings, number, numbers, text, texts
+from simulation.report.radiomics_arms import estimate, spoken
 from simulation.report.radiomics_charts import Chart
-from simulation.report.radiomics_results import Findings, estimate, mapping, mappings, number, numbers, spoken, text, texts
+from simulation.report.radiomics_results import Findings
 from simulation.report.radiomics_words import feature, quantity, shortened
 from simulation.report.words import count
 from simulation.report.words import number as said
@@ -44,7 +46,9 @@ def eyes(findings: Findings) -> list[dict[str, Any]]:
         who = " · ".join(filter(None, (text(block.get("hospital")), text(block.get("patient")))))
         charts = _row(block, f"{which} patient", top if top > 0 else 1.0)
         if charts:
-            found.append({"title": which.capitalize(), "who": who, "charts": charts, "reader": _reader(block)})
+            found.append(
+                {"title": which.capitalize(), "who": who, "charts": charts, "reader": _reader(block, findings.certain_from)}
+            )
     mean = mapping(findings.data.get("bullseye_mean"))
     if charts := _row(mean, "mean of all patients", 1.0):
         found.append({"title": "Mean of all patients", "who": "", "charts": charts, "reader": ""})
@@ -72,7 +76,7 @@ def _bullseye(values: list[float], title: str, digits: int, colours: str, top: f
         return svg(figure, f"Bull's eye of the {whose}, {title.lower()} by segment: {told}.")
 
 
-def _reader(block: dict[str, Any]) -> str:
+def _reader(block: dict[str, Any], certain_from: float) -> str:
     """Where the reader's call differs from the truth, and how certain the reader was."""
     truth, call, certainty = (_eye(block.get(key)) for key in ("truth", "call", "certainty"))
     parts = []
@@ -83,8 +87,9 @@ def _reader(block: dict[str, Any]) -> str:
         parts.append(f"The reader called {where}")
     graded = [(k, c) for k, c in enumerate(certainty, start=1) if isfinite(c)]
     if graded:
-        low = [str(k) for k, c in graded if c <= 2]
-        unsure = f"unsure (1 or 2 of 5) about {', '.join(low)}" if low else "nowhere unsure (1 or 2 of 5)"
+        low = [str(k) for k, c in graded if c < certain_from]
+        grade = f"unsure (certainty below {certain_from:g})"
+        unsure = f"{grade} about {', '.join(low)}" if low else f"nowhere {grade}"
         parts.append(f"was {unsure}" if parts else f"The reader was {unsure}")
     return " and ".join(parts) + "." if parts else ""
 

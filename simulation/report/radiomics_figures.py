@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simulation.report.drawing import ACCENT, INK, MARKERS, MUTED, PAPER, RULE, STYLE, colour, svg
-from simulation.report.radiomics_results import Arm, Bin, Curve
+from simulation.report.radiomics_arms import Arm, Bin, Curve
 from simulation.report.statistics import Estimate
 
 PLAIN_TEXT: dict[Any, Any] = {**STYLE, "text.parse_math": False}

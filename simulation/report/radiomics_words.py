@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from math import exp, isfinite
 
-from simulation.report.radiomics_results import ALONE, PLAIN, PRIVATE, UNET, Arm, Cut, Findings
+from simulation.report.lenient import mapping
+from simulation.report.lenient import number as read
+from simulation.report.radiomics_arms import ALONE, PLAIN, PRIVATE, UNET, Arm, Cut
+from simulation.report.radiomics_results import Findings
 from simulation.report.statistics import Estimate
 from simulation.report.words import count, epsilon, interval, number
 
@@ -217,6 +220,12 @@ def asked(findings: Findings) -> str:
     text += (
         f" ({' and '.join(parts)}), and the question whether it is positive. " if parts else ", and whether it is positive. "
     )
+    label = mapping(mapping(findings.record.study.get("task")).get("label"))
+    if endpoint := str(label.get("endpoint") or ""):
+        where = " (NN: the segment)" if endpoint.endswith("NN") else ""
+        text += f"Positive means “{endpoint}”{where} of {quantity(read(label.get('positive_from', 1)))} or more. "
+    if any(arm.auc_certain for arm in findings.arms.values()):
+        text += f"Of a {findings.unit} the reader was certain from a certainty of {findings.certain_from:g} on. "
     if findings.private:
         settings = findings.record.study.get("privacy", {})
         if settings.get("epsilon"):

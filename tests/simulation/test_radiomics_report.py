@@ -10,13 +10,13 @@ from html import escape
 
 import numpy as np
 import pytest
-from drawn_radiomics import RADIOMIC, SITES, build
+from drawn_radiomics import SITES, build
 from PIL import Image
 from test_report_page import Page
 
 from simulation.report import summary_lines, write_report
 from simulation.report.feature_map import MISSING, MOST_ROWS, feature_map
-from simulation.report.radiomics_words import feature, quantity
+from simulation.report.radiomics_words import feature
 
 SECTIONS = {  # key of radiomics.json -> heading that is there because of it
     "arms": "How well it ranks",
@@ -163,8 +163,50 @@ def test_noisy_histograms_stand_beside_the_exact_numbers_with_the_error_of_the_n
     assert row(page, "AUC", "With noise")[1:3] == [f"{noisy['auc']:.3f} ± 0.009", f"{noisy['auc_exact']:.3f}"]
     assert row(page, "Brier score", "With noise")[1:3] == [f"{noisy['brier']:.3f} ± 0.006", f"{exact['brier']:.3f}"]
     cuts = [f"{cut['sensitivity']:.2f} / {cut['specificity']:.2f}" for cut in (noisy["youden"], exact["youden"])]
+    cuts[0] += " ± 0.04 / ± 0.05"
     assert row(page, "Youden threshold sens. / spec.", "With noise")[1:3] == cuts
     assert "the noise moved it by −0.012. Noise of this size alone moves it by 0.009" in page.text
+
+
+def test_what_a_federation_could_not_see_is_said(rewritten):
+    why = "no curve can be drawn: counted were 2.1 positives where the noise alone has a standard deviation of 4.4"
+    text = rewritten({"federated": {"forest_private": {"words": why, "auc": None, "noise_std": 4.4, "bins": 20}}})
+    assert SECTIONS["federated"] in headings(text)
+    assert f"N{why[1:]}." in Page(text).text
+
+
+def test_calibration_is_told_with_the_error_that_chance_alone_would_make(page):
+    assert "calibration error 0.041 , by chance alone 0.027" in page.text
+
+
+def test_the_label_and_what_counts_as_certain_are_those_of_the_study(page):
+    assert "Positive means “call_NN” (NN: the segment) of 1 or more." in page.text
+    assert "Of a segment the reader was certain from a certainty of 3 on." in page.text
+    assert "Promised to every patient: ε at most 3.00." in page.text
+
+
+def test_each_segment_of_a_bulls_eye_shows_its_own_number(report):
+    told = re.findall(r'aria-label="Bull&#x27;s eye of the (.*?) patient, (.*?) by segment: (.*?)\."', report[2])
+    assert len(told) == 9
+    blocks = {block["which"]: block for block in report[1]["bullseye"]}
+    for which, title, numbers in told:
+        key, factor, digits = {
+            "truth (1: positive)": ("truth", 1, 0),
+            "predicted probability, %": ("prediction", 100, 0),
+            "uncertainty of the prediction": ("uncertainty", 1, 2),
+        }[title]
+        values = blocks[which][key]
+        shown = [f"{k} " + ("–" if v is None else f"{factor * v:.{digits}f}") for k, v in enumerate(values, start=1)]
+        assert numbers == ", ".join(shown)
+
+
+def test_where_the_reader_erred_or_was_unsure_is_said(report, page):
+    block = report[1]["bullseye"][1]
+    pairs = list(zip(block["truth"], block["call"], block["certainty"], strict=True))
+    other = [str(k) for k, (truth, call, _) in enumerate(pairs, start=1) if truth is not None and truth != call]
+    unsure = [str(k) for k, (*_, grade) in enumerate(pairs, start=1) if grade is not None and grade < 3]
+    assert f"The reader called segments {', '.join(other)} otherwise and was unsure (certainty below 3) about" in page.text
+    assert f"about {', '.join(unsure)}." in page.text
 
 
 def test_single_predictions_add_up_from_the_average_to_the_prediction(report):
@@ -336,31 +378,6 @@ def test_the_last_lines_on_the_screen_tell_auc_and_epsilon_by_arm_and_hospital(r
     assert lines[10] == f"  alster  AUC {private['by_hospital']['alster']['value']:.3f}  ε 2.99"
     assert lines[-1] == f"Report: {folder / 'report.html'}"
     assert len(lines) == 1 + len(data["arms"]) + len(SITES) + 1
-
-
-@pytest.mark.parametrize(
-    ("column", "said"),
-    [
-        ("original_firstorder_Mean", "Mean, original"),
-        ("log-sigma-2-0-mm-3D_firstorder_90Percentile", "90th percentile, LoG 2 mm"),
-        ("log-sigma-2-5-mm-3D_glcm_JointEntropy", "GLCM joint entropy, LoG 2.5 mm"),
-        ("wavelet-LLH_glszm_ZonePercentage", "GLSZM zone percentage, wavelet LLH"),
-        ("original_glcm_Idm", "GLCM IDM, original"),
-        ("original_shape_Maximum2DDiameterSlice", "Shape: maximum2ddiameter slice"),
-        ("edv_ml", "End-diastolic volume (ml)"),
-        ("mean radius", "Mean radius"),
-    ],
-)
-def test_columns_are_said_as_a_radiologist_would(column, said):
-    assert feature(column) == said
-
-
-def test_different_columns_are_never_said_alike():
-    assert len({feature(column) for column in RADIOMIC}) == len(RADIOMIC)
-
-
-def test_a_value_shows_the_digits_that_count():
-    assert [quantity(v) for v in (0.01234, -3.0, 4321.6, float("nan"))] == ["0.0123", "−3", "4,322", "missing"]
 
 
 @pytest.mark.parametrize("width", [1200, 400])
