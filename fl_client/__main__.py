@@ -10,6 +10,7 @@ konsil-site --site site.yaml approve STUDY      say yes to exactly this study, o
 konsil-site --site site.yaml decline STUDY      say no
 konsil-site --site site.yaml ledger             every release so far, what they cost together, what is left
 konsil-site --site site.yaml segment MODEL [FOLDER] --out FOLDER   masks of a trained model, for this hospital's own eyes
+konsil-site --site site.yaml features --study STUDY --out TABLE.parquet   the cohort's radiomic features, to look at here
 konsil-site --site site.yaml start --superlink HOST:PORT --root-certificates ca.crt ...   join a federation
 """
 
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 labels=options.labels,
                 rules=options.series_rules,
             )
+        if options.command == "features":
+            return _features(site, options)
         if options.command in ("admit", "cohort"):
             from fl_client import admission  # here: image readers take seconds to import
 
@@ -96,6 +99,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, BudgetSpent, LedgerBroken) as error:
         print(error, file=sys.stderr)
     return 1
+
+
+def _features(site: Site, options: argparse.Namespace) -> int:
+    """Write the table that was asked for."""
+    from fl_client.features import Wanted, features  # here: pyradiomics takes seconds to import
+
+    if options.study:
+        given = [name for name in ("series", "regions", "intensity") if getattr(options, name) is not None]
+        if given:
+            raise ValueError(f"--{given[0]} stands in the study; with --parameters it can be chosen")
+        wanted = Wanted.of_study(study_of(site, options.study), site.models_folder)
+    else:
+        wanted = Wanted.of_parameters(
+            options.parameters, series=options.series, regions=options.regions, intensity=options.intensity
+        )
+    return features(site, wanted, out=options.out, force=options.force, workers=options.workers)
 
 
 def study_of(site: Site, said: str) -> Study:
@@ -257,6 +276,18 @@ def _parser() -> argparse.ArgumentParser:
     masks.add_argument("--patient", action="append", default=[], help="pseudonym; may be given several times (default: all)")
     masks.add_argument("--series-rules", type=Path, help="YAML file that says which DICOM series is which")
     masks.add_argument("--labels", default="cardiac", help="label map with the codes for DICOM SEG (default: cardiac)")
+    table = commands.add_parser("features", help="radiomic features of the cohort as a table; it stays here")
+    source = table.add_mutually_exclusive_group(required=True)
+    source.add_argument("--study", help="a radiomics study's file, or the beginning of its hash")
+    source.add_argument("--parameters", type=Path, help="a pyradiomics parameter file (YAML), with --series")
+    table.add_argument("--series", help="with --parameters: which images, such as lge")
+    table.add_argument("--regions", help="with --parameters: aha (17 segments, the default), or a value of the mask")
+    table.add_argument("--intensity", help="with --parameters: scale of grey values: none (the default), remote, myocardium")
+    table.add_argument(
+        "--out", type=Path, required=True, help="the table: NAME.parquet or NAME.csv; NAME.json says what is in it"
+    )
+    table.add_argument("--force", action="store_true", help="write over a table of this name")
+    table.add_argument("--workers", type=int, help="processes (default: one per core)")
     joined = commands.add_parser("start", help="join a federation; further options go to flower-supernode")
     joined.add_argument("--superlink", required=True, help="HOST:PORT of the coordinator's SuperLink")
     return parser
