@@ -87,17 +87,33 @@ def train(arm: Arm, start: Path, look: Look | None = None, *, pool: Executor | N
         )
         for index, (name, hospital) in enumerate(arm.hospitals.items())
     }
-    initial = torch.load(start, weights_only=True)
-    if engine == "ray":
-        run_ray(arm.study, sites, initial, folder=arm.folder, observer=look)
-    else:
-        grid = InProcessGrid(
-            "fl_client.app:app", [{"site": str(path)} for path in sites.values()], {"study": arm.study.to_json()}, pool=pool
-        )
-        run(grid, arm.study, initial, folder=arm.folder, observer=look, engine=engine)
-        grid.require_workers()  # a hospital that failed because this machine did has not failed in this comparison
+    federate(arm.study, sites, torch.load(start, weights_only=True), arm.folder, look, pool=pool, engine=engine)
     (arm.folder / "finished").write_text(arm.identity)
     return arm.name
+
+
+def federate(
+    study: Study,
+    sites: Mapping[str, Path],
+    initial: State,
+    folder: Path,
+    look: Look | None = None,
+    *,
+    pool: Executor | None = None,
+    engine: str = "inprocess",
+) -> tuple[State, Record]:
+    """Run a study over hospitals whose settings files are `sites`, which keep their ledgers. Returns model and record.
+
+    Raises `BrokenProcessPool` if a worker of `pool` dies.
+    """
+    if engine == "ray":
+        return run_ray(study, sites, initial, folder=folder, observer=look)
+    grid = InProcessGrid(
+        "fl_client.app:app", [{"site": str(path)} for path in sites.values()], {"study": study.to_json()}, pool=pool
+    )
+    result = run(grid, study, initial, folder=folder, observer=look, engine=engine)
+    grid.require_workers()  # a hospital that failed because this machine did has not failed in this comparison
+    return result
 
 
 def train_by_itself(arm: Arm, start: Path) -> str:

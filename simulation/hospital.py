@@ -57,6 +57,7 @@ class Hospital:
     scanner: str
     cases_expected: int
     refused: Mapping[str, str]
+    models: tuple[Path, ...] = ()  # that later studies lean on, in files named by their fingerprints
 
     @property
     def cohort(self) -> Cohort:
@@ -90,6 +91,11 @@ class Hospital:
         link = folder / "cohort"
         if not link.exists():
             link.symlink_to(self.cohort_folder.resolve())
+        for model in self.models:
+            place = folder / "models" / model.name
+            place.parent.mkdir(exist_ok=True)
+            if not place.exists():
+                place.symlink_to(model.resolve())
         site = Site(
             name=self.name,
             folder=folder,
@@ -143,11 +149,11 @@ def _only(cohort: Cohort, patients: Collection[str]) -> Path:
     """A cohort of these patients alone: the cache may hold more, drawn for a larger hospital or another split."""
     chosen = [patient for patient in cohort.patients if patient in patients]
     folder = cohort.folder.parent / "chosen" / hashlib.sha256(" ".join(chosen).encode()).hexdigest()[:16]
-    _link(folder, [cohort.folder / "cases" / patient for patient in chosen])
+    link_cohort(folder, [cohort.folder / "cases" / patient for patient in chosen])
     return folder
 
 
-def _link(folder: Path, cases: Iterable[Path]) -> None:
+def link_cohort(folder: Path, cases: Iterable[Path]) -> None:
     """Make `folder` a cohort of exactly these cases, which stay where they are."""
     wanted = {case.name: case.resolve() for case in cases}
     place = folder / "cases"
@@ -270,7 +276,9 @@ def real(settings: RealHospital, *, cache: Path) -> Hospital:
 
 def pooled(name: str, hospitals: Mapping[str, Hospital], folder: Path) -> Hospital:
     """One imaginary hospital that has all patients of these: what no federation can see."""
-    _link(folder / "cohort", [h.cohort_folder / "cases" / patient for h in hospitals.values() for patient in h.cohort.patients])
+    link_cohort(
+        folder / "cohort", [h.cohort_folder / "cases" / patient for h in hospitals.values() for patient in h.cohort.patients]
+    )
     first = next(iter(hospitals.values()))
     expected = sum(hospital.cases_expected for hospital in hospitals.values())
     return Hospital(name, folder / "cohort", first.test_fraction, "", expected, {})

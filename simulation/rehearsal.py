@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import get_args
 
-from fl_server.record import Outcome, Round
+from fl_server.record import Outcome, Record, Round
 from fl_server.weights import State, initial_state, save
 from simulation import hospital as hospitals_module
 from simulation import pretraining, tables
@@ -36,6 +36,8 @@ class NoPatients(Exception):
 def rehearse(simulation: Simulation) -> Outcome:
     """Run the whole rehearsal; the last lines on the screen say what came of it. Returns the verdict.
 
+    Settings with a classifier are a radiomics study (`simulation.radiomics`).
+
     Raises `FolderInUse` if another process runs under this name, and `NoPatients`.
     """
     folder = Path(simulation.runs_folder) / simulation.name
@@ -49,13 +51,23 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
     cache = Path(simulation.runs_folder) / "cache"
     with Meter(folder / "timings.json") as meter, screen, executor(simulation.workers) as pool:
         with meter.phase("hospitals"):
-            sites, held_out, real = _open_hospitals(simulation, cache, pool, screen)
+            sites, held_out, real = open_hospitals(simulation, cache, pool, screen)
             if not any(hospital.training_patients for hospital in sites.values()):
                 refused = [f"{name}: {reason}" for site in sites.values() for name, reason in site.refused.items()]
                 raise NoPatients("\n  ".join(["no hospital has a patient to train on", *refused[:5]]))
+        classifier = simulation.radiomics
         with meter.phase("pretraining"):
-            start, start_path = _start(simulation, cache, folder, pool, screen)
+            if classifier is None or "unet" in classifier.masks:
+                start, start_path = _start(simulation, cache, folder, pool, screen)
         one_thread()  # as in the workers: what is done in this process from here on gives the same numbers as there
+        if classifier is not None:
+            from simulation.radiomics import recipe
+
+            begin = (start, start_path) if "unet" in classifier.masks else None
+            record = recipe.study(
+                simulation, classifier, sites, begin, folder, cache=cache, meter=meter, pool=pool, screen=screen
+            )
+            return _finish(record, folder, meter)
         world = World(sites, held_out, real, start, start_path)
         arms = _arms(simulation, world, folder)
         _remove_stale(simulation, world, folder, screen)
@@ -73,7 +85,11 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
             final = final_arm(arms)
             export_model(simulation, final, folder)
             save_pictures(simulation, final, world, folder)
-    record = study_record(simulation, arms, world, folder, meter)
+    return _finish(study_record(simulation, arms, world, folder, meter), folder, meter)
+
+
+def _finish(record: Record, folder: Path, meter: Meter) -> Outcome:
+    """Write record and report, and say on the screen what came of it."""
     record.write(folder / "record.json")
     write_report(folder)
     meter.finish()
@@ -84,9 +100,10 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
 # -- before anything is learned ---------------------------------------------------------------------------------------
 
 
-def _open_hospitals(
+def open_hospitals(
     simulation: Simulation, cache: Path, pool: Executor, screen: Screen
 ) -> tuple[dict[str, Hospital], dict[str, Hospital], dict[str, Hospital]]:
+    """The hospitals that learn, those held out, and real ones that are only tested, as far as their folders are there."""
     settings = simulation.hospitals
     if isinstance(settings, GeneratedHospitals):
         every = settings.sites | settings.held_out

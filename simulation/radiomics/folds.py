@@ -1,0 +1,60 @@
+"""Patient-grouped folds: in each, every hospital trains on some of its patients and the others are held back.
+
+A fold's hospital is a cohort of links, so that nothing is copied and what was extracted once serves every fold. Folds belong to
+the researcher, who owns these patients; a real federation has one split, which the pseudonyms decide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fl_client.cohort import Cohort
+from simulation.hospital import Hospital, link_cohort
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold: hospitals that hold their training patients alone, and who is tested, by hospital."""
+
+    number: int
+    hospitals: Mapping[str, Hospital]
+    tested: Mapping[str, tuple[str, ...]]
+
+    def with_models(self, *models: Path) -> Fold:
+        """The same fold, its hospitals having been given these models."""
+        given = {name: replace(hospital, models=models) for name, hospital in self.hospitals.items()}
+        return replace(self, hospitals=given)
+
+
+def folds(hospitals: Mapping[str, Hospital], usable: Mapping[str, tuple[str, ...]], count: int, folder: Path) -> list[Fold]:
+    """`count` folds of the usable patients of each hospital, dealt out in an order that nobody chose (a hash of the pseudonym).
+
+    Every patient is tested in exactly one fold and trains in all others. Raises `ValueError` where a hospital has fewer
+    patients than folds.
+    """
+    if short := [f"{name} ({len(usable[name])})" for name in hospitals if len(usable[name]) < count]:
+        raise ValueError(f"radiomics.folds is {count}, more than the usable patients of {', '.join(short)}")
+    found = []
+    for number in range(count):
+        sites, tested = {}, {}
+        for name, hospital in hospitals.items():
+            order = sorted(usable[name], key=lambda patient: hashlib.sha256(f"fold/{patient}".encode()).digest())
+            tested[name] = tuple(sorted(order[number::count]))
+            training = sorted(set(order) - set(tested[name]))
+            sites[name] = _holding(hospital, training, folder / f"fold-{number}" / name)
+        found.append(Fold(number, sites, tested))
+    return found
+
+
+def _holding(hospital: Hospital, patients: list[str], folder: Path) -> Hospital:
+    """The hospital with these patients alone, all of whom train; what tasks prepare is shared with the whole hospital."""
+    cohort = Cohort(hospital.cohort_folder)
+    link_cohort(folder, [cohort.folder / "cases" / patient for patient in patients])
+    prepared = cohort.folder / "prepared"
+    prepared.mkdir(exist_ok=True)
+    if not (folder / "prepared").exists():
+        (folder / "prepared").symlink_to(prepared.resolve())
+    return replace(hospital, cohort_folder=folder, test_fraction=0.0, cases_expected=len(patients))

@@ -1,0 +1,195 @@
+"""The radiomics task: rows per patient, and either leaves to count or a perceptron to descend with.
+
+Both learn from the same arrays, which hold what the hospital has and no choice of a learner: X (rows, columns), y, certainty
+and region (rows,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tasks.case import Case, Volume
+from tasks.fingerprint import fingerprint
+from tasks.radiomics import histogram, perceptron
+from tasks.radiomics.features import Extractor
+from tasks.radiomics.forest import Structure
+from tasks.radiomics.harmonise import scanner_name
+from tasks.radiomics.rows import rows_of
+from tasks.radiomics.settings import PerceptronLearner, Predicted, Settings
+from tasks.task import Arrays, State
+
+Floats = npt.NDArray[np.float64]
+
+
+class RadiomicsTask:
+    """What both learners share: how a case becomes rows, what its labels weigh, how the model's answers are judged."""
+
+    def __init__(self, settings: Settings, *, models: Path | None = None) -> None:
+        self.settings = settings
+        self.models = models
+
+    @property
+    def hash(self) -> str:
+        """Identity of the prepared rows."""
+        return self.settings.hash
+
+    def prepare(self, case: Case) -> Arrays:
+        """X (rows, columns), y, certainty, region (rows,): see `rows.Rows`; and the scanner's name, in UTF-8."""
+        rows = rows_of(case, self.settings, self._extractor, self._segment)
+        scanner = np.frombuffer(scanner_name(case.scanner).encode(), np.uint8)
+        return {"X": rows.X, "y": rows.y, "certainty": rows.certainty, "region": rows.region, "scanner": scanner}
+
+    def table(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:
+        """X as the learner takes it: harmonised across scanners where the study settles how."""
+        X = np.asarray(arrays["X"], np.float64)
+        if self.settings.harmonisation is None:
+            return X
+        count = len(self.settings.radiomic)
+        return np.hstack([self.settings.harmonisation.apply(X[:, :count], bytes(arrays["scanner"]).decode()), X[:, count:]])
+
+    def weights(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:
+        """What each row's label counts, (rows,) from 0 to 1: by certainty and class; 0 without a label."""
+        y, weight = np.asarray(arrays["y"]), np.ones(len(arrays["y"]))
+        rule = self.settings.certainty
+        if rule is not None and rule.use != "all":
+            certainty = np.nan_to_num(np.asarray(arrays["certainty"]), nan=0.0)
+            weight = (certainty >= rule.least).astype(float) if rule.use == "exclude" else np.clip(certainty / rule.most, 0, 1)
+        negative, positive = self.settings.class_weights
+        weight = weight * np.where(y > 0, positive, negative) / max(negative, positive)
+        return np.where(np.isnan(y), 0.0, weight)
+
+    def predict(self, state: State, X: npt.ArrayLike) -> Floats:
+        """Probability of being positive, (rows,), of what `table` gives. Raises `ValueError` for a state that is no model."""
+        raise NotImplementedError
+
+    # -- judging, on patients held back -------------------------------------------------------------------------------
+
+    @property
+    def judgement_length(self) -> int:
+        """Twice the bins: negatives, then positives."""
+        return 2 * self.settings.bins
+
+    def judgement(self, state: State, arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:
+        """The patient's part of the histogram of answers by class."""
+        weights = self.weights(arrays)
+        used = weights > 0
+        probability = self.predict(state, self.table(arrays)[used])
+        labels = np.asarray(arrays["y"])[used]
+        return histogram.contribution(probability, labels, bins=self.settings.bins, weights=weights[used])
+
+    # -- where rows come from -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def _extractor(self) -> Extractor | None:
+        return Extractor.of(self.settings.image.parameters) if self.settings.image else None
+
+    def _segment_with(self, volume: Volume) -> npt.NDArray[np.uint8]:
+        from tasks.segmentation.infer import segment
+
+        task, model = self._segmenter
+        mask: npt.NDArray[np.uint8] = segment(model, task.settings, volume).mask
+        return mask
+
+    @property
+    def _segment(self) -> Any:
+        image = self.settings.image
+        return self._segment_with if image is not None and isinstance(image.masks, Predicted) else None
+
+    @cached_property
+    def _segmenter(self) -> tuple[Any, torch.nn.Module]:
+        from tasks import segmentation
+
+        masks = self.settings.image.masks if self.settings.image else None
+        if not isinstance(masks, Predicted) or self.models is None:
+            raise ValueError("masks are predicted by a model, and no folder of models is known here")
+        task = segmentation.build({name: value for name, value in masks.task.items() if name != "name"})
+        state = torch.load(self.models / f"{masks.sha256}.pt", map_location="cpu", weights_only=True)
+        if fingerprint(state) != masks.sha256:
+            raise ValueError(f"models/{masks.sha256}.pt holds other weights than its name says")
+        model = task.model()
+        model.load_state_dict(state)
+        return task, model.eval()
+
+
+class ForestTask(RadiomicsTask):
+    """The forest: a counting task. See `tasks.task.CountingTask` for what each method promises."""
+
+    counted = "leaf counts"
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The trees, drawn from the settings."""
+        return Structure.draw(self.settings.forest)
+
+    @property
+    def length(self) -> int:
+        """Trees times leaves times classes."""
+        return math.prod(self.structure.shape)
+
+    def contribution(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:
+        """The patient's leaf counts, all segments together of length at most 1."""
+        weights = self.weights(arrays)
+        used = weights > 0
+        labels = np.asarray(arrays["y"])[used].astype(np.int64)
+        return self.structure.contribution(self.table(arrays)[used], labels, weights[used])
+
+    def predict(self, state: State, X: npt.ArrayLike) -> Floats:
+        """Probability of being positive, (rows,)."""
+        probabilities = self.structure.probabilities(
+            state["total"].numpy(), noise_std=math.sqrt(float(state["noise_variance"][0]))
+        )
+        positive: Floats = self.structure.predict_proba(probabilities, X)[:, 1]
+        return positive
+
+
+class PerceptronTask(RadiomicsTask):
+    """Logistic regression or a small network: a gradient task. See `tasks.task.GradientTask`."""
+
+    def model(self) -> torch.nn.Module:
+        """A new network; without a hidden layer it starts at even odds."""
+        learner = self.settings.learner
+        hidden = learner.hidden if isinstance(learner, PerceptronLearner) else ()
+        return perceptron.Perceptron(len(self.settings.columns), hidden)
+
+    def example(
+        self, arrays: Mapping[str, npt.NDArray[Any]], views: int, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`views` rows of one patient, dealt out evenly: (views, columns); label and weight (views, 2)."""
+        rows = len(arrays["y"])
+        chosen = np.concatenate([rng.permutation(rows) for _ in range(-(-views // rows))])[:views]
+        X = perceptron.scaled(self.table(arrays)[chosen], self.settings.columns)
+        y = np.nan_to_num(np.asarray(arrays["y"])[chosen])
+        target = np.stack([y, self.weights(arrays)[chosen]], axis=1).astype(np.float32)
+        return torch.from_numpy(X), torch.from_numpy(target)
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Weighted cross-entropy, (rows,)."""
+        return perceptron.loss(output, target)
+
+    def trainable(self, model: torch.nn.Module) -> list[str]:
+        """All parameters."""
+        return [name for name, _ in model.named_parameters()]
+
+    def score(self, model: torch.nn.Module, case: Case, *, full: bool = True) -> dict[str, float]:
+        """Mean Brier score of the patient's labelled rows; an area under a curve needs several patients."""
+        arrays = self.prepare(case)
+        known = ~np.isnan(arrays["y"])
+        error = self.predict(model.state_dict(), self.table(arrays)[known]) - arrays["y"][known]
+        return {"brier": float(np.mean(error**2))}
+
+    def predict(self, state: State, X: npt.ArrayLike) -> Floats:
+        """Probability of being positive, (rows,)."""
+        model = self.model()
+        model.load_state_dict(dict(state))
+        with torch.no_grad():
+            logits = model(torch.from_numpy(perceptron.scaled(X, self.settings.columns)))
+        probability: Floats = torch.sigmoid(logits.double()).numpy()
+        return probability
