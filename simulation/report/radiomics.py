@@ -55,6 +55,7 @@ def page(findings: Findings) -> str:
         "hospitals": hospital_rows(findings),
         "asked": radiomics_words.asked(findings),
         "roc": main,
+        "banded": findings.headline is not None and radiomics_charts.banded(findings.headline),
         "rocs": charts,
         "federated": radiomics_charts.federated(findings),
         "calibrations": radiomics_charts.calibrations(findings),
@@ -94,6 +95,8 @@ def summary_lines(findings: Findings) -> list[str]:
         certain = f", certain {findings.unit}s {words.number(arm.auc_certain.value)}" if arm.auc_certain else ""
         promised = "no ε" if arm.epsilon is None else f"ε {words.epsilon(arm.epsilon)}"
         lines.append(f"  {arm.label:<{width}}  AUC {words.number(arm.auc.value)}{certain}  {promised}")
+    if findings.headline and findings.headline.by_hospital:
+        lines.append(f"{findings.headline.label}, by hospital:")
     width = max(map(len, findings.sites), default=0)
     for row in hospital_rows(findings):
         auc = words.number(row["auc"].value) if row["auc"] else "–"

@@ -43,7 +43,7 @@ def rocs(findings: Findings) -> tuple[Markup | None, list[Chart]]:
         if arm.youden:
             alt += f" At the Youden threshold sensitivity {arm.youden.sensitivity:.2f}, "
             alt += f"specificity {arm.youden.specificity:.2f}."
-        main = radiomics_figures.roc("Mean over the folds", arm, alt=alt)
+        main = radiomics_figures.roc("Mean over the folds" if banded(arm) else "All predictions", arm, alt=alt)
     charts = []
     lines = [(i, a) for i, a in compared(findings) if a.curve]
     if len(lines) > 1:
@@ -52,6 +52,11 @@ def rocs(findings: Findings) -> tuple[Markup | None, list[Chart]]:
     if len(masks) > 1 and all(a.curve for _, a in masks):
         charts.append(_lines("Expert's and U-Net's masks", masks, band=True))
     return main, charts
+
+
+def banded(arm: Arm) -> bool:
+    """Whether folds are known, so that there is a spread to draw."""
+    return bool(arm.folds or np.isfinite(arm.curve.sd).any())
 
 
 def _lines(title: str, lines: list[tuple[int, Arm]], *, band: bool) -> Chart:

@@ -144,6 +144,16 @@ def test_every_hospital_stands_with_scanner_patients_positives_epsilon_and_auc(r
         ]
 
 
+def test_what_is_known_of_no_hospital_has_no_column(rewritten):
+    cells = [" ".join(cell.split()) for cell in Page(rewritten({})).cells]
+    assert cells[: cells.index("alster")] == ["Hospital", "Scanner", "Patients", "ε spent"]
+
+
+def test_counts_by_hospital_are_taken_from_the_key_of_that_name_first(rewritten):
+    told = {"alster": {"patients": 41, "rows": 41, "positive": 13, "scanner": "Cleveland"}}
+    assert row(Page(rewritten({"hospitals": told})), "alster", "Scanner")[1:5] == ["Cleveland", "41", "13 32%", "2.99"]
+
+
 def test_every_arm_stands_with_learner_masks_epsilon_auc_and_brier(report, page):
     said = {"forest": "federated forest", "logistic": "logistic regression", "mlp": "neural network"}
     for arm in report[1]["arms"].values():
@@ -375,9 +385,10 @@ def test_the_last_lines_on_the_screen_tell_auc_and_epsilon_by_arm_and_hospital(r
         f"{private['auc']['value']:.3f}, certain segments {private['auc_certain']['value']:.3f}  ε 3.00"
     )
     assert f"  AUC {alone['auc']['value']:.3f}, certain segments {alone['auc_certain']['value']:.3f}  no ε" in lines[9]
-    assert lines[10] == f"  alster  AUC {private['by_hospital']['alster']['value']:.3f}  ε 2.99"
+    assert lines[10] == "Federated forest with privacy, by hospital:"
+    assert lines[11] == f"  alster  AUC {private['by_hospital']['alster']['value']:.3f}  ε 2.99"
     assert lines[-1] == f"Report: {folder / 'report.html'}"
-    assert len(lines) == 1 + len(data["arms"]) + len(SITES) + 1
+    assert len(lines) == 1 + len(data["arms"]) + 1 + len(SITES) + 1
 
 
 @pytest.mark.parametrize("width", [1200, 400])
