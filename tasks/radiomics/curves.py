@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from tasks.radiomics.intervals import auc_interval, resampled_aucs, share_interval
+from tasks.radiomics.intervals import clustered_auc_interval, resampled_aucs, share_interval
 
 Floats = npt.NDArray[np.float64]
 
 GRID = np.linspace(0, 1, 101)
 """The false-positive rates at which exact ROC curves are given, so that curves of different folds can be averaged."""
 
-_FEW = 10  # patients of a class below whom resampling patients says too little; see `exact`
 _QUANTILE_BINS = 10
 
 
@@ -163,11 +162,9 @@ def exact(
     Rows count alike, or by `weights`; to compare with a histogram, where patients count alike, give each row 1 / the number
     of its patient's rows. `certain` (rows,) says which rows count for `auc_certain`, the AUC of these alone.
 
-    The interval of the AUC is the percentile bootstrap over patients. Where fewer than 10 patients have a row of one class,
-    or all are ranked perfectly, resampling them says too little, and the interval is Newcombe's
-    (`tasks.radiomics.intervals.auc_interval`) for the numbers of patients who have such a row. With fewer than 2 there is
-    none. The intervals of the ten calibration bins are Wilson's for as many independent rows as tell as much as these
-    patients do (Rao and Scott 1992, Biometrics 48, 577).
+    Intervals are those of as many independent rows as tell as much as these patients do: for the AUC by drawing patients
+    with replacement (`intervals.clustered_auc_interval`), for each of the ten calibration bins by the spread between its
+    patients (Rao and Scott 1992, Biometrics 48, 577). Where fewer than 2 patients have a row of one class there is none.
 
     A class that is absent gives Curves without AUC, which say so. Raises `ValueError` for arrays that don't fit each other,
     and for scores, labels or weights outside their range.
@@ -283,11 +280,10 @@ def _auc(
     value = float(roc_auc_score(y, s, sample_weight=w))
     if min(have) < 2:
         return Interval(value, None, None)
-    if min(have) < _FEW or value in (0.0, 1.0):
-        return Interval(value, *auc_interval(value, positives=have[1], negatives=have[0]))
     drawn = resampled_aucs(s, y, owner, w, resamples=resamples, seed=seed)
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
+    negative, positive = (float(one.sum() ** 2 / (one**2).sum()) for one in (w[y == 0], w[y == 1]))
+    low, high = clustered_auc_interval(value, drawn, patients=(have[0], have[1]), rows=(negative, positive))
+    return Interval(value, low, high)
 
 
 def _on_grid(fpr: Floats, tpr: Floats) -> Floats:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import isotonic_regression
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from tasks.radiomics.curves import CalibrationBin, Curves, Floats, OperatingPoint, calibration_error, checked
 from tasks.radiomics.intervals import auc_interval, share_interval
@@ -61,12 +61,17 @@ def curves(histogram: npt.ArrayLike, *, bins: int, noise_std: float, at_sensitiv
 
     Noise makes entries negative. Where a class's entries are, within the noise, a single hill (rising, then falling), the
     nearest hill replaces them; then all are lowered alike until what is left above 0 has the sum that was there. In
-    simulations no other way tried came nearer to the AUC without noise over all (entries as they are; cut at 0; lowered alone;
-    smoothed): see the tests. Classes of two hills are kept as they are once the noise lets them be seen.
+    simulations this came nearest to the AUC without noise, by a quarter to a third nearer than entries as they are (others:
+    cut at 0; lowered alone; smoothed). Where a class has two hills that the noise hides it costs a tenth; once they can be
+    seen, they are kept.
 
-    `auc_noise_sd` is what the noise alone does to the AUC given here (delta method). The interval adds the chance of who the
-    patients are, as if a patient were one row: segments of a patient tell more than one row, so with several rows it is
-    rather too wide. And it takes the noise as if no hill had been assumed, which makes room for the assumption's error.
+    `auc_noise_sd` is what the noise alone does to the AUC given here (delta method). With few patients per bin the AUC is,
+    beside that, too near to 0.5 by up to half of it: noise that is kept from being negative looks like patients without a
+    rank. The interval takes the noise as if no hill had been assumed, which makes room for this. And it adds the chance of
+    who the patients are, as if a patient were one row: with several rows it is rather too wide.
+
+    How far the AUC is from that without noise, on average (scores of an AUC of 0.85 spread over 20 bins; six sites with
+    epsilon 3 and delta 0.001 each): 0.10 for 60 patients, of whom nine cohorts in ten give none; 0.04 for 200; 0.014 for 600.
 
     Raises `ValueError` for a histogram of another length or with entries that aren't finite, and for a negative noise.
     """
@@ -146,7 +151,7 @@ def _cleaned(entries: Floats, noise_std: float) -> tuple[Floats, npt.NDArray[np.
     shaped = entries
     if noise_std > 0:
         hill = _hill(entries)
-        if float(((hill - entries) ** 2).sum()) <= noise_std**2 * chi2.median(len(entries)):
+        if float(((hill - entries) ** 2).sum()) <= noise_std**2 * chdtri(len(entries), 0.5):  # chi-square, its median
             shaped = hill
     total, falling = entries.sum(), np.sort(shaped)[::-1]
     lowered = (np.cumsum(falling) - total) / np.arange(1, len(entries) + 1)  # the nearest point of a simplex
@@ -157,13 +162,26 @@ def _cleaned(entries: Floats, noise_std: float) -> tuple[Floats, npt.NDArray[np.
 
 def _hill(entries: Floats) -> Floats:
     """The nearest sequence that rises and then falls (least squares)."""
-    found: list[tuple[float, Floats]] = []
-    for top in range(len(entries) + 1):
-        rising = isotonic_regression(entries[:top]).x if top else entries[:0]
-        falling = isotonic_regression(entries[top:], increasing=False).x if top < len(entries) else entries[:0]
-        hill = np.concatenate([rising, falling])
-        found.append((float(((hill - entries) ** 2).sum()), hill))
-    return min(found, key=lambda pair: pair[0])[1]
+    top = int(np.argmin(_rising_errors(entries) + _rising_errors(entries[::-1])[::-1]))
+    pieces = [isotonic_regression(piece).x if len(piece) else piece for piece in (entries[:top], entries[top:][::-1])]
+    return np.concatenate([pieces[0], pieces[1][::-1]])
+
+
+def _rising_errors(entries: Floats) -> Floats:
+    """The squared distance of every beginning of the entries from the nearest rising sequence, (len(entries) + 1,)."""
+    level: list[tuple[float, int]] = []  # pieces that are flat in the nearest sequence so far: sum, length
+    errors, square, explained = [0.0], 0.0, 0.0
+    for entry in entries.tolist():
+        total, size = entry, 1
+        while level and level[-1][0] * size >= total * level[-1][1]:
+            more, longer = level.pop()
+            explained -= more**2 / longer
+            total, size = total + more, size + longer
+        level.append((total, size))
+        explained += total**2 / size
+        square += entry**2
+        errors.append(square - explained)
+    return np.array(errors)
 
 
 def _deviation(slope: npt.NDArray[np.floating[Any]], moving: npt.NDArray[np.intp]) -> float:
