@@ -11,6 +11,7 @@ konsil-site --site site.yaml decline STUDY      say no
 konsil-site --site site.yaml ledger             every release so far, what they cost together, what is left
 konsil-site --site site.yaml segment MODEL [FOLDER] --out FOLDER   masks of a trained model, for this hospital's own eyes
 konsil-site --site site.yaml features --study STUDY --out TABLE.parquet   the cohort's radiomic features, to look at here
+konsil-site --site site.yaml add-model FILE     keep trained weights that studies name as the model which draws their masks
 konsil-site --site site.yaml start --superlink HOST:PORT --root-certificates ca.crt ...   join a federation
 """
 
@@ -67,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 labels=options.labels,
                 rules=options.series_rules,
             )
+        if options.command == "add-model":
+            from fl_client.models import add_model  # here: torch takes seconds to import
+
+            return add_model(site, options.file)
         if options.command == "features":
             return _features(site, options)
         if options.command in ("admit", "cohort"):
@@ -276,6 +281,8 @@ def _parser() -> argparse.ArgumentParser:
     masks.add_argument("--patient", action="append", default=[], help="pseudonym; may be given several times (default: all)")
     masks.add_argument("--series-rules", type=Path, help="YAML file that says which DICOM series is which")
     masks.add_argument("--labels", default="cardiac", help="label map with the codes for DICOM SEG (default: cardiac)")
+    model = commands.add_parser("add-model", help="keep a trained model that studies lean on")
+    model.add_argument("file", type=Path, help="model.pt of a run, or the run's folder")
     table = commands.add_parser("features", help="radiomic features of the cohort as a table; it stays here")
     source = table.add_mutually_exclusive_group(required=True)
     source.add_argument("--study", help="a radiomics study's file, or the beginning of its hash")

@@ -50,7 +50,7 @@ def load_trained(path: Path, study: str | None, site: Site) -> Trained:
     if not isinstance(task, SegmentationTask):
         raise ValueError(f"study {name} learns the task {settings['name']}; masks come from the task segmentation")
     model = task.model()
-    state = _weights(path)
+    state = read_weights(path)
     _require_fit(state, model, f"{path} is not a model of study {name}, which segments {', '.join(task.settings.structures)}")
     _require_recorded(state, path, study)
     model.load_state_dict(state)
@@ -126,7 +126,8 @@ def _fingerprints(file: Path) -> list[str]:
         raise ValueError(f"{file} is not a run's record: a round of it tells no fingerprint of its model") from None
 
 
-def _weights(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Weights by name, as numbers only. Raises `ValueError` in words for a file that holds something else, and `OSError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a TorchScript archive before it fails
