@@ -35,7 +35,7 @@ def importance(title: str, rows: Sequence[tuple[str, float, float]], *, unit: st
     with mpl.rc_context(PLAIN_TEXT):
         figure, axes = _listing(title, height)
         for y, (name, mean, sd) in enumerate(rows):
-            axes.barh([y], [mean], height=0.32, color=ACCENT, linewidth=0)
+            axes.barh([y], [mean], height=0.32, color=ACCENT, linewidth=0, alpha=0.55)  # the spread is seen on it
             if isfinite(sd):
                 axes.plot([mean - sd, mean + sd], [y, y], color=INK, linewidth=1.4, solid_capstyle="butt")
             _above(axes, y, name)
