@@ -8,7 +8,7 @@ never the row: a patient's segments resemble each other, and intervals over rows
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -110,28 +110,6 @@ class Curves:
     noise_std: float = 0.0
     bins: int | None = None
 
-    def record(self) -> dict[str, Any]:
-        """Everything, as plain numbers and lists for JSON."""
-        return asdict(self) | {"fpr": self.fpr.tolist(), "tpr": self.tpr.tolist(), "calibration": self._calibration()}
-
-    def arm_record(self) -> dict[str, Any]:
-        """The same for one arm of a comparison, where an AUC is {value, low, high} and the ROC curve stands apart."""
-        auc = None if self.auc is None else {"value": self.auc, "low": self.low, "high": self.high}
-        return {
-            "auc": auc,
-            "auc_certain": self.auc_certain and asdict(self.auc_certain),
-            "youden": self.youden and asdict(self.youden),
-            "at_sensitivity": self.at_sensitivity and asdict(self.at_sensitivity),
-            "calibration": self._calibration(),
-            "brier": self.brier,
-            "ece": self.ece,
-            "ece_by_chance": self.ece_by_chance,
-            "words": self.words,
-        }
-
-    def _calibration(self) -> list[dict[str, float]]:
-        return [asdict(item) for item in self.calibration]
-
 
 @dataclass(frozen=True, eq=False)
 class MeanRoc:
@@ -140,10 +118,6 @@ class MeanRoc:
     fpr: Floats
     tpr: Floats
     tpr_sd: Floats
-
-    def record(self) -> dict[str, list[float]]:
-        """As lists for JSON."""
-        return {"fpr": self.fpr.tolist(), "tpr": self.tpr.tolist(), "tpr_sd": self.tpr_sd.tolist()}
 
 
 def exact(
