@@ -107,12 +107,12 @@ def test_the_table_holds_what_the_study_would_learn_from_and_every_other_feature
     assert set(radiomic) == set(Extractor.of(PARAMETERS).names)
     task = load(json.loads(study.read_text())["task"])
     for case in scanned:
-        rows, own = task.prepare(case), table[table.patient == case.patient]
-        assert own.region.tolist() == rows["region"].tolist()
-        np.testing.assert_array_equal(own[["original_glcm_SumEntropy", "original_firstorder_Mean", "age"]], rows["X"])
-        np.testing.assert_array_equal(own.label, rows["y"])
-        np.testing.assert_array_equal(own.certainty, rows["certainty"])
-        truth = [case.endpoints[f"segment_{n:02d}"] for n in rows["region"]]
+        rows, own = task.rows(task.prepare(case)), table[table.patient == case.patient]
+        assert own.region.tolist() == rows.region.tolist()
+        np.testing.assert_array_equal(own[["original_glcm_SumEntropy", "original_firstorder_Mean", "age"]], rows.X)
+        np.testing.assert_array_equal(own.label, rows.y)
+        np.testing.assert_array_equal(own.certainty, rows.certainty)
+        truth = [case.endpoints[f"segment_{n:02d}"] for n in rows.region]
         assert own.segment_NN.tolist() == truth
         assert set(own.disease) == {"myocarditis"}
     names = dict(zip(table.region, table.segment, strict=True))

@@ -91,7 +91,7 @@ def test_with_the_model_every_patients_rows_are_those_of_the_masks_it_draws(hosp
         volume = case.volume("cine_ed")
         regions = to_image((mask == 2).astype(np.uint8), volume.spacing_mm)
         by_hand = Extractor.of(PARAMETERS).features(to_image(volume.image, volume.spacing_mm), regions)
-        assert task.prepare(case)["X"].tolist() == [[by_hand[1]["original_firstorder_Mean"]]]
+        assert task.rows(task.prepare(case)).X.tolist() == [[by_hand[1]["original_firstorder_Mean"]]]
         assert by_hand[1]["original_firstorder_Mean"] == pytest.approx(volume.image[mask == 2].mean(), rel=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_the_table_of_features_has_them_too(hospitals, study, file, tmp_path, ca
     assert add(hospitals, file) == 0
     assert main(said) == 0
     task = load_for(study, models=hospitals.site("a").models_folder)
-    expected = [task.prepare(case)["X"][0, 0] for case in Cohort(hospitals.site("a").cohort_folder)]
+    expected = [task.rows(task.prepare(case)).X[0, 0] for case in Cohort(hospitals.site("a").cohort_folder)]
     lines = [line.split(",") for line in out.read_text().splitlines()]
     column = lines[0].index("original_firstorder_Mean")
     assert [float(line[column]) for line in lines[1:]] == expected
