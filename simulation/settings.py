@@ -130,6 +130,8 @@ class Size(Frozen):
     patients: Annotated[int, Field(ge=2)]  # of a hospital of relative size 1
     oversampling: Annotated[int, Field(ge=1, le=4)] = 2  # in-plane sub-voxels of the drawn anatomy
     subslices: Annotated[int, Field(ge=1, le=8)] = 3
+    folds: Annotated[int, Field(ge=2)] = 5  # of a radiomics study
+    calibration_patients: Annotated[int, Field(ge=0)] = 12  # of a radiomics study, scanned on every scanner
 
 
 class Simulation(Frozen):

@@ -81,9 +81,8 @@ def judge(table: Table, probability: Floats, settings: Settings, classifier: Cla
     there = ~np.isnan(table.y) & ~np.isnan(probability)
     least = settings.certainty.least if settings.certainty else 0
     certain = (table.certainty[there] >= least) if settings.certainty else None
-    return curves.exact(
-        probability[there], table.y[there], table.patient[there], certain=certain, at_sensitivity=classifier.sensitivity
-    )
+    patients = np.char.add(np.char.add(table.hospital[there], "/"), table.patient[there])
+    return curves.exact(probability[there], table.y[there], patients, certain=certain, at_sensitivity=classifier.sensitivity)
 
 
 def federated_facts(record: Record, exact: curves.Curves, settings: Settings, classifier: Classifier) -> Json | None:

@@ -98,7 +98,7 @@ def _rows(
     learner = load(task)
     if not isinstance(learner, RadiomicsTask):
         raise ValueError("only a radiomics task can be calibrated")
-    X = np.asarray(learner.prepare(case)["X"])[:, : len(learner.settings.radiomic)]
+    X = learner.rows(learner.prepare(case)).X[:, : len(learner.settings.radiomic)]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{seed}.part")
     with open(part, "wb") as file:

@@ -6,13 +6,15 @@ the researcher, who owns these patients; a real federation has one split, which 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from fl_client.cohort import Cohort
 from simulation.hospital import Hospital, link_cohort
+from tasks.radiomics.folds import grouped_folds
 
 
 @dataclass(frozen=True)
@@ -29,24 +31,25 @@ class Fold:
         return replace(self, hospitals=given)
 
 
-def folds(hospitals: Mapping[str, Hospital], usable: Mapping[str, tuple[str, ...]], count: int, folder: Path) -> list[Fold]:
-    """`count` folds of the usable patients of each hospital, dealt out in an order that nobody chose (a hash of the pseudonym).
+def folds(
+    hospitals: Mapping[str, Hospital], usable: Mapping[str, Mapping[str, int]], count: int, folder: Path, *, seed: int = 0
+) -> list[Fold]:
+    """`count` folds of the usable patients of each hospital (pseudonym -> class, which every fold gets its share of).
 
     Every patient is tested in exactly one fold and trains in all others. Raises `ValueError` where a hospital has fewer
     patients than folds.
     """
     if short := [f"{name} ({len(usable[name])})" for name in hospitals if len(usable[name]) < count]:
         raise ValueError(f"radiomics.folds is {count}, more than the usable patients of {', '.join(short)}")
-    found = []
-    for number in range(count):
-        sites, tested = {}, {}
-        for name, hospital in hospitals.items():
-            order = sorted(usable[name], key=lambda patient: hashlib.sha256(f"fold/{patient}".encode()).digest())
-            tested[name] = tuple(sorted(order[number::count]))
-            training = sorted(set(order) - set(tested[name]))
-            sites[name] = _holding(hospital, training, folder / f"fold-{number}" / name)
-        found.append(Fold(number, sites, tested))
-    return found
+    split: list[Fold] = [Fold(number, {}, {}) for number in range(count)]
+    for name, hospital in hospitals.items():
+        patients = np.array(sorted(usable[name]))
+        labels = [usable[name][patient] for patient in patients.tolist()]
+        for fold, (train, test) in zip(split, grouped_folds(patients, labels, folds=count, seed=seed), strict=True):
+            place = folder / f"fold-{fold.number}" / name
+            sites = {**fold.hospitals, name: _holding(hospital, patients[train].tolist(), place)}
+            split[fold.number] = Fold(fold.number, sites, {**fold.tested, name: tuple(patients[test].tolist())})
+    return split
 
 
 def _holding(hospital: Hospital, patients: list[str], folder: Path) -> Hospital:

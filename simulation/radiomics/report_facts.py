@@ -241,7 +241,7 @@ def _federated(world: World, joint: Joint, settings: Settings) -> Json:
         task.predict(joint.state, used.X),
         used.y,
         used.patient,
-        weights=share,
+        weights=share * used.weight,
         at_sensitivity=world.classifier.sensitivity,
     )
     entry = told.federated_facts(joint.record, exact, settings, world.classifier)

@@ -52,33 +52,38 @@ def prepare(
     *,
     models: Path | None,
     advance: Callable[[int, int], None],
-) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, str]]]:
-    """Compute every patient's rows once. Returns whom the task can use, and the reasons for the others, by hospital."""
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, str]]]:
+    """Compute every patient's rows once.
+
+    Returns, by hospital, whom the task can use (1 who has a positive row, else 0), and the reasons for the others.
+    """
     jobs = [
         (dict(settings), hospital.cohort_folder, name, patient, models)
         for name, hospital in hospitals.items()
         for patient in hospital.cohort.patients
     ]
+    usable: dict[str, dict[str, int]] = {name: {} for name in hospitals}
     left_out: dict[str, dict[str, str]] = {name: {} for name in hospitals}
-    for done, (name, patient, reason) in enumerate(unordered(pool, _prepare, jobs), start=1):
-        if reason:
-            left_out[name][patient] = reason
+    for done, (name, patient, found) in enumerate(unordered(pool, _prepare, jobs), start=1):
+        if isinstance(found, str):
+            left_out[name][patient] = found
+        else:
+            usable[name][patient] = found
         advance(done, len(jobs))
-    usable = {
-        name: tuple(patient for patient in hospital.cohort.patients if patient not in left_out[name])
-        for name, hospital in hospitals.items()
-    }
-    return usable, left_out
+    return {name: dict(sorted(found.items())) for name, found in usable.items()}, left_out
 
 
 def _prepare(
     settings: dict[str, Any], cohort: Path, hospital: str, patient: str, models: Path | None
-) -> tuple[str, str, str | None]:
+) -> tuple[str, str, int | str]:
+    task = load(settings, models=models)
+    if not isinstance(task, RadiomicsTask):
+        raise ValueError(f"{settings['name']} is no radiomics task")
     try:
-        Cohort(cohort).prepared(load(settings, models=models), patient)
+        rows = task.rows(Cohort(cohort).prepared(task, patient))
     except (CaseUnreadable, ValueError) as error:
         return hospital, patient, str(error)
-    return hospital, patient, None
+    return hospital, patient, int((rows.y == 1).any())
 
 
 def gather(task: RadiomicsTask, hospitals: Mapping[str, Hospital], patients: Mapping[str, Sequence[str]]) -> Table:
@@ -87,17 +92,8 @@ def gather(task: RadiomicsTask, hospitals: Mapping[str, Hospital], patients: Map
     for name, chosen in patients.items():
         cohort = hospitals[name].cohort
         for patient in chosen:
-            arrays = cohort.prepared(task, patient)
-            rows = len(arrays["y"])
-            tables.append(
-                Table(
-                    X=task.table(arrays),
-                    y=np.asarray(arrays["y"]),
-                    weight=task.weights(arrays),
-                    certainty=np.asarray(arrays["certainty"]),
-                    region=np.asarray(arrays["region"]),
-                    patient=np.full(rows, patient),
-                    hospital=np.full(rows, name),
-                )
-            )
+            rows = task.rows(cohort.prepared(task, patient))
+            count = len(rows.y)
+            owner, place = np.full(count, patient), np.full(count, name)
+            tables.append(Table(rows.X, rows.y, task.weights(rows), rows.certainty, rows.region, owner, place))
     return Table.join(tables)

@@ -5,7 +5,6 @@ Rows of one patient resemble each other; a model that has seen some of them is n
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 
 import numpy as np
@@ -19,21 +18,10 @@ class PatientOnBothSides(ValueError):
     """Some patients have rows both to learn from and to test on."""
 
 
-def fold_of(patient: str, *, folds: int, seed: int = 0) -> int:
-    """The fold, 0 to folds - 1, in which this patient is tested. It depends on the pseudonym alone.
-
-    Hospitals that protect their patients need this one: where a patient's fold depends on the others, leaving one patient
-    out moves many between the folds, and a bound on what one patient adds to a fold's sum holds no longer.
-    """
-    if folds < 2:
-        raise ValueError(f"cross-validation needs at least 2 folds, not {folds}")
-    return int.from_bytes(hashlib.sha256(f"fold/{seed}/{patient}".encode()).digest()[:8], "big") % folds
-
-
 def grouped_folds(patients: npt.ArrayLike, labels: npt.ArrayLike, *, folds: int, seed: int) -> list[tuple[Indices, Indices]]:
     """(train, test) row indices for each fold: patients whole, labels spread as evenly as they allow (scikit-learn's).
 
-    For tables that are held in one place without privacy; see `fold_of`. A fold may lack a class where few patients have it.
+    For tables that are held in one place without privacy. A fold may lack a class where few patients have it.
     Raises `ValueError` where there are too few patients, or too few rows of every class, for so many folds.
     """
     names, y = np.asarray(patients), np.asarray(labels)

@@ -131,7 +131,7 @@ class Settings(Frozen):
         facts: dict[str, Any] = {"label": self.label.model_dump(), "certainty": self.certainty and self.certainty.endpoint}
         facts |= {"columns": [[f.name for f in self.radiomic], [f.name for f in self.clinical]]}
         facts |= {"image": self.image.identity if self.image else _sources()}
-        return hashlib.sha256(json.dumps(["radiomics", facts], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(["radiomics/rows", facts], sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache

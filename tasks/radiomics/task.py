@@ -1,7 +1,7 @@
 """The radiomics task: rows per patient, and either leaves to count or a perceptron to descend with.
 
-Both learn from the same arrays, which hold what the hospital has and no choice of a learner: X (rows, columns), y, certainty
-and region (rows,).
+Both learn from the same arrays, which hold what the hospital has and no choice of a learner: `rows` (rows, 3 + columns), label,
+certainty, region and then the columns, and `scanner`, its name in UTF-8.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tasks.radiomics import histogram, perceptron
 from tasks.radiomics.features import Extractor
 from tasks.radiomics.forest import Structure
 from tasks.radiomics.harmonise import scanner_name
-from tasks.radiomics.rows import rows_of
+from tasks.radiomics.rows import Rows, rows_of
 from tasks.radiomics.settings import PerceptronLearner, Predicted, Settings
 from tasks.task import Arrays, State
 
@@ -42,32 +42,33 @@ class RadiomicsTask:
         return self.settings.hash
 
     def prepare(self, case: Case) -> Arrays:
-        """X (rows, columns), y, certainty, region (rows,): see `rows.Rows`; and the scanner's name, in UTF-8."""
+        """`rows` and `scanner`, see above; two small files, because a round opens those of every patient."""
         rows = rows_of(case, self.settings, self._extractor, self._segment)
         scanner = np.frombuffer(scanner_name(case.scanner).encode(), np.uint8)
-        return {"X": rows.X, "y": rows.y, "certainty": rows.certainty, "region": rows.region, "scanner": scanner}
+        return {"rows": np.column_stack([rows.y, rows.certainty, rows.region, rows.X]), "scanner": scanner}
 
-    def table(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:
-        """X as the learner takes it: harmonised across scanners where the study settles how."""
-        X = np.asarray(arrays["X"], np.float64)
-        if self.settings.harmonisation is None:
-            return X
-        count = len(self.settings.radiomic)
-        return np.hstack([self.settings.harmonisation.apply(X[:, :count], bytes(arrays["scanner"]).decode()), X[:, count:]])
+    def rows(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Rows:
+        """What was prepared, with X as the learner takes it: harmonised across scanners where the study settles how."""
+        table = np.array(arrays["rows"], np.float64)
+        X = table[:, 3:]
+        if self.settings.harmonisation is not None:
+            count = len(self.settings.radiomic)
+            X[:, :count] = self.settings.harmonisation.apply(X[:, :count], bytes(arrays["scanner"]).decode())
+        return Rows(X, table[:, 0], table[:, 1], table[:, 2].astype(np.int64))
 
-    def weights(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:
+    def weights(self, rows: Rows) -> Floats:
         """What each row's label counts, (rows,) from 0 to 1: by certainty and class; 0 without a label."""
-        y, weight = np.asarray(arrays["y"]), np.ones(len(arrays["y"]))
+        weight = np.ones(len(rows.y))
         rule = self.settings.certainty
         if rule is not None and rule.use != "all":
-            certainty = np.nan_to_num(np.asarray(arrays["certainty"]), nan=0.0)
+            certainty = np.nan_to_num(rows.certainty, nan=0.0)
             weight = (certainty >= rule.least).astype(float) if rule.use == "exclude" else np.clip(certainty / rule.most, 0, 1)
         negative, positive = self.settings.class_weights
-        weight = weight * np.where(y > 0, positive, negative) / max(negative, positive)
-        return np.where(np.isnan(y), 0.0, weight)
+        weight = weight * np.where(rows.y > 0, positive, negative) / max(negative, positive)
+        return np.where(np.isnan(rows.y), 0.0, weight)
 
     def predict(self, state: State, X: npt.ArrayLike) -> Floats:
-        """Probability of being positive, (rows,), of what `table` gives. Raises `ValueError` for a state that is no model."""
+        """Probability of being positive, (rows,), of X as `rows` gives it. Raises `ValueError` for a state that is no model."""
         raise NotImplementedError
 
     # -- judging, on patients held back -------------------------------------------------------------------------------
@@ -79,11 +80,11 @@ class RadiomicsTask:
 
     def judgement(self, state: State, arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:
         """The patient's part of the histogram of answers by class."""
-        weights = self.weights(arrays)
+        rows = self.rows(arrays)
+        weights = self.weights(rows)
         used = weights > 0
-        probability = self.predict(state, self.table(arrays)[used])
-        labels = np.asarray(arrays["y"])[used]
-        return histogram.contribution(probability, labels, bins=self.settings.bins, weights=weights[used])
+        probability = self.predict(state, rows.X[used])
+        return histogram.contribution(probability, rows.y[used], bins=self.settings.bins, weights=weights[used])
 
     # -- where rows come from -----------------------------------------------------------------------------------------
 
@@ -136,10 +137,10 @@ class ForestTask(RadiomicsTask):
 
     def contribution(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Floats:
         """The patient's leaf counts, all segments together of length at most 1."""
-        weights = self.weights(arrays)
+        rows = self.rows(arrays)
+        weights = self.weights(rows)
         used = weights > 0
-        labels = np.asarray(arrays["y"])[used].astype(np.int64)
-        return self.structure.contribution(self.table(arrays)[used], labels, weights[used])
+        return self.structure.contribution(rows.X[used], rows.y[used].astype(np.int64), weights[used])
 
     def predict(self, state: State, X: npt.ArrayLike) -> Floats:
         """Probability of being positive, (rows,)."""
@@ -163,11 +164,11 @@ class PerceptronTask(RadiomicsTask):
         self, arrays: Mapping[str, npt.NDArray[Any]], views: int, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`views` rows of one patient, dealt out evenly: (views, columns); label and weight (views, 2)."""
-        rows = len(arrays["y"])
-        chosen = np.concatenate([rng.permutation(rows) for _ in range(-(-views // rows))])[:views]
-        X = perceptron.scaled(self.table(arrays)[chosen], self.settings.columns)
-        y = np.nan_to_num(np.asarray(arrays["y"])[chosen])
-        target = np.stack([y, self.weights(arrays)[chosen]], axis=1).astype(np.float32)
+        rows = self.rows(arrays)
+        count = len(rows.y)
+        chosen = np.concatenate([rng.permutation(count) for _ in range(-(-views // count))])[:views]
+        X = perceptron.scaled(rows.X[chosen], self.settings.columns)
+        target = np.stack([np.nan_to_num(rows.y), self.weights(rows)], axis=1)[chosen].astype(np.float32)
         return torch.from_numpy(X), torch.from_numpy(target)
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -180,9 +181,9 @@ class PerceptronTask(RadiomicsTask):
 
     def score(self, model: torch.nn.Module, case: Case, *, full: bool = True) -> dict[str, float]:
         """Mean Brier score of the patient's labelled rows; an area under a curve needs several patients."""
-        arrays = self.prepare(case)
-        known = ~np.isnan(arrays["y"])
-        error = self.predict(model.state_dict(), self.table(arrays)[known]) - arrays["y"][known]
+        rows = self.rows(self.prepare(case))
+        known = ~np.isnan(rows.y)
+        error = self.predict(model.state_dict(), rows.X[known]) - rows.y[known]
         return {"brier": float(np.mean(error**2))}
 
     def predict(self, state: State, X: npt.ArrayLike) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.radiomics.folds import PatientOnBothSides, fold_of, grouped_folds, require_grouped
+from tasks.radiomics.folds import PatientOnBothSides, grouped_folds, require_grouped
 
 
 def table(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -58,13 +58,3 @@ def test_few_positives_leave_folds_without_one_and_do_not_crash() -> None:
 def test_folds_that_cannot_be_are_refused_in_words(patients: list[int], labels: list[int], folds: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         grouped_folds(patients, labels, folds=folds, seed=0)
-
-
-def test_a_patients_own_fold_depends_on_nobody_else() -> None:
-    names = [f"{number:016x}" for number in range(5000)]
-    drawn = [fold_of(name, folds=5, seed=1) for name in names]
-    assert np.bincount(drawn) == pytest.approx([1000] * 5, rel=0.1)
-    assert drawn[17] == fold_of(names[17], folds=5, seed=1)
-    assert drawn != [fold_of(name, folds=5, seed=2) for name in names]
-    with pytest.raises(ValueError, match="at least 2 folds, not 1"):
-        fold_of("a", folds=1)
