@@ -1,4 +1,4 @@
-"""One contract for all gradient tasks: what the training loop, the cohort and the privacy gate rely on.
+"""One contract for all tasks: what the training loop, the noisy sum, the cohort and the privacy gate rely on.
 
 A new folder of `tasks/` has to stand in EXAMPLES, or the first test fails.
 """
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tasks.case import Case, Volume
-from tasks.task import GradientTask, load, task_names
+from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load, released, task_names
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,64 @@ def ball(*, drawn: bool) -> Case:
     return Case("p1", (Volume("t1", image, np.diag([*spacing, 1.0]), mask if drawn else None),))
 
 
+def ventricle(*, drawn: bool) -> Case:
+    """A tube of muscle around blood, closed at the apex, with a right ventricle beside it; every other segment is positive."""
+    shape, (dz, dy, dx) = (10, 56, 56), (8.0, 2.0, 2.0)
+    slices, rows, columns = np.indices(shape)
+    radius = np.hypot((rows - 28) * dy, (columns - 32) * dx)
+    inner = np.where(slices < 8, 22 - 1.5 * slices, 0)
+    mask = np.where(radius < inner, 1, np.where(radius < inner + 9, 2, 0)) * (slices < 9)
+    beside = (np.hypot((rows - 28) * dy, (columns - 14) * dx) < 20 - slices) & (mask == 0) & (slices < 7)
+    mask = np.where(beside, 3, mask).astype(np.uint8)
+    image = (100 * (mask == 1) + 40 * (mask == 2) + np.random.default_rng(0).normal(0, 10, shape)).astype(np.float32)
+    affine = np.eye(4)  # slices run towards the apex, rows down, columns to the patient's left
+    affine[:3, :3] = np.column_stack([dz * np.array([0.0, 0, -1]), dy * np.array([0.0, 1, 0]), dx * np.array([1.0, 0, 0])])
+    calls = {f"call_{n:02d}": n % 2 for n in range(1, 18)} | {f"certainty_{n:02d}": 1 + n % 5 for n in range(1, 18)}
+    return Case("p1", (Volume("t1", image, affine, mask if drawn else None),), {"age": 50, **calls})
+
+
 SMALL = {"structures": {"ball": 1}, "locate": [], "series": ["t1"], "channels": [4, 8], "strides": [2]}
 FLAT = SMALL | {"voxels": 32, "field_mm": 64, "roi_mm": 40, "working_mm": 2}
 DEEP = SMALL | {"spatial_dims": 3, "voxels": [8, 16, 16], "field_mm": [36, 64, 64], "roi_mm": None, "working_mm": [6, 2, 2]}
+SEGMENTS = {
+    "image": {
+        "series": "t1",
+        "intensity": "remote",
+        "parameters": {"imageType": {"Original": {}}, "featureClass": {"firstorder": ["Mean", "Variance"]}},
+    },
+    "radiomic": [
+        {"name": "original_firstorder_Mean", "lower": -50, "upper": 100},
+        {"name": "original_firstorder_Variance", "lower": 1, "upper": 4000, "scale": "log"},
+    ],
+    "clinical": [{"name": "age", "lower": 20, "upper": 90}],
+    "label": {"endpoint": "call_NN"},
+    "certainty": {"endpoint": "certainty_NN", "use": "weight"},
+}
+OTHER = {"label": {"endpoint": "call_NN", "positive_from": 2}, "radiomic": SEGMENTS["radiomic"][:1]}
 EXAMPLES = {
+    "radiomics": [
+        Example(
+            SEGMENTS | {"learner": {"kind": "perceptron", "hidden": [3]}}, OTHER, ventricle(drawn=True), ventricle(drawn=False)
+        ),
+        Example(
+            SEGMENTS | {"learner": {"kind": "forest", "trees": 4, "depth": 2}},
+            OTHER,
+            ventricle(drawn=True),
+            ventricle(drawn=False),
+        ),
+    ],
     "segmentation": [
         Example(FLAT, {"working_mm": 3}, ball(drawn=True), ball(drawn=False)),
         Example(DEEP, {"field_mm": [36, 60, 60]}, ball(drawn=True), ball(drawn=False)),
     ],
 }
 ALL = [pytest.param(name, example, id=f"{name}-{i}") for name, found in EXAMPLES.items() for i, example in enumerate(found)]
+COUNTING = [entry for entry in ALL if entry.values[1].settings.get("learner", {}).get("kind") == "forest"]
+GRADIENT = [entry for entry in ALL if entry not in COUNTING]
 
 
 @pytest.fixture
-def task(name: str, example: Example) -> GradientTask:
+def task(name: str, example: Example) -> GradientTask | CountingTask:
     torch.manual_seed(0)
     return load({"name": name, **example.settings})
 
@@ -61,8 +105,8 @@ def test_an_unknown_task_is_refused_by_name():
 
 @pytest.mark.parametrize(("name", "example"), ALL)
 class TestContract:
-    def test_it_is_a_gradient_task(self, task, name, example):
-        assert isinstance(task, GradientTask)
+    def test_it_is_of_one_kind(self, task, name, example):
+        assert isinstance(task, GradientTask) != isinstance(task, CountingTask)
 
     def test_an_unknown_setting_is_refused_in_words(self, task, name, example):
         with pytest.raises(ValueError, match="no such setting"):
@@ -86,6 +130,43 @@ class TestContract:
         with pytest.raises(ValueError, match=example.unusable.patient):
             task.prepare(example.unusable)
 
+    def test_round_one_starts_from_finite_arrays_that_hold_all_that_is_sent_back(self, task, name, example):
+        state = first_state(task)
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+        assert set(released(task)) <= set(state)
+        assert released(task)
+
+
+@pytest.mark.parametrize(("name", "example"), COUNTING)
+class TestCountingContract:
+    def test_a_patient_adds_a_vector_of_length_one_at_most(self, task, name, example):
+        vector = task.contribution(task.prepare(example.case))
+        assert vector.shape == (task.length,) == tuple(first_state(task)["total"].shape)
+        assert 0 < np.linalg.norm(vector) <= 1
+
+    def test_a_patient_without_rows_adds_nothing(self, task, name, example):
+        arrays = {key: array[:0] if key == "rows" else array for key, array in task.prepare(example.case).items()}
+        assert not task.contribution(arrays).any()
+
+    def test_what_is_counted_has_a_name_for_the_ledger(self, task, name, example):
+        assert task.counted
+
+
+@pytest.mark.parametrize(("name", "example"), [entry for entry in ALL if entry.values[0] == "radiomics"])
+class TestJudgedContract:
+    def test_a_patient_adds_a_judgement_of_length_one_at_most(self, task, name, example):
+        assert isinstance(task, JudgedTask)
+        arrays = task.prepare(example.case)
+        state = first_state(task)
+        if isinstance(task, CountingTask):
+            state = {"total": torch.from_numpy(task.contribution(arrays)), "noise_variance": torch.zeros(1)}
+        vector = task.judgement(state, arrays)
+        assert vector.shape == (task.judgement_length,)
+        assert 0 < np.linalg.norm(vector) <= np.abs(vector).sum() <= 1
+
+
+@pytest.mark.parametrize(("name", "example"), GRADIENT)
+class TestGradientContract:
     def test_examples_come_from_memory_mapped_read_only_arrays(self, task, name, example, tmp_path):
         for key, array in task.prepare(example.case).items():
             np.save(tmp_path / f"{key}.npy", array)
