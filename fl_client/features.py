@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -181,9 +180,10 @@ def _write_both(out: Path, header: Path, columns: Sequence[Column], about: dict[
     else:
         table = as_parquet(columns, {"konsil": json.dumps(about)})
     text = json.dumps({**about, "table_sha256": hashlib.sha256(table).hexdigest()}, indent=1) + "\n"
-    parts = {path: path.with_name(f".{uuid4().hex}.part") for path in (out, header)}
+    parts = {path: path.with_name(f".{path.name}.part") for path in (out, header)}
     try:
         for path, content in ((out, table), (header, text.encode())):
+            parts[path].unlink(missing_ok=True)  # of a run that was killed; a name of its own would stay for ever
             file = os.open(parts[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(file, "wb") as part:
                 part.write(content)

@@ -269,6 +269,12 @@ def test_a_table_is_not_written_over_unless_it_is_asked_for(clinic, study, tmp_p
     assert json.loads((tmp_path / "table.json").read_text())["patients"] == 3
 
 
+def test_what_a_killed_run_left_behind_is_cleared_away(clinic, study, tmp_path):
+    (tmp_path / ".table.csv.part").write_text("half a table")
+    assert run(clinic, "--study", study, "--out", tmp_path / "table.csv") == 0
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_full_disk_is_told_in_words_and_leaves_the_old_table(clinic, study, tmp_path, monkeypatch, capsys):
     assert run(clinic, "--study", study, "--out", tmp_path / "table.csv") == 0
     before = {path.name: path.read_bytes() for path in tmp_path.glob("table.*")}
@@ -347,7 +353,8 @@ def test_a_hospital_without_patients_says_so(tmp_path, study, capsys):
 @pytest.mark.skipif(shutil.which("Rscript") is None, reason="R is not installed")
 def test_r_reads_the_same_numbers(clinic, study, tmp_path):
     assert run(clinic, "--study", study, "--out", tmp_path / "table.csv") == 0
-    script = f'd <- read.csv("{tmp_path / "table.csv"}"); cat(nrow(d), is.numeric(d$original_firstorder_Mean), sum(d$region))'
+    table = f'd <- read.csv("{tmp_path / "table.csv"}", check.names = FALSE)'
+    script = f"{table}; cat(nrow(d), is.numeric(d$original_firstorder_Mean), sum(d$region))"
     said = subprocess.run(["Rscript", "-e", script], capture_output=True, text=True, check=True).stdout.split()
     rows = plain(tmp_path / "table.csv")
     assert said == [str(len(rows)), "TRUE", str(sum(int(row["region"]) for row in rows))]
