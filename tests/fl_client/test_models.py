@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_TASK, small_case
 from test_app import ask, declined
 
 from fl_client.__main__ import main
@@ -26,10 +25,16 @@ PARAMETERS = {"imageType": {"Original": {}}, "featureClass": {"firstorder": ["Me
 
 
 @pytest.fixture
-def model() -> dict[str, torch.Tensor]:
+def small(hospitals) -> dict[str, object]:
+    """The segmentation task at a size that runs in milliseconds."""
+    return hospitals.study().task
+
+
+@pytest.fixture
+def model(small) -> dict[str, torch.Tensor]:
     """Weights of a small network that finds something of everything."""
     torch.manual_seed(3)
-    network = load(SMALL_TASK).model()
+    network = load(small).model()
     torch.nn.init.normal_(network.head.weight, std=5.0)
     return network.state_dict()
 
@@ -41,18 +46,18 @@ def file(model, tmp_path) -> Path:
 
 
 @pytest.fixture
-def study(hospitals, model):
+def study(hospitals, model, small):
     """A forest that learns from the muscle as the model draws it; every patient here has a label."""
     for number, name in enumerate(hospitals.sites):
         cohort = Cohort(hospitals.site(name).cohort_folder)
         for i in range(4):
-            case = small_case(f"p{number}-{i}", 100 * number + i)
+            case = cohort.case(f"p{number}-{i}")
             unread = tuple(dataclasses.replace(volume, mask=None) for volume in case.volumes)
             cohort.admit(dataclasses.replace(case, volumes=unread, endpoints={"disease": i % 2}))
     image = {"series": "cine_ed", "regions": "label", "label": 2, "parameters": PARAMETERS}
     task = {
         "name": "radiomics",
-        "image": image | {"masks": {"task": SMALL_TASK, "sha256": fingerprint(model)}},
+        "image": image | {"masks": {"task": small, "sha256": fingerprint(model)}},
         "radiomic": [{"name": "original_firstorder_Mean", "lower": 0, "upper": 200}],
         "label": {"endpoint": "disease"},
         "learner": {"kind": "forest", "trees": 4, "depth": 2},
@@ -80,10 +85,10 @@ def test_a_study_of_predicted_masks_is_declined_in_words_until_its_model_is_adde
     assert epsilon([event], delta=1e-3) <= 8
 
 
-def test_with_the_model_every_patients_rows_are_those_of_the_masks_it_draws(hospitals, study, model, file):
+def test_with_the_model_every_patients_rows_are_those_of_the_masks_it_draws(hospitals, study, small, model, file):
     assert add(hospitals, file) == 0
     site = hospitals.site("a")
-    task, network = load_for(study, models=site.models_folder), load(SMALL_TASK)
+    task, network = load_for(study, models=site.models_folder), load(small)
     segmenter = network.model()
     segmenter.load_state_dict(model)
     for case in Cohort(site.cohort_folder):
@@ -111,7 +116,7 @@ def test_the_table_of_features_has_them_too(hospitals, study, file, tmp_path, ca
     assert f"drawn by the model {fingerprint(torch.load(file, weights_only=True))}" in out.with_suffix(".json").read_text()
 
 
-def test_the_fingerprint_and_the_studies_that_lean_on_it_are_told(hospitals, study, model, file, capsys):
+def test_the_fingerprint_and_the_studies_that_lean_on_it_are_told(hospitals, study, small, model, file, capsys):
     approvals, sha = Approvals(hospitals.site("a").folder), fingerprint(model)
     assert add(hospitals, file) == 0
     said = capsys.readouterr().out
@@ -119,7 +124,7 @@ def test_the_fingerprint_and_the_studies_that_lean_on_it_are_told(hospitals, stu
     assert "no study that was put down here leans on it" in said
     masks = study.task["image"]["masks"]
     other, wide = ({**study.task["image"], "masks": masks | more} for more in ({"sha256": "ab" * 32}, {}))
-    wide["masks"] = {**masks, "task": {**SMALL_TASK, "channels": [8, 8]}}
+    wide["masks"] = {**masks, "task": {**small, "channels": [8, 8]}}
     waiting = study.model_copy(update={"name": "waiting", "task": {**study.task, "image": other}})
     broken = study.model_copy(update={"name": "broken", "task": {**study.task, "image": wide}})
     for each in (study, waiting, broken, hospitals.study()):
