@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -292,7 +293,23 @@ class Cohort:
                     raise
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-        return {path.stem: np.load(path, mmap_mode="r") for path in sorted(place.glob("*.npy"))}
+        return _small(place) or {path.stem: np.load(path, mmap_mode="r") for path in sorted(place.glob("*.npy"))}
+
+
+SMALL_BYTES = 1 << 14
+"""A patient's arrays up to this size are read once and kept: opening files costs more than a step over a few numbers."""
+
+
+@lru_cache(maxsize=4096)
+def _small(place: Path) -> Arrays:
+    """The arrays of this folder, whose name tells the state of the case, if they are small; else none."""
+    files = sorted(place.glob("*.npy"))
+    if sum(path.stat().st_size for path in files) > SMALL_BYTES:
+        return {}
+    arrays: Arrays = {path.stem: np.load(path) for path in files}
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
 
 
 def _array(path: Path) -> npt.NDArray[Any]:

@@ -18,13 +18,13 @@ from tasks.radiomics.forest import Feature
 
 def scaled(X: npt.ArrayLike, columns: Sequence[Feature]) -> npt.NDArray[np.float32]:
     """(rows, columns) in -1..1: linear between the bounds, or linear in the logarithm; missing values are 0."""
-    table = np.array(X, np.float64)
-    for index, feature in enumerate(columns):
-        low, high, values = feature.lower, feature.upper, np.clip(table[:, index], feature.lower, feature.upper)
-        if feature.scale == "log":
-            low, high, values = np.log(low), np.log(high), np.log(values)
-        table[:, index] = 2 * (values - low) / (high - low) - 1
-    return np.nan_to_num(table, nan=0.0).astype(np.float32)
+    low, high = np.array([[feature.lower, feature.upper] for feature in columns], np.float64).T
+    log = np.array([feature.scale == "log" for feature in columns])
+    table = np.clip(np.asarray(X, np.float64), low, high)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of columns on a linear scale, whose logarithm is not used
+        table, low, high = (np.where(log, np.log(values), values) for values in (table, low, high))
+    unit: npt.NDArray[np.float32] = np.nan_to_num(2 * (table - low) / (high - low) - 1, nan=0.0).astype(np.float32)
+    return unit
 
 
 class Perceptron(nn.Module):

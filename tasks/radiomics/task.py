@@ -36,7 +36,7 @@ class RadiomicsTask:
         self.settings = settings
         self.models = models
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Identity of the prepared rows."""
         return self.settings.hash
