@@ -234,7 +234,8 @@ def _checked(raw: bytes, *, number: int, previous: str, path: Path) -> tuple[Eve
 
 
 def _name(event: Event) -> str:
-    return f"study {event.study_name or event.study[:12] or '(unnamed)'} round {event.round}"
+    what = "scores" if event.kind == "scores" else f"round {event.round}"
+    return f"study {event.study_name or event.study[:12] or '(unnamed)'} {what}"
 
 
 def _over(after: float, budget: float) -> str:
