@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -29,7 +29,7 @@ from fl_client.approval import Declined, require_approval, require_approved_scor
 from fl_client.device import device_of
 from fl_client.patients import TrainingPatients, note, usable_patients
 from fl_client.price import SCORES, planned, round_event, rounds_paid, scores_event, scores_paid
-from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, noisy_sum, os_noise, require_private, seeded_noise
+from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, noisy_total, os_noise, require_private, seeded_noise
 from fl_client.privacy import train as dp_sgd
 from fl_client.site import Site
 from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for
@@ -102,6 +102,8 @@ def descend(question: Message, site: Site, study: Study, task: GradientTask) -> 
         device=device_of(site),
     )
     losses = [loss for step in report.losses for loss in step]
+    for patient, reason in report.failed.items():
+        note(site, patient=patient, left_out=reason)
     note(site, study=study.hash, round=number, loss=float(np.mean(losses)) if losses else None, patients=len(patients.patients))
     return release.reply(question, model, names=names, declared_size=site.declared_size, epsilon=epsilon)
 
@@ -112,7 +114,7 @@ def count(question: Message, site: Site, study: Study, task: CountingTask) -> Me
     cost = round_event(site, study, task, number=number)
     epsilon = pay(site, study, cost)
     cohort, patients = usable_patients(site, task, "train")
-    vectors = (task.contribution(cohort.prepared(task, patient)) for patient in patients)
+    vectors = vectors_of(site, patients, lambda patient: task.contribution(cohort.prepared(task, patient)))
     noise, _ = randomness(site, study, round=number, entry=len(ledger_of(site).events))
     total = summed(vectors, task.length, study, cost, noise)
     note(site, study=study.hash, round=number, counted=task.counted, patients=len(patients))
@@ -133,7 +135,7 @@ def evaluate(question: Message, context: Context) -> Message:
     cost = scores_event(site, study)
     epsilon = pay(site, study, cost)
     cohort, patients = usable_patients(site, task, "test")
-    vectors = (task.judgement(state, cohort.prepared(task, patient)) for patient in patients)
+    vectors = vectors_of(site, patients, lambda patient: task.judgement(state, cohort.prepared(task, patient)))
     noise, _ = randomness(site, study, round=study.rounds, entry=len(ledger_of(site).events))
     total = summed(vectors, task.judgement_length, study, cost, noise)
     note(site, study=study.hash, scored=len(patients))
@@ -213,13 +215,29 @@ def pay(site: Site, study: Study, cost: Event) -> float:
     return ledger_of(site).spend(cost, check=check)
 
 
+def vectors_of(
+    site: Site, patients: Sequence[str], vector: Callable[[str], npt.NDArray[np.float64]]
+) -> Iterator[npt.NDArray[np.float64]]:
+    """One vector per patient. Who raises adds nothing and is named in the site's log.
+
+    A message that fails is visible outside: a model made so that it breaks on one kind of patient would ask, exactly and
+    unpaid, whether there is one.
+    """
+    for patient in patients:
+        try:
+            found = vector(patient)
+        except Exception as error:
+            note(site, patient=patient, left_out=f"{type(error).__name__}: {error}")
+            continue
+        yield found
+
+
 def summed(
     vectors: Iterable[npt.NDArray[np.float64]], length: int, study: Study, cost: Event, noise: Noise
 ) -> npt.NDArray[np.float64]:
     """The sum of one bounded vector per patient (length,), with the noise that was paid for."""
-    rows = np.array([*vectors], np.float64).reshape(-1, length)
     bound = 1.0 if study.privacy.kind == "patient" else math.inf
-    return noisy_sum(rows, bound=bound, noise_multiplier=cost.noise_multiplier, noise=noise)
+    return noisy_total(vectors, length=length, bound=bound, noise_multiplier=cost.noise_multiplier, noise=noise)
 
 
 def ledger_of(site: Site) -> Ledger:

@@ -112,6 +112,8 @@ class Record(_Part):
             for name, site in scored
             if site.answer != "used"
         ]
+        if self.study["privacy"].get("evaluation_share") and not (self.evaluation and self.evaluation.total):
+            self.reasons.append("no scores: " + ("nobody gave any" if self.evaluation else "they were not asked for"))
         if len(self.rounds) < planned:
             self.reasons.append(f"{len(self.rounds)} of {planned} rounds were run")
         used = any(site.answer == "used" for r in self.rounds for site in r.sites.values())

@@ -12,8 +12,10 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MessageType
 from flwr.serverapp import Grid
@@ -66,6 +68,7 @@ def run(
         nodes={},
         weights={},
         ttl_s=study.strategy.round_timeout_s,
+        check=_require_noise(study) if study.strategy.name == "sum" else None,
     )
     enrolment = Enrolment(study)
     enrolment.wait(grid, timeout_s=enrol_timeout_s)
@@ -120,6 +123,7 @@ def judge(grid: Grid, study: Study, model: Mapping[str, torch.Tensor], enrolment
         weights=enrolment.sizes,
         ttl_s=study.strategy.round_timeout_s,
         expected={"total": np.zeros(task.judgement_length), "noise_variance": np.zeros(1)},
+        check=_require_noise(study),
         kind=MessageType.EVALUATE,
     )
     config = ConfigRecord({"study-hash": study.hash})
@@ -135,6 +139,18 @@ def judge(grid: Grid, study: Study, model: Mapping[str, torch.Tensor], enrolment
     )
 
 
+def _require_noise(study: Study) -> Callable[[Mapping[str, npt.NDArray[Any]]], None]:
+    """A check of the variance that a hospital says its noise has: it follows from the study, where there is any."""
+
+    def check(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        variance = float(arrays["noise_variance"][0])
+        if (variance <= 0) if study.privacy.kind == "patient" else (variance != 0):
+            promise = "has privacy" if study.privacy.kind == "patient" else "has none"
+            raise ValueError(f"noise of variance {variance:g} is said to lie on each number; the study {promise}")
+
+    return check
+
+
 def _note_sites(record: Record, enrolment: Enrolment, answers: Mapping[str, SiteRound]) -> None:
     for name, answer in answers.items():
         site = record.sites[name]
@@ -144,7 +160,7 @@ def _note_sites(record: Record, enrolment: Enrolment, answers: Mapping[str, Site
 
 
 def _aggregator(study: Study) -> FedAvg:
-    """The Flower strategy that the study names. No evaluation by the sites: scores would need a budget of their own."""
+    """The strategy that the study names. None asks for evaluation: scores are one more release, after the last round."""
     kinds: dict[str, Callable[[], FedAvg]] = {
         "fedavg": FedAvg,
         "fedprox": lambda: FedProx(proximal_mu=study.strategy.proximal_mu),

@@ -7,7 +7,7 @@ Flower's own strategies end the run or average NaN. It can be used in any Flower
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,8 @@ class Rounds(Strategy):
         Seconds a message stays valid, so that a site that wakes up late does not work on a round long gone.
     expected
         What comes back, by name, as far as shapes and dtypes go; None: some of what was sent.
+    check
+        Raises `ValueError`, in words, for arrays that fit and are wrong all the same.
     kind
         Flower's type of the messages, for sites that are known by name: train or evaluate.
 
@@ -63,6 +65,7 @@ class Rounds(Strategy):
         weights: Mapping[str, int] | None = None,
         ttl_s: float | None = None,
         expected: Arrays | None = None,
+        check: Callable[[Arrays], None] | None = None,
         kind: str = MessageType.TRAIN,
     ) -> None:
         self.aggregator = aggregator
@@ -72,6 +75,7 @@ class Rounds(Strategy):
         self.weights = weights
         self.ttl_s = ttl_s
         self.expected = expected
+        self.check = check
         self.kind = kind
         self.answers: dict[int, dict[str, SiteRound]] = {}
         self._sent: dict[str, npt.NDArray[np.generic]] = {}
@@ -144,6 +148,8 @@ class Rounds(Strategy):
         try:
             metrics = _sound_metrics(first.content, self.aggregator.weighted_by_key, (self.weights or {}).get(site))
             _require_sound_arrays(first.content, self._wanted)
+            if self.check is not None:
+                self.check({name: array.numpy() for name, array in next(iter(first.content.array_records.values())).items()})
         except ValueError as error:
             return SiteRound(answer="quarantined", reason=str(error))
         epsilon = metrics.get("epsilon")

@@ -19,7 +19,7 @@ from simulation.settings import Simulation
 
 RESULTS = (
     *("record.json", "report.html", "scores.jsonl", "metrics.jsonl", "overlays", "ledgers"),
-    *("model.pt", "model.ts.pt", "model.ts.json"),
+    *("model.pt", "model.ts.pt", "model.ts.json", "models", "radiomics.json"),
 )
 """What a run makes of its arms, anew at every call."""
 NO_DIFFERENCE = {"workers", "runs_folder"}

@@ -10,7 +10,7 @@ from fl_client.privacy.dp_sgd import PatientExamples, TrainingReport, train
 from fl_client.privacy.events import Event
 from fl_client.privacy.gate import require_private
 from fl_client.privacy.ledger import BudgetSpent, Ledger, LedgerBroken
-from fl_client.privacy.noise import Noise, noised, noisy_sum, os_noise, seeded_noise
+from fl_client.privacy.noise import Noise, noised, noisy_sum, noisy_total, os_noise, seeded_noise
 
 __all__ = [
     "BudgetSpent",
@@ -26,6 +26,7 @@ __all__ = [
     "epsilon",
     "noised",
     "noisy_sum",
+    "noisy_total",
     "os_noise",
     "require_private",
     "seeded_noise",

@@ -39,12 +39,14 @@ class PatientExamples(Protocol):
 class TrainingReport:
     """What happened, for the hospital's own log. None of it has noise: **it doesn't leave the hospital**.
 
-    `norms[s]` and `losses[s]` hold one number per patient of step s: gradient norm before clipping, and loss.
+    `norms[s]` and `losses[s]` hold one number per patient of step s: gradient norm before clipping, and loss. `failed` names
+    patients whose rows could not be drawn, with the reason; they added nothing.
     """
 
     steps: int
     norms: list[list[float]] = field(repr=False)
     losses: list[list[float]] = field(repr=False)
+    failed: dict[str, str] = field(repr=False)
 
     def clipped_fraction(self, max_grad_norm: float) -> float:
         """Share of patients' gradients that were longer than the bound; NaN if no patient was ever drawn."""
@@ -124,8 +126,9 @@ def train(
     start = [parameter.detach().clone() for parameter in parameters]
     follow = _optimizer(optimizer, parameters, learning_rate=learning_rate, weight_decay=weight_decay)
     norms, losses = [], []
+    failed: dict[str, str] = {}
     for _ in range(steps):
-        drawn = _draw(examples, sample_rate=sample_rate, views=views, rng=sampling_rng, device=device)
+        drawn = _draw(examples, sample_rate=sample_rate, views=views, rng=sampling_rng, device=device, failed=failed)
         total = clipped_sum(model, parameters, drawn, loss, max_grad_norm=max_grad_norm)
         for parameter, before, share in zip(parameters, start, total.gradients, strict=True):
             gradient = (noised(share, std, noise) / denominator).to(parameter.dtype)
@@ -134,18 +137,31 @@ def train(
         norms.append(total.norms)
         losses.append(total.losses)
     follow.zero_grad(set_to_none=True)
-    return TrainingReport(steps, norms, losses)
+    return TrainingReport(steps, norms, losses, failed)
 
 
 def _draw(
-    examples: PatientExamples, *, sample_rate: float, views: int, rng: np.random.Generator, device: torch.device | str
+    examples: PatientExamples,
+    *,
+    sample_rate: float,
+    views: int,
+    rng: np.random.Generator,
+    device: torch.device | str,
+    failed: dict[str, str],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The patients of one step. Each has a generator of its own, so that no patient's presence moves another's draw."""
+    """The patients of one step. Each has a generator of its own, so that no patient's presence moves another's draw.
+
+    One who raises is left out: a training that fails because of one patient tells the coordinator of that patient.
+    """
     key = rng.integers(2**63)
     for patient in examples.patients:
         own = np.random.default_rng([int(key), int.from_bytes(hashlib.sha256(patient.encode()).digest()[:16], "big")])
         if own.random() < sample_rate:
-            x, y = examples.example(patient, views, own)
+            try:
+                x, y = examples.example(patient, views, own)
+            except Exception as error:
+                failed[patient] = f"{type(error).__name__}: {error}"
+                continue
             yield x.to(device), y.to(device)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -120,12 +120,24 @@ def noisy_sum(vectors: npt.ArrayLike, *, bound: float, noise_multiplier: float, 
     rows = np.asarray(vectors, dtype=np.float64)
     if rows.ndim != 2:
         raise ValueError(f"vectors must have shape (patients, length), one row per patient, not {rows.shape}")
+    return noisy_total(rows, length=rows.shape[1], bound=bound, noise_multiplier=noise_multiplier, noise=noise)
+
+
+def noisy_total(
+    vectors: Iterable[npt.NDArray[np.float64]], *, length: int, bound: float, noise_multiplier: float, noise: Noise
+) -> npt.NDArray[np.float64]:
+    """`noisy_sum` of vectors that come one by one, so that memory doesn't grow with the number of patients.
+
+    One that isn't (length,) or isn't finite counts as zero.
+    """
     std = noise_std(noise_multiplier=noise_multiplier, bound=bound)
-    rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
-    with np.errstate(over="ignore"):
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)  # (patients, 1)
-    scale = np.where(norms > bound, bound / np.where(norms > 0, norms, 1.0), 1.0)
-    return noised(torch.from_numpy((rows * scale).sum(axis=0)), std, noise).numpy()
+    total = np.zeros(length)
+    for vector in vectors:
+        if vector.shape == (length,) and np.isfinite(vector).all():
+            with np.errstate(over="ignore"):
+                norm = float(np.linalg.norm(vector))
+            total += vector * (bound / norm) if norm > bound else vector
+    return noised(torch.from_numpy(total), std, noise).numpy()
 
 
 def _chunks(count: int) -> list[int]:

@@ -70,6 +70,9 @@ def calibrated(
         scanner: Moments.of(np.concatenate(sorted(tables, key=lambda X: X.tobytes())), settings.radiomic)
         for scanner, tables in sorted(found.items())
     }
+    if len(moments) < 2:
+        screen.note(f"every hospital has the same scanner ({', '.join(moments)}): nothing is harmonised")
+        return task, False
     return {**task, "harmonisation": fit(moments).model_dump(mode="json")}, True
 
 

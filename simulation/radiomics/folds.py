@@ -36,8 +36,8 @@ def folds(
 ) -> list[Fold]:
     """`count` folds of the usable patients of each hospital (pseudonym -> class, which every fold gets its share of).
 
-    Every patient is tested in exactly one fold and trains in all others. Raises `ValueError` where a hospital has fewer
-    patients than folds.
+    Every patient is tested in exactly one fold and trains in all others. Raises `ValueError`, naming the hospital, where there
+    are too few patients for so many folds.
     """
     if short := [f"{name} ({len(usable[name])})" for name in hospitals if len(usable[name]) < count]:
         raise ValueError(f"radiomics.folds is {count}, more than the usable patients of {', '.join(short)}")
@@ -45,7 +45,11 @@ def folds(
     for name, hospital in hospitals.items():
         patients = np.array(sorted(usable[name]))
         labels = [usable[name][patient] for patient in patients.tolist()]
-        for fold, (train, test) in zip(split, grouped_folds(patients, labels, folds=count, seed=seed), strict=True):
+        try:
+            pairs = grouped_folds(patients, labels, folds=count, seed=seed)
+        except ValueError as error:
+            raise ValueError(f"radiomics.folds is {count}, too many for {name}: {error}") from None
+        for fold, (train, test) in zip(split, pairs, strict=True):
             place = folder / f"fold-{fold.number}" / name
             sites = {**fold.hospitals, name: _holding(hospital, patients[train].tolist(), place)}
             split[fold.number] = Fold(fold.number, sites, {**fold.tested, name: tuple(patients[test].tolist())})

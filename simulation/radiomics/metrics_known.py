@@ -77,9 +77,9 @@ class Known:
 
     @property
     def headline(self) -> tuple[str, Json] | None:
-        """The arm that the study is about: the private forest, on predicted masks if there are such."""
+        """The arm that the report is about: the private forest, on experts' masks if there are such."""
         arms: Json = self.facts.get("arms") or {}
-        for name in ("forest_unet_private", "forest_private", *arms):
+        for name in ("forest_private", "forest_unet_private", *arms):
             if name in arms and estimate(arms[name].get("auc")):
                 return name, arms[name]
         return None

@@ -98,9 +98,9 @@ def _end_to_end(known: Known) -> Answer:
 def _partition(known: Known) -> Answer:
     split, share = len(known.world.split), known.world.simulation.hospitals.test_fraction
     said = (
-        f"{split} folds by patient, dealt out at every hospital by a hash of the pseudonym (not by label); each patient is "
-        "tested in one fold and trains in the others, and in every fold it was checked that nobody stands on both sides. "
-        "Columns have public bounds, and nothing is fitted on test patients"
+        f"{split} folds by patient, dealt out at every hospital so that each has its share of patients with a positive row; "
+        "each patient is tested in one fold and trains in the others, and in every fold it was checked that nobody stands on "
+        "both sides. Columns have public bounds, and nothing is fitted on test patients"
     )
     said += "; a model of masks is trained in each fold by itself" if known.predicted else ""
     said += "; harmonisation comes from scans of generated volunteers" if known.facts.get("harmonisation") else ""

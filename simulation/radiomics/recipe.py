@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from simulation.screen import Screen
 from simulation.settings import Simulation
 from simulation.sources import LEARNING, digest
 from tasks.fingerprint import fingerprint
+from tasks.task import settled
 
 Task = dict[str, Any]
 
@@ -65,6 +66,7 @@ def study(
 
     `start` are the weights that the model of masks begins with, where masks are predicted.
     """
+    (folder / "radiomics.json").unlink(missing_ok=True)  # the report of an earlier run, until this one has its own
     models = folder / "models"
     models.mkdir(exist_ok=True)
     promise = Promise.of(simulation.privacy, classifier)
@@ -89,13 +91,14 @@ def study(
     with meter.phase("federation"):
         joint = _joint(simulation, classifier, promise, hospitals, task, start, folder, pool=pool, screen=screen)
     if joint is None:  # nobody took part, or nobody answered: the record says why
-        return Record.read(folder / "arms" / "federation" / "classifier" / "record.json")
+        places = [folder / "arms" / "federation" / part / "record.json" for part in ("classifier", "masks")]
+        return Record.read(next(place for place in places if place.exists()))
     arms = _arms(simulation, classifier, promise, split, tasks, folder)
     with meter.phase("folds"):
         for done, _ in enumerate(unordered(pool, train_by_itself, arms), start=1):
             screen.advance("folds", done, len(arms))
     with meter.phase("answers"):
-        world = World(simulation, classifier, hospitals, split, tasks, models, left_out)
+        world = World(simulation, classifier, hospitals, split, tasks, models, left_out, asdict(promise))
         write_facts(world, [arm for arm, _ in arms], joint, harmonised, folder, screen)
         _export(joint, folder)
     return _complete(joint.record, simulation, hospitals, left_out, meter)
@@ -212,7 +215,8 @@ def _joint(
     privacy = simulation.privacy.model_copy(
         update={"epsilon": promise.classifier, "evaluation_share": classifier.evaluation_share}
     )
-    settings = json.dumps([task, privacy.model_dump(), simulation.seed, first.hash if first else None], sort_keys=True)
+    facts = [simulation.name, settled(task), privacy.model_dump(), simulation.seed, first.hash if first else None]
+    settings = json.dumps(facts, sort_keys=True)
     patients = [hospital.identity for hospital in hospitals.values()]
     identity = hashlib.sha256(" ".join([settings, digest(*LEARNING), *patients]).encode()).hexdigest()
     mark = place / "finished"
@@ -220,9 +224,9 @@ def _joint(
     if not (mark.exists() and mark.read_text() == identity):
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        budget = Budget(epsilon=promise.whole, delta=simulation.privacy.delta)
+        budget, private = Budget(epsilon=promise.whole, delta=simulation.privacy.delta), simulation.privacy.kind != "none"
         for index, (name, hospital) in enumerate(hospitals.items()):
-            hospital.settle(place / "sites" / name, budget=budget, private=True, noise_seed=1_000 * simulation.seed + index)
+            hospital.settle(place / "sites" / name, budget=budget, private=private, noise_seed=1_000 * simulation.seed + index)
         if first is not None and start is not None:
             screen.advance("federation: masks", 0, first.rounds)
             masks_state, _ = federate(
@@ -234,6 +238,8 @@ def _joint(
                 pool=pool,
                 engine=simulation.engine,
             )
+            if not (place / "masks" / "model.pt").exists():  # nobody was used in any round
+                return None
             _keep(masks_state, folder / "models")
         wanted = _joint_study(simulation, classifier, hospitals, task, privacy, place, folder)
         for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 import conf
+from fl_client.privacy import Event, Ledger, epsilon
 from simulation.arms import Arm
 from simulation.hospital import Hospital
 from simulation.radiomics import answers as told
@@ -55,6 +56,7 @@ class World:
     tasks: Mapping[str, Sequence[Task]]
     models: Path
     left_out: Mapping[str, Mapping[str, str]]
+    promise: Mapping[str, float] = field(default_factory=dict)  # epsilon: whole, masks, classifier
 
     def task(self, masks: str, fold: int) -> RadiomicsTask:
         """The task of a fold with these masks."""
@@ -85,20 +87,22 @@ def write_facts(world: World, arms: Sequence[Arm], joint: Joint, harmonised: boo
         "hospitals": _hospitals(world, tested["reader"]),
         "arms": {},
     }
-    spent = max((s.epsilon for s in joint.record.sites.values() if s.epsilon is not None), default=None)
     for name, several in every.items():
         learner, masks, private = _parts(name)
         label = f"Federated {LEARNERS[learner]}, {'with' if private else 'without'} privacy"
         label += {"unet": ", U-Net masks", "raw": ", not harmonised"}.get(masks, "")
         about: Json = {"label": label, "masks": MASKS[masks] if settings.image else None, "learner": LEARNERS[learner]}
-        about["epsilon"] = spent if private else None
+        about["epsilon"] = _spent(world, arms, name) if private else None
         facts["arms"][name] = told.arm_facts(several, settings, world.classifier, about)
     if world.classifier.baselines:
         for name, own in _baselines(world, tested["reader"]).items():
             about = {"label": BASELINES[name], "masks": MASKS["reader"] if settings.image else None, "epsilon": None}
             about["learner"] = "boosting" if "boosting" in name else "random forest"
             facts["arms"][name] = told.arm_facts([own], settings, world.classifier, about)
-    headline = next(name for name in ("forest_unet_private", "forest_private") if name in every)
+    headline = "forest_private"
+    facts["explained_arm"] = headline
+    facts["promise"] = world.promise
+    facts["masks"] = _masks_compared(world, every, settings)
     masks = _parts(headline)[1]
     chosen = every[headline][0]
     of_folds = models[headline, masks, chosen.seed]
@@ -153,6 +157,49 @@ def _parts(name: str) -> tuple[str, str, bool]:
     return learner, masks[0] if masks else "reader", kind == "private"
 
 
+def _spent(world: World, arms: Sequence[Arm], name: str) -> float | None:
+    """The largest epsilon in the ledgers of an arm's folds, with that of the fold's masks where a model drew them."""
+    found = []
+    for arm in arms:
+        own, _, number = arm.name.rpartition("/")
+        if own == name:
+            for hospital in arm.hospitals:
+                events = _events(arm.folder, hospital, world)
+                if _parts(name)[1] == "unet":
+                    events += _events(arm.folder.parents[2] / "masks" / number, hospital, world)
+                found.append(epsilon(events, delta=world.simulation.privacy.delta))
+    return _finite(max(found, default=np.nan))
+
+
+def _events(folder: Path, hospital: str, world: World) -> list[Event]:
+    path = folder / "sites" / hospital / "ledger.jsonl"
+    return list(Ledger(path, epsilon=world.promise["whole"], delta=world.simulation.privacy.delta).events)
+
+
+def _masks_compared(world: World, every: Mapping[str, Sequence[Answers]], settings: Settings) -> Json | None:
+    """Experts' masks against the model's, on the rows that both have: the model may lose patients and segments."""
+    pair = [every[name] for name in ("forest_private", "forest_unet_private") if name in every]
+    if len(pair) < 2:
+        return None
+    keys = [_rows_of(several[0].table) for several in pair]
+    both = set(keys[0]) & set(keys[1]) - {None}
+    found: Json = {"rows_common": len(both)}
+    found |= {f"rows_{masks}": len(set(own) - {None}) for masks, own in zip(("expert", "unet"), keys, strict=True)}
+    for masks, several, own in zip(("expert", "unet"), pair, keys, strict=True):
+        chosen = np.array([key in both for key in own])
+        judged = [told.judge(a.table[chosen], a.probability[chosen], settings, world.classifier) for a in several]
+        found[f"auc_{masks}"] = float(np.mean([c.auc for c in judged if c.auc is not None]))
+        found[f"auc_{masks}_certain"] = float(np.mean([c.auc_certain.value for c in judged if c.auc_certain is not None]))
+    return found
+
+
+def _rows_of(table: Table) -> list[tuple[str, str, int] | None]:
+    """Hospital, patient and region of every row; None for one without a label."""
+    known = (~np.isnan(table.y)).tolist()
+    keys = zip(table.hospital.tolist(), table.patient.tolist(), table.region.tolist(), strict=True)
+    return [key if there else None for key, there in zip(keys, known, strict=True)]
+
+
 def _baselines(world: World, tested: Sequence[Table]) -> dict[str, Answers]:
     task = world.task("reader", 0)
     every: dict[str, list[npt.NDArray[np.float64]]] = {}
@@ -198,6 +245,15 @@ def _robustness(classifier: Classifier) -> list[Json]:
     ]
 
 
+def _quantiles(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    known = values[np.isfinite(values)]
+    return np.percentile(known, QUANTILES) if len(known) else np.full(len(QUANTILES), np.nan)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
 def _float(text: str) -> float | None:
     return float(text) if text else None
 
@@ -218,9 +274,7 @@ def _harmonisation(world: World, facts: Json, settings: Settings) -> Json:
         share = zip(names, scanner_share(X, scanners.tolist()), strict=True)
         found[f"scanner_share_{when}"] = {name: float(value) for name, value in share if np.isfinite(value)}
         found[when] = {
-            str(scanner): {
-                name: np.nanpercentile(X[scanners == scanner, i], QUANTILES).tolist() for i, name in enumerate(names)
-            }
+            str(scanner): {name: [_finite(q) for q in _quantiles(X[scanners == scanner, i])] for i, name in enumerate(names)}
             for scanner in np.unique(scanners)
         }
     for when, arm in (("before", "forest_raw_private"), ("after", "forest_private")):

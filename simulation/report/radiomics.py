@@ -54,6 +54,8 @@ def page(findings: Findings) -> str:
         "tiles": tiles(findings),
         "hospitals": hospital_rows(findings),
         "asked": radiomics_words.asked(findings),
+        "masks": radiomics_words.masks(findings),
+        "explained": radiomics_words.explained(findings),
         "roc": main,
         "banded": findings.headline is not None and radiomics_charts.banded(findings.headline),
         "rocs": charts,

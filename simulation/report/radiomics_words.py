@@ -220,6 +220,26 @@ def limits(findings: Findings) -> list[str]:
     return lines
 
 
+def masks(findings: Findings) -> str:
+    """Experts' masks against the model's on the same rows; empty where only one kind was tried."""
+    told = mapping(findings.data.get("masks"))
+    expert, unet, common = (read(told.get(key)) for key in ("auc_expert_certain", "auc_unet_certain", "rows_common"))
+    if not isfinite(expert + unet + common):
+        return ""
+    ours, theirs = (f"{read(told.get(key)):.0f}" for key in ("rows_unet", "rows_expert"))
+    unit = f"{findings.unit}s"
+    return (
+        f"{theirs} {unit} have an expert's mask, {ours} the U-Net's. On the {common:.0f} that have both, the AUC over certain "
+        f"{unit} is {number(expert)} with the expert's masks and {number(unet)} with the U-Net's."
+    )
+
+
+def explained(findings: Findings) -> str:
+    """The arm whose predictions are shown one by one."""
+    arm = findings.arms.get(str(findings.data.get("explained_arm")))
+    return arm.label if arm else ""
+
+
 def asked(findings: Findings) -> str:
     """What the classifiers were to learn from, and under which promise."""
     radiomic, clinical = (len(findings.columns(kind)) for kind in ("radiomic", "clinical"))
@@ -236,8 +256,9 @@ def asked(findings: Findings) -> str:
         text += f"Of a {findings.unit} the reader was certain from a certainty of {findings.certain_from:g} on. "
     if findings.private:
         settings = findings.record.study.get("privacy", {})
-        if settings.get("epsilon"):
-            text += f"Promised to every patient: ε at most {epsilon(float(settings['epsilon']))}."
+        whole = mapping(findings.data.get("promise")).get("whole") or settings.get("epsilon")
+        if whole:
+            text += f"Promised to every patient: ε at most {epsilon(read(whole))} over everything that is asked."
     else:
         text += "No privacy was promised."
     return text.strip()

@@ -20,7 +20,7 @@ from tasks.radiomics.features import Extractor
 from tasks.radiomics.forest import Feature
 from tasks.radiomics.harmonise import Harmonisation
 
-SOURCES = ("rows.py", "segments.py", "intensity.py")
+SOURCES = ("rows.py", "segments.py", "intensity.py", "task.py", "harmonise.py")
 """Files of this folder that decide a row beside the extractor's own."""
 
 
@@ -47,7 +47,8 @@ class Image(Frozen):
         """SHA-256 of what determines a feature's value beside the scan: settings, engine, libraries, this package."""
         facts = self.model_dump(mode="json", exclude={"parameters", "extraction"})
         # in one order: a Study sorts the keys of its settings
-        return _identity(json.dumps(facts, sort_keys=True), json.dumps(self.parameters, sort_keys=True))
+        drawn = _segmentation() if isinstance(self.masks, Predicted) else ""
+        return _identity(json.dumps(facts, sort_keys=True) + drawn, json.dumps(self.parameters, sort_keys=True))
 
 
 class Label(Frozen):
@@ -109,6 +110,8 @@ class Settings(Frozen):
             raise ValueError("radiomic and clinical are both empty: there is nothing to learn from")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"columns stand twice: {', '.join(twice)}")
+        if self.harmonisation and (self.harmonisation.features != self.radiomic or self.harmonisation.covariates):
+            raise ValueError("harmonisation must be of the radiomic columns with their bounds, in their order, without covariates")
         if self.radiomic and self.image is None:
             raise ValueError("radiomic columns need an image to come from")
         return self
@@ -143,6 +146,11 @@ def _identity(facts: str, parameters: str) -> str:
 @functools.cache  # the text of the code in memory, if it is read early
 def _sources() -> str:
     return "".join((Path(__file__).parent / name).read_text() for name in SOURCES)
+
+
+@functools.cache
+def _segmentation() -> str:
+    return "".join(path.read_text() for path in sorted((Path(__file__).parent.parent / "segmentation").glob("*.py")))
 
 
 def settle(settings: dict[str, Any]) -> dict[str, Any]:

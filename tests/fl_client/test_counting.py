@@ -1,5 +1,6 @@
 """A hospital's one noisy sum: what is in it, what it costs, and the scores of patients held back."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -18,7 +19,7 @@ from fl_client.release import DECLINED
 from fl_client.site import Budget
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
-from tasks.task import load
+from tasks.task import load, settled
 
 PLAIN = {"kind": "none"}
 DELTA = 1e-3
@@ -212,3 +213,80 @@ def test_a_hospital_without_any_patient_pays_and_sends_noise_alone(tables, new_h
     noise = total(reply) / event.noise_multiplier
     assert 0.5 < float(np.std(noise)) < 1.5
     assert math.isfinite(float(noise.sum()))
+
+
+def crafted(task, leaf):
+    """A sum that is finite, and gives 0 / 0 in one leaf of the first tree alone."""
+    total = np.zeros(task.structure.shape)
+    total[:, :, :] = 1.0
+    total[0, leaf] = 1e250
+    return {"total": torch.from_numpy(total.ravel()), "noise_variance": torch.zeros(1, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("state", ["crafted", "empty", "negative variance"])
+def test_a_model_made_to_break_on_somebody_does_not_tell_whether_there_is_somebody(tables, new_hospitals, state):
+    study = counting_study(tables, privacy={"epsilon": 3.0, "evaluation_share": 0.5})
+    task = load(study.task)
+    sent = crafted(task, 3) if state == "crafted" else initial_state(study)
+    if state == "negative variance":
+        sent["noise_variance"] = -torch.ones(1, dtype=torch.float64)
+    alone = new_hospitals("nobody")
+    alone.add("a", patients=0, declared_size=20, test_fraction=0.2)
+    for hospitals in (tables, alone):
+        study = counting_study(hospitals, privacy={"epsilon": 3.0, "evaluation_share": 0.5})
+        reply = ask(hospitals, study, "evaluate", only="a", state=sent)["a"]
+        assert reply.has_content()
+        assert np.isfinite(total(reply)).all()
+        assert [event.kind for event in hospital.ledger_of(hospitals.site("a")).events] == ["scores"]
+
+
+def test_who_breaks_adds_nothing_and_is_named_at_the_site_alone(tables, monkeypatch):
+    study = counting_study(tables, privacy=PLAIN)
+    kind = type(load(study.task))
+    site = tables.site("a")
+    broken = Cohort(site.cohort_folder).split("train", test_fraction=site.test_fraction)[0]
+    marker = Cohort(site.cohort_folder).case(broken).endpoints["marker"]
+    expected = np.sum(contributions(tables, study, "a")[1:], axis=0)
+    real = kind.contribution
+
+    def breaks(self, arrays):
+        if self.rows(arrays).X[0, 0] == marker:
+            raise ZeroDivisionError("somebody")
+        return real(self, arrays)
+
+    monkeypatch.setattr(kind, "contribution", breaks)
+    assert np.array_equal(total(ask(tables, study, only="a")["a"]), expected)
+    log = (site.folder / "log" / "training.jsonl").read_text()
+    assert f'{{"patient": "{broken}", "left_out": "ZeroDivisionError: somebody"}}' in log
+
+
+@pytest.mark.parametrize("learner", [FOREST["learner"], {"kind": "perceptron"}])
+def test_a_patient_on_a_scanner_that_nobody_harmonised_is_left_out_of_the_round(hospitals, learner):
+    settings = {
+        "name": "radiomics",
+        "image": {
+            "series": "cine_ed",
+            "regions": "label",
+            "parameters": {"imageType": {"Original": {}}, "featureClass": {"firstorder": ["Mean"]}},
+        },
+        "radiomic": [{"name": "original_firstorder_Mean", "lower": 0, "upper": 400}],
+        "label": {"endpoint": "ill"},
+        "learner": learner,
+        "harmonisation": {
+            "features": [{"name": "original_firstorder_Mean", "lower": 0, "upper": 400}],
+            "references": {},
+            "scanners": {"A 1.5 T": {}},
+        },
+    }
+    known = {"manufacturer": "A", "field_strength_t": 1.5}
+    cohort = Cohort(hospitals.site("a").cohort_folder)
+    for number, patient in enumerate(cohort.patients):
+        scanner = known if number else {"manufacturer": "ACME", "field_strength_t": 7.0}
+        cohort.admit(dataclasses.replace(cohort.case(patient), endpoints={"ill": number % 2}, scanner=scanner))
+    kind = {"strategy": {"name": "sum"}, "rounds": 1} if learner["kind"] == "forest" else {}
+    study = hospitals.study(task=settled(settings), sites=("a",), **kind)
+    assert ask(hospitals, study, only="a")["a"].has_content()
+    log = (hospitals.site("a").folder / "log" / "training.jsonl").read_text()
+    assert "nobody calibrated the scanner 'ACME 7 T'" in log
+    with pytest.raises(ValueError, match="harmonisation must be of the radiomic columns"):
+        load({**settings, "radiomic": [{"name": "original_firstorder_Mean", "lower": 0, "upper": 300}]})

@@ -127,3 +127,38 @@ def test_a_sum_that_does_not_fit_is_quarantined_and_the_others_are_added_up(tota
     assert sums["total"].numpy().tolist() == [3.0, -4.0]
     assert sums["noise_variance"].numpy().tolist() == [8.0]
     assert set(sums) == set(expected)
+
+
+@pytest.mark.parametrize("variance", [-5.0, 0.0])
+def test_a_hospital_that_says_its_noise_is_none_or_less_is_quarantined(tables, monkeypatch, variance):
+    from fl_client import release
+
+    real = release.total
+
+    def lies(question, total, *, noise_std, **said):
+        reply = real(question, total, noise_std=noise_std, **said)
+        if reply.metadata.src_node_id == 3:  # nodes are numbered from 2
+            arrays = {"total": Array(total), "noise_variance": Array(np.array([variance]))}
+            reply.content["arrays"] = ArrayRecord(arrays)
+        return reply
+
+    monkeypatch.setattr(release, "total", lies)
+    study = counting_study(tables, privacy={"epsilon": 3.0, "evaluation_share": 0.3})
+    state, record = over(tables, study)
+    assert record.rounds[0].sites["b"].answer == record.evaluation.sites["b"].answer == "quarantined"
+    assert f"noise of variance {variance:g} is said to lie on each number" in record.rounds[0].sites["b"].reason
+    assert float(state["noise_variance"][0]) > 0
+    assert record.verdict == "degraded"
+
+
+def test_until_scores_are_given_the_record_says_that_they_are_missing(tables):
+    study = counting_study(tables, privacy={"epsilon": 3.0, "evaluation_share": 0.3})
+    grid = InProcessGrid("fl_client.app:app", tables.nodes, {"study": study.to_json()})
+    seen = []
+
+    def look(entry, state):
+        seen.append(Record.read(tables.folder / "run" / "record.json"))
+
+    _, record = run(grid, study, initial_state(study), folder=tables.folder / "run", observer=look)
+    assert (seen[0].verdict, seen[0].reasons) == ("degraded", ["no scores: they were not asked for"])
+    assert record.verdict == "complete"

@@ -101,7 +101,7 @@ def test_of_real_patients_the_software_knows_less(told):
 
 def test_the_sentences_carry_the_studys_numbers(radiomics, told):
     record, facts = told
-    arm = facts["arms"]["forest_unet_private"]  # what the study is about, where there is such an arm
+    arm = facts["arms"]["forest_private"]  # what the report is about
     value, low, high = (f"{arm['auc'][key]:.3f}" for key in ("value", "low", "high"))
     said = {number: item["text"] for number, item in radiomics.items()}
     assert "20 patients of 2 hospitals; 1 more could not be used" in said["2"]

@@ -192,7 +192,7 @@ def test_calibration_is_told_with_the_error_that_chance_alone_would_make(page):
 def test_the_label_and_what_counts_as_certain_are_those_of_the_study(page):
     assert "Positive means “call_NN” (NN: the segment) of 1 or more." in page.text
     assert "Of a segment the reader was certain from a certainty of 3 on." in page.text
-    assert "Promised to every patient: ε at most 3.00." in page.text
+    assert "Promised to every patient: ε at most 3.00 over everything that is asked." in page.text
 
 
 def test_each_segment_of_a_bulls_eye_shows_its_own_number(report):
