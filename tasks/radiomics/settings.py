@@ -111,7 +111,7 @@ class Settings(Frozen):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"columns stand twice: {', '.join(twice)}")
         if self.harmonisation and (self.harmonisation.features != self.radiomic or self.harmonisation.covariates):
-            raise ValueError("harmonisation must be of the radiomic columns with their bounds, in their order, without covariates")
+            raise ValueError("harmonisation must be of the radiomic columns and their bounds, in order, without covariates")
         if self.radiomic and self.image is None:
             raise ValueError("radiomic columns need an image to come from")
         return self

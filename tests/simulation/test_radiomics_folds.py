@@ -74,7 +74,7 @@ def test_more_folds_than_patients_are_refused_in_words(hospitals, tmp_path):
 
 
 def test_a_table_holds_whose_each_row_is(hospitals):
-    usable, _ = prepared(hospitals)
+    prepared(hospitals)
     table = gather(load(FOREST), hospitals, {"a": ("a01", "a02"), "b": ("b07",)})
     assert table.patient.tolist() == ["a01", "a02", "b07"]
     assert table.hospital.tolist() == ["a", "a", "b"]
