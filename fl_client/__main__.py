@@ -156,6 +156,8 @@ def studies(site: Site) -> int:
 def decide(site: Site, study: Study, decision: Decision, *, who: str) -> int:
     """Write down a decision about one study; with a yes, say how many patients here the study can use."""
     if decision == "approved":
+        if reason := _impossible(site, study):
+            raise ValueError(f"not approved: {site.name} would decline study {study.name} all the same: {reason}")
         _tell_usable(site, study)
     epsilon = study.privacy.epsilon if study.privacy.kind == "patient" else None
     paid, scored = _paid(site, study)
@@ -213,6 +215,21 @@ def _price(site: Site, study: Study, *, rounds: int, scores: bool = True) -> str
         f"price epsilon {study.privacy.epsilon:g} (delta {study.privacy.delta:g}); the ledger stands at {book.epsilon:.4g} and "
         f"would stand at {after:.4g} of {site.budget.epsilon:g} (delta {site.budget.delta:g}){over}"
     )
+
+
+def _impossible(site: Site, study: Study) -> str:
+    """Why this site would decline the study whatever a person says; empty if nothing stands against it."""
+    from tasks.task import load_for  # here: tasks import torch
+
+    if site.name not in study.sites:
+        return f"it names {', '.join(study.sites)} and not {site.name}"
+    if study.privacy.kind == "none" and not site.accept_no_privacy:
+        return "it has privacy.kind 'none', and site.yaml doesn't accept releases without noise"
+    try:
+        load_for(study)  # without the site's models: a model may be added after the yes
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _tell_usable(site: Site, study: Study) -> None:

@@ -42,6 +42,7 @@ HELP = """konsil-simulate: federate hospitals that do not exist, through the cod
   konsil-simulate                                   the rehearsal: five generated hospitals, three minutes
   konsil-simulate size=standard                     the study: 40-60 patients per hospital, 3 seeds, all comparisons
   konsil-simulate privacy.epsilon=3 rounds=20 hospitals=five_scanners strategy=fedavg seed=7
+  konsil-simulate study=radiomics                   features of segments to a classifier (also myocarditis, heart_disease)
   konsil-simulate -m privacy.epsilon=1,3,8          one run per value, each in its own folder
   konsil-simulate --show [overrides]                print the composed settings and stop
 

@@ -213,7 +213,7 @@ def read(settings: dict[str, Any]) -> Simulation:
     import tasks.task  # after the cheap checks: this one imports torch
 
     if simulation.radiomics is not None:
-        tasks.task.load(simulation.radiomics.task)
+        _require_radiomics(simulation, simulation.radiomics)
         if "unet" not in simulation.radiomics.masks:
             return simulation
     for private in (True, False):
@@ -224,6 +224,40 @@ def read(settings: dict[str, Any]) -> Simulation:
         there = ", ".join(simulation.hospitals.series) or "no images"
         raise ValueError(f"task.series: the hospitals have {there}, so nobody has a patient for the task (got {wanted})")
     return simulation
+
+
+def _require_radiomics(simulation: Simulation, classifier: Classifier) -> None:
+    """Raise `ValueError` for a classifier that these hospitals, or these libraries, can't learn."""
+    import conf
+    from tasks.radiomics.features import Extractor
+    from tasks.radiomics.intensity import SCALES
+    from tasks.radiomics.task import ForestTask
+    from tasks.task import load
+
+    task = load(classifier.task)
+    if not isinstance(task, ForestTask):
+        raise ValueError(
+            "radiomics.task: the first learner is a forest (learner.kind=forest); radiomics.logistic and .mlp are others"
+        )
+    image = task.settings.image
+    if image is not None:
+        if image.series not in simulation.hospitals.series:
+            there = ", ".join(simulation.hospitals.series) or "no images"
+            raise ValueError(f"radiomics.task.image.series: the hospitals have {there}, not {image.series}")
+        if image.intensity not in SCALES:
+            raise ValueError(f"radiomics.task.image.intensity: no scale named {image.intensity}; there are {', '.join(SCALES)}")
+        names = Extractor.of(image.parameters).names
+        if missing := [feature.name for feature in task.settings.radiomic if feature.name not in names]:
+            raise ValueError(
+                f"radiomics.task.radiomic: the parameters give no feature {missing[0]}; they give {', '.join(names)}"
+            )
+    elif not isinstance(simulation.hospitals, TableHospitals):
+        raise ValueError("radiomics.task: clinical columns alone are learned from hospitals of tables (study=heart_disease)")
+    tables = sorted(path.stem for path in (Path(next(iter(conf.__path__))) / "signature").glob("*.csv"))
+    if classifier.robustness not in (None, *tables):
+        raise ValueError(
+            f"radiomics.robustness: no table named {classifier.robustness}; conf/signature holds {', '.join(tables)}"
+        )
 
 
 def require_data(simulation: Simulation) -> None:

@@ -18,9 +18,9 @@ from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.door import Door, Intake, Progress
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import MaskRefused, check_mask
-from fl_client.intake.nifti import problem
 from fl_client.intake.volume import GeometryRefused, same_grid
 from tasks.case import Case, Volume
+from tasks.nifti import problem
 
 Voxels = npt.NDArray[np.integer] | npt.NDArray[np.floating]
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha")

@@ -30,6 +30,7 @@ from simulation.radiomics.report_facts import World, write_facts
 from simulation.radiomics.settings import Classifier
 from simulation.radiomics.studies import Promise, classifier_studies, masks_study, study_of
 from simulation.radiomics.tables import prepare
+from simulation.rehearsal import NoPatients
 from simulation.screen import Screen
 from simulation.settings import Simulation
 from simulation.sources import LEARNING, digest
@@ -76,7 +77,11 @@ def study(
     with meter.phase("features"):
         advance = screen.part("features", 0, 1, "reader's masks")
         usable, left_out = prepare(pool, task, hospitals, models=None, advance=advance)
-    split = folds(hospitals, usable, classifier.folds, folder / "arms" / "folds")
+    _require_patients(usable, left_out)
+    try:
+        split = folds(hospitals, usable, classifier.folds, folder / "arms" / "folds")
+    except ValueError as error:
+        raise NoPatients(str(error)) from None
     tasks: dict[str, list[Task]] = {"reader": [task] * len(split)}
     if harmonised:
         tasks["raw"] = [{**task, "harmonisation": None}] * len(split)
@@ -102,6 +107,16 @@ def study(
         write_facts(world, [arm for arm, _ in arms], joint, harmonised, folder, screen)
         _export(joint, folder)
     return _complete(joint.record, simulation, hospitals, left_out, meter)
+
+
+def _require_patients(usable: Mapping[str, Mapping[str, int]], left_out: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise `NoPatients`, with the first reasons, unless there are patients of both kinds."""
+    kinds = {kind for found in usable.values() for kind in found.values()}
+    if not kinds:
+        reasons = [f"{name}: {reason}" for name, found in left_out.items() for reason in found.values()]
+        raise NoPatients("\n  ".join(["no hospital has a patient whom the task can use", *reasons[:5]]))
+    if 1 not in kinds:
+        raise NoPatients("no patient of any hospital has a positive label: there is nothing to tell apart")
 
 
 def _models_of_masks(

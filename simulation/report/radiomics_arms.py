@@ -99,6 +99,12 @@ class Arm(Judged):
     auc_certain: Estimate
     by_hospital: dict[str, Estimate]
 
+    @property
+    def hospital_mean(self) -> float:
+        """Mean of the hospitals' own AUCs; 0 where none is known."""
+        known = [estimate.value for estimate in self.by_hospital.values() if isfinite(estimate.value)]
+        return sum(known) / len(known) if known else 0.0
+
 
 @dataclass(frozen=True)
 class Federated(Judged):

@@ -93,6 +93,12 @@ def result(findings: Findings) -> list[str]:
     if compared:
         where = f" over the certain {findings.unit}s" if arm.auc_certain else ""
         lines.append(f"For comparison, the AUC{where} was {_listed(compared)}. No difference was tested, so none is claimed.")
+    alone = findings.arms.get(ALONE)
+    if alone and arm.hospital_mean and alone.hospital_mean:
+        lines.append(
+            f"These rank patients of different hospitals against each other, too. The mean of the hospitals' own AUCs is "
+            f"{number(arm.hospital_mean)} for the federation and {number(alone.hospital_mean)} for each hospital alone."
+        )
     if record.verdict == "failed":
         lines.append("The study did not reach its end; the figures are those of what had been done by then.")
     return lines
@@ -102,7 +108,7 @@ _OTHERS = (
     (PLAIN, "for the same forest without privacy"),
     (UNET, "with the U-Net's masks in place of the expert's"),
     ("pooled", "for all data in one place"),
-    (ALONE, "for each hospital alone, on average"),
+    (ALONE, "for each hospital alone, its patients judged by its own model"),
 )
 
 
@@ -192,7 +198,8 @@ def limits(findings: Findings) -> list[str]:
         "Exact curves, single predictions, bull's eyes and the feature map are in this report because the simulation can "
         f"see them. At a real hospital they would not leave the house{federated}.",
         f"Folds are divided by patient, so that no {unit} is judged by a classifier that saw the same patient. Intervals "
-        "describe the sampling of patients at these hospitals, and say nothing about a further hospital.",
+        "describe the sampling of patients at these hospitals, and say nothing about a further hospital. With privacy, a "
+        "figure is that of one draw of the noise; another draw gives another.",
         "AUC, calibration and Brier score measure a ranking and its probabilities, not benefit to a patient. No diagnosis "
         "was made or tested. The classifiers are for research and are not a medical device.",
     ]

@@ -28,6 +28,7 @@ import yaml
 from radiomics import imageoperations
 from radiomics.featureextractor import RadiomicsFeatureExtractor
 
+from tasks.nifti import problem
 from tasks.radiomics.engine import Region, grey_features
 from tasks.radiomics.filters import filtered
 
@@ -221,6 +222,8 @@ def to_volume(image: sitk.Image | Path | str, what: str) -> sitk.Image:
     else:
         if not Path(image).is_file():
             raise RegionRefused(f"there is no {what} {image}")
+        if Path(image).name.endswith((".nii", ".nii.gz")) and (wrong := problem(Path(image))):
+            raise RegionRefused(f"the {what} {image} {wrong}")  # SimpleITK would read a NaN as 0
         try:
             found = sitk.ReadImage(str(image))
         except RuntimeError:
