@@ -155,8 +155,21 @@ def test_of_many_patients_whom_a_study_cannot_use_ten_are_named(new_hospitals, c
     assert "  and 2 more; log/training.jsonl names them all once a round is trained" in said
 
 
-def test_a_study_of_a_task_that_is_not_installed_is_told_before_a_yes(hospitals, capsys):
-    study = hospitals.study(name="pilot", task={"name": "palmistry"})
-    Approvals(hospitals.site("a").folder).put_down(study)
-    assert main(["--site", str(hospitals.sites["a"]), "approve", study.hash]) == 0
-    assert "WARNING: a can't take part in study pilot: no task named 'palmistry'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"task": {"name": "palmistry"}}, "no task named 'palmistry'"),
+        ({"sites": ("b", "c")}, "it names b, c and not a"),
+        ({"privacy": {"kind": "none"}}, "it has privacy.kind 'none', and site.yaml doesn't accept releases without noise"),
+        ({"strategy": {"name": "sum"}}, "is learned by gradients, which can't be summed"),
+    ],
+)
+def test_a_study_that_would_be_declined_all_the_same_is_not_approved(hospitals, capsys, settings, words):
+    study = hospitals.study(name="pilot", **settings)
+    approvals = Approvals(hospitals.site("a").folder)
+    approvals.put_down(study)
+    assert main(["--site", str(hospitals.sites["a"]), "approve", study.hash]) == 1
+    said = capsys.readouterr().err
+    assert "not approved: a would decline study pilot all the same" in said
+    assert words in said
+    assert not approvals.decisions

@@ -102,7 +102,7 @@ def test_a_quorum_of_the_federation_does_not_bind_a_hospital_that_trains_alone()
     ("override", "said"),
     [
         ("nope=1", "nope: no such setting; there are arms, engine"),
-        ("privacy.epsilonn=1", "privacy.epsilonn: no such setting; there are delta, epsilon, kind, max_grad_norm"),
+        ("privacy.epsilonn=1", "privacy.epsilonn: no such setting; there are delta, epsilon, evaluation_share, kind, max_grad"),
         ("+privacy.epsilonn=1", "privacy.epsilonn: no such setting; there are delta"),
         (
             "hospitals.sites.alster.snr=9",
@@ -125,14 +125,14 @@ def test_a_quorum_of_the_federation_does_not_bind_a_hospital_that_trains_alone()
         ("name=a/b", "name: String should match pattern"),
         ("strategy.quorum=6", "strategy.quorum is 6, but only 5 sites take part"),
         ("task.voxels=33", "voxels [33, 33] must be multiples of 8"),
-        ("task.name=lesion", "no task named 'lesion'; tasks/ holds segmentation"),
+        ("task.name=lesion", "no task named 'lesion'; tasks/ holds radiomics, segmentation"),
         ("task.series=[lge]", "task.series: the hospitals have cine_ed, cine_es"),
         ("real.name=isar", "each hospital needs a name of its own, and is either a site, held out or real: isar"),
         ("hospitals.sites.isar.case_mix.cold=1", "hospitals.sites.isar.case_mix: no such disease as cold; there are normal,"),
         ("hospitals.sites.isar.relative_size=0.1", "hospitals: isar would have 1 patients; one to train on and one to test on"),
         (
             "hospitals=three_scanners",
-            "hospitals: no such choice as three_scanners; hospitals is one of five_scanners, hippocampus",
+            "hospitals: no such choice as three_scanners; hospitals is one of five_scanners, heart_disease, hippocampus, six",
         ),
         ("size=large", "size: no such choice as large; size is one of small, standard"),
         ("rounds=1,2", "rounds=1,2: several values; -m before it makes one run of each"),

@@ -58,7 +58,7 @@ def test_a_run_with_other_settings_that_is_interrupted_leaves_no_mixture_and_say
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("simulation.rehearsal._open_hospitals", interrupt)
+    monkeypatch.setattr("simulation.rehearsal.open_hospitals", interrupt)
     overrides = [f"runs_folder={folder.parent}", "workers=0"]
     with pytest.raises(KeyboardInterrupt):
         main(overrides)

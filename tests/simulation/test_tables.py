@@ -65,15 +65,15 @@ def test_the_first_patient_of_cleveland_has_the_columns_of_the_study(real):
     (case,) = [c for c in cases["cleveland"] if first.items() <= c.endpoints.items()]
     numbers = [63, 145, 233, 150, 2.3, 1, 1, 0]  # age, trestbps, chol, thalach, oldpeak, sex, fbs, exang
     categories = [1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0]  # cp 1, restecg 2, slope 3, ca 0, thal 6
-    arrays = task.prepare(case)
-    np.testing.assert_array_equal(arrays["X"], [numbers + categories])
-    np.testing.assert_array_equal(arrays["y"], [0])
+    rows = task.rows(task.prepare(case))
+    np.testing.assert_array_equal(rows.X, [numbers + categories])
+    np.testing.assert_array_equal(rows.y, [0])
 
 
 def test_what_is_missing_reaches_the_study_as_missing(real):
     cases, _ = real
     task = load(yaml.safe_load((ROOT / "conf" / "task" / "heart_disease.yaml").read_text()))
-    X = np.concatenate([task.prepare(case)["X"] for case in cases["switzerland"]])
+    X = np.concatenate([task.rows(task.prepare(case)).X for case in cases["switzerland"]])
     missing = dict(zip([column.name for column in task.settings.columns], np.isnan(X).sum(axis=0), strict=True))
     assert missing["chol"] == 123
     assert {name: count for name, count in missing.items() if name.startswith("ca=")} == dict.fromkeys(
