@@ -28,10 +28,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fl_client.cohort import CaseUnreadable, Cohort
 from tasks.case import Case
-from tasks.radiomics.features import Features, RegionRefused, to_image
+from tasks.radiomics.features import Extractor, Features
 from tasks.radiomics.forest import Feature
-from tasks.radiomics.intensity import standardised
-from tasks.radiomics.rows import regions_of
+from tasks.radiomics.rows import features_of
 from tasks.radiomics.settings import ForestLearner, Image, Label, Settings
 from tasks.radiomics.task import RadiomicsTask
 from tasks.task import Arrays
@@ -67,21 +66,11 @@ class EveryFeature(RadiomicsTask):
 
         Raises `ValueError`, naming the case, as a study's task does.
         """
-        volume, mask, regions = regions_of(case, self.image, self._segment)
-        counts = np.bincount(regions.ravel(), minlength=1)
-        labels = [int(n) for n in np.flatnonzero(counts) if n and counts[n] > 1]  # as in rows.py: one voxel has no texture
-        if not labels or self._extractor is None:
-            raise ValueError(f"case {case.patient}: its mask holds no region of more than one voxel")
-        try:
-            values = standardised(np.asarray(volume.image, np.float32), mask, self.image.intensity)
-            grid = volume.spacing_mm
-            found = self._extractor.features(to_image(values, grid), to_image(regions, grid), labels)
-        except (RegionRefused, ValueError) as error:
-            raise ValueError(f"case {case.patient}: {error}") from None
+        found = features_of(case, self.image, self._extractor or Extractor.of(self.image.parameters), self._segment)
         names = list(dict.fromkeys(name for features in found.values() for name in features))
         return {
-            "region": np.array(labels, np.int64),
-            "values": np.array([[found[n].get(name, np.nan) for name in names] for n in labels], np.float64),
+            "region": np.array(list(found), np.int64),
+            "values": np.array([[found[n].get(name, np.nan) for name in names] for n in found], np.float64),
             "names": np.frombuffer("\n".join(names).encode(), np.uint8),
         }
 

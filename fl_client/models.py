@@ -37,6 +37,8 @@ def add_model(site: Site, file: Path) -> int:
     state = read_weights(file)
     if not state:
         raise ValueError(f"{file} holds no weights: it is empty")
+    if "noise_variance" in state:
+        raise ValueError(f"{file} is what a counting study has learned, such as a forest: no study's masks are drawn by it")
     try:
         sha = fingerprint(state)
     except TypeError as error:

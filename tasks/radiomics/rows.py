@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.case import UNKNOWN, Case, Volume
-from tasks.radiomics.features import Extractor, RegionRefused, to_image
+from tasks.radiomics.features import Extractor, Features, RegionRefused, to_image
 from tasks.radiomics.intensity import standardised
 from tasks.radiomics.segments import aha_segments
 from tasks.radiomics.settings import Image, Settings
@@ -41,9 +41,9 @@ def rows_of(case: Case, settings: Settings, extractor: Extractor | None, segment
     Raises `ValueError`, naming the case, where there is no such image or no mask for it, where the features can't be computed,
     and where no row has a label.
     """
-    found: dict[int, dict[str, float]] = {0: {}}
+    found: dict[int, Features] = {0: {}}
     if settings.image is not None and extractor is not None:
-        found = _regions(case, settings.image, extractor, segment)
+        found = features_of(case, settings.image, extractor, segment)
     numbers = sorted(found)
     X = np.array([[_radiomic(found[n], f.name, case) for f in settings.radiomic] for n in numbers], np.float64)
     X = X.reshape(len(numbers), len(settings.radiomic))
@@ -80,12 +80,17 @@ def regions_of(case: Case, image: Image, segment: Segment | None) -> tuple[Volum
     return volume, mask, regions
 
 
-def _regions(case: Case, image: Image, extractor: Extractor, segment: Segment | None) -> dict[int, dict[str, float]]:
+def features_of(case: Case, image: Image, extractor: Extractor, segment: Segment | None) -> dict[int, Features]:
+    """Everything that the parameters give, by region of more than one voxel: one voxel has no texture and no extent.
+
+    Raises `ValueError`, naming the case, where there is nothing to compute from.
+    """
     volume, mask, regions = regions_of(case, image, segment)
     counts = np.bincount(regions.ravel(), minlength=1)
-    labels = [int(n) for n in np.flatnonzero(counts) if n and counts[n] > 1]  # one voxel has no texture and no extent
+    labels = [int(n) for n in np.flatnonzero(counts) if n and counts[n] > 1]
     if not labels:
-        raise ValueError(f"case {case.patient}: its mask holds no region of more than one voxel")
+        there = ", ".join(map(str, np.unique(mask)))
+        raise ValueError(f"case {case.patient}: its mask holds no region of more than one voxel (its values: {there})")
     try:
         values = standardised(np.asarray(volume.image, np.float32), mask, image.intensity)
         return extractor.features(to_image(values, volume.spacing_mm), to_image(regions, volume.spacing_mm), labels)
@@ -93,7 +98,7 @@ def _regions(case: Case, image: Image, extractor: Extractor, segment: Segment | 
         raise ValueError(f"case {case.patient}: {error}") from None
 
 
-def _radiomic(found: dict[str, float], name: str, case: Case) -> float:
+def _radiomic(found: Features, name: str, case: Case) -> float:
     if name not in found:
         there = ", ".join(sorted(found)[:5])
         raise ValueError(f"case {case.patient}: the parameters give no feature {name}; they give {there}, ...")
