@@ -7,6 +7,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_client import app as hospital
+from fl_client import cohort
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
 
@@ -126,6 +127,7 @@ def test_prepared_arrays_that_cannot_be_read_leave_that_patient_out(new_hospital
     (prepared,) = (site.cohort_folder / "prepared").glob("*/p0-1*")
     for file in prepared.iterdir():
         file.write_bytes(b"")
+    cohort._small.cache_clear()  # as in a process that has not read them yet
     assert [reply.has_content() for reply in said(small, study)[1:]] == [True, True]
     log = [json.loads(line) for line in (site.folder / "log" / "training.jsonl").read_text().splitlines()]
     assert [line["patients"] for line in log if "patients" in line] == [3, 3, 2, 2]

@@ -202,8 +202,22 @@ def test_files_that_are_missing_or_no_images_are_refused(tmp_path):
     _, mask = drawn()
     with pytest.raises(RegionRefused, match="there is no image"):
         Extractor.of({}).features(tmp_path / "nothing.nii.gz", mask)
-    with pytest.raises(RegionRefused, match=r"image\.nii\.gz can't be read: NIfTI, NRRD or MetaImage is expected"):
+    with pytest.raises(RegionRefused, match=r"image\.nii\.gz can't be read: its compression is damaged or cut short"):
         Extractor.of({}).features(tmp_path / "image.nii.gz", mask)
+    (tmp_path / "image.nrrd").write_text("no image")
+    with pytest.raises(RegionRefused, match=r"image\.nrrd can't be read: NIfTI, NRRD or MetaImage is expected"):
+        Extractor.of({}).features(tmp_path / "image.nrrd", mask)
+
+
+@pytest.mark.parametrize("name", ["image.nii", "image.nii.gz", "image.nrrd"])
+def test_a_file_with_a_voxel_that_is_no_number_is_refused(tmp_path, name):
+    """SimpleITK reads a NaN in NIfTI as 0."""
+    image, mask = drawn()
+    values = sitk.GetArrayFromImage(image).astype(np.float32)
+    values[6, 15, 13] = np.nan
+    sitk.WriteImage(to_image(values, image.GetSpacing()[::-1]), tmp_path / name)
+    with pytest.raises(RegionRefused, match="values that are not finite"):
+        Extractor.of({"featureClass": {"firstorder": None}}).features(tmp_path / name, mask)
 
 
 def test_a_filter_that_can_not_be_applied_is_told_in_words():
