@@ -92,7 +92,8 @@ def study(
     with meter.phase("features of predicted masks"):
         for number, predicted in enumerate(tasks.get("unet", [])):
             advance = screen.part("features", number, len(split), "predicted masks")
-            prepare(pool, predicted, hospitals, models=models, advance=advance)
+            found, lost = prepare(pool, predicted, hospitals, models=models, advance=advance)
+            _require_masks(split[number], found, lost)
     with meter.phase("federation"):
         joint = _joint(simulation, classifier, promise, hospitals, task, start, folder, pool=pool, screen=screen)
     if joint is None:  # nobody took part, or nobody answered: the record says why
@@ -117,6 +118,16 @@ def _require_patients(usable: Mapping[str, Mapping[str, int]], left_out: Mapping
         raise NoPatients("\n  ".join(["no hospital has a patient whom the task can use", *reasons[:5]]))
     if 1 not in kinds:
         raise NoPatients("no patient of any hospital has a positive label: there is nothing to tell apart")
+
+
+def _require_masks(fold: Fold, usable: Mapping[str, Mapping[str, int]], left_out: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise `NoPatients`, with the first reasons, unless predicted masks leave somebody to learn from and somebody to test."""
+    tested = {patient for patients in fold.tested.values() for patient in patients}
+    there = {patient for found in usable.values() for patient in found}
+    if not there & tested or not there - tested:
+        reasons = [f"{name}: {reason}" for name, found in left_out.items() for reason in found.values()]
+        told = "the federation's model draws no masks that features can be taken from (train it longer)"
+        raise NoPatients("\n  ".join([told, *reasons[:3]]))
 
 
 def _models_of_masks(
