@@ -28,11 +28,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fl_client.cohort import CaseUnreadable, Cohort
 from tasks.case import Case
-from tasks.radiomics.features import Extractor, Features
-from tasks.radiomics.forest import Feature
-from tasks.radiomics.rows import features_of
-from tasks.radiomics.settings import ForestLearner, Image, Label, Settings
-from tasks.radiomics.task import RadiomicsTask
+from tasks.radiomics.extraction import Extraction
+from tasks.radiomics.features import Features
+from tasks.radiomics.settings import Image
 from tasks.task import Arrays
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -41,32 +39,24 @@ WORTH_A_PROCESS = 3
 """A process takes as long to begin as a few patients take."""
 
 
-class EveryFeature(RadiomicsTask):
+class EveryFeature:
     """Prepares every feature that the parameters give, where a study's task keeps the study's columns only."""
 
     def __init__(self, image: Image, models: Path) -> None:
-        nothing = Feature(name="none", lower=0, upper=1)  # settings need something to learn, and nothing is learned here
-        super().__init__(
-            Settings(image=image, clinical=(nothing,), label=Label(endpoint="none"), learner=ForestLearner(kind="forest")),
-            models=models,
-        )
         self.image = image
+        self._extraction = Extraction(image, models)
 
     @cached_property
-    def _identity(self) -> str:
-        return hashlib.sha256(f"every feature/{self.image.identity}".encode()).hexdigest()
-
-    @property
     def hash(self) -> str:
         """Identity of what determines the features of a case."""
-        return self._identity
+        return hashlib.sha256(f"every feature/{self.image.identity}".encode()).hexdigest()
 
     def prepare(self, case: Case) -> Arrays:
         """Regions (rows,), values (rows, features), and the names of the features in UTF-8, one per line.
 
         Raises `ValueError`, naming the case, as a study's task does.
         """
-        found = features_of(case, self.image, self._extractor or Extractor.of(self.image.parameters), self._segment)
+        found = self._extraction.features(case)
         names = list(dict.fromkeys(name for features in found.values() for name in features))
         return {
             "region": np.array(list(found), np.int64),

@@ -25,7 +25,7 @@ from simulation.machine import executor, unordered
 from simulation.reader import Reader
 from simulation.settings import GeneratedHospital
 from tasks.case import Case
-from tasks.radiomics.features import Extractor
+from tasks.radiomics.extraction import Extraction
 from tasks.radiomics.forest import Feature
 from tasks.radiomics.robustness import icc_columns
 from tasks.radiomics.rows import Rows, rows_of
@@ -161,12 +161,12 @@ def _measure(
     collection: Collection,
 ) -> Measured | None:
     seed = collection.first_seed + offset + number
-    extractor = Extractor.of(settings.image.parameters) if settings.image else None
+    extraction = Extraction(settings.image) if settings.image else None
 
     def rows(scanned: GeneratedHospital, reader: Reader) -> Rows | None:
         case = _case(seed, scanned, reader, hospital.case_mix, collection)
         try:
-            return rows_of(case, settings, extractor, None)
+            return rows_of(case, settings, extraction)
         except ValueError:
             return None
 

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.case import UNKNOWN, Case, Volume
-from tasks.radiomics.features import Extractor, Features, RegionRefused, to_image
-from tasks.radiomics.intensity import standardised
-from tasks.radiomics.segments import aha_segments
-from tasks.radiomics.settings import Image, Settings
+from tasks.case import Case
+from tasks.radiomics.extraction import Extraction
+from tasks.radiomics.features import Features
+from tasks.radiomics.settings import Settings
 
 Floats = npt.NDArray[np.float64]
-Masks = npt.NDArray[np.uint8]
-Segment = Callable[[Volume], Masks]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +31,13 @@ class Rows:
     region: npt.NDArray[np.int64]
 
 
-def rows_of(case: Case, settings: Settings, extractor: Extractor | None, segment: Segment | None) -> Rows:
-    """The rows of one patient. `extractor` belongs to `settings.image`, `segment` to its predicted masks.
+def rows_of(case: Case, settings: Settings, extraction: Extraction | None) -> Rows:
+    """The rows of one patient; `extraction` is that of `settings.image`, None without one.
 
     Raises `ValueError`, naming the case, where there is no such image or no mask for it, where the features can't be computed,
     and where no row has a label.
     """
-    found: dict[int, Features] = {0: {}}
-    if settings.image is not None and extractor is not None:
-        found = features_of(case, settings.image, extractor, segment)
+    found: dict[int, Features] = {0: {}} if extraction is None else extraction.features(case)
     numbers = sorted(found)
     X = np.array([[_radiomic(found[n], f.name, case) for f in settings.radiomic] for n in numbers], np.float64)
     X = X.reshape(len(numbers), len(settings.radiomic))
@@ -57,45 +51,6 @@ def rows_of(case: Case, settings: Settings, extractor: Extractor | None, segment
     certainty = np.array([_number(case, _numbered(sure.endpoint, n)) if sure else math.nan for n in numbers])
     X[~np.isfinite(X)] = np.nan
     return Rows(X, y, certainty, np.array(numbers, np.int64))
-
-
-def regions_of(case: Case, image: Image, segment: Segment | None) -> tuple[Volume, Masks, Masks]:
-    """The volume that features come from, its mask, and the number of each voxel's region, 0 for none (slices, rows, columns).
-
-    Raises `ValueError`, naming the case, for an image or mask that isn't there, and for a ventricle that can't be divided.
-    """
-    volume = case.volume(image.series)
-    if volume is None:
-        there = ", ".join(other.series for other in case.volumes) or "no image"
-        raise ValueError(f"case {case.patient} has no {image.series}; it has {there}")
-    mask = segment(volume) if segment is not None else volume.mask
-    if mask is None:
-        raise ValueError(f"case {case.patient}: nobody has drawn a mask on its {image.series}")
-    try:
-        regions = aha_segments(mask, volume.affine) if image.regions == "aha" else (mask == image.label).astype(np.uint8)
-    except ValueError as error:
-        raise ValueError(f"case {case.patient}: {error}") from None
-    if image.regions == "label" and image.label == UNKNOWN:
-        raise ValueError(f"label {UNKNOWN} stands for voxels that nobody labelled; it is no region")
-    return volume, mask, regions
-
-
-def features_of(case: Case, image: Image, extractor: Extractor, segment: Segment | None) -> dict[int, Features]:
-    """Everything that the parameters give, by region of more than one voxel: one voxel has no texture and no extent.
-
-    Raises `ValueError`, naming the case, where there is nothing to compute from.
-    """
-    volume, mask, regions = regions_of(case, image, segment)
-    counts = np.bincount(regions.ravel(), minlength=1)
-    labels = [int(n) for n in np.flatnonzero(counts) if n and counts[n] > 1]
-    if not labels:
-        there = ", ".join(map(str, np.unique(mask)))
-        raise ValueError(f"case {case.patient}: its mask holds no region of more than one voxel (its values: {there})")
-    try:
-        values = standardised(np.asarray(volume.image, np.float32), mask, image.intensity)
-        return extractor.features(to_image(values, volume.spacing_mm), to_image(regions, volume.spacing_mm), labels)
-    except (RegionRefused, ValueError) as error:
-        raise ValueError(f"case {case.patient}: {error}") from None
 
 
 def _radiomic(found: Features, name: str, case: Case) -> float:

@@ -20,7 +20,7 @@ from tasks.radiomics.features import Extractor
 from tasks.radiomics.forest import Feature
 from tasks.radiomics.harmonise import Harmonisation
 
-SOURCES = ("rows.py", "segments.py", "intensity.py", "task.py", "harmonise.py")
+SOURCES = ("extraction.py", "rows.py", "segments.py", "intensity.py", "task.py", "harmonise.py")
 """Files of this folder that decide a row beside the extractor's own."""
 
 

@@ -7,6 +7,7 @@ certainty, region and then the columns, and `scanner`, its name in UTF-8.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,25 +17,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.case import Case, Volume
-from tasks.fingerprint import fingerprint
+from tasks.case import Case
 from tasks.radiomics import histogram, perceptron
-from tasks.radiomics.features import Extractor
+from tasks.radiomics.extraction import Extraction
 from tasks.radiomics.forest import Structure
 from tasks.radiomics.harmonise import scanner_name
 from tasks.radiomics.rows import Rows, rows_of
-from tasks.radiomics.settings import PerceptronLearner, Predicted, Settings
+from tasks.radiomics.settings import PerceptronLearner, Settings
 from tasks.task import Arrays, State
 
 Floats = npt.NDArray[np.float64]
 
 
-class RadiomicsTask:
+class RadiomicsTask(ABC):
     """What both learners share: how a case becomes rows, what its labels weigh, how the model's answers are judged."""
 
     def __init__(self, settings: Settings, *, models: Path | None = None) -> None:
         self.settings = settings
-        self.models = models
+        self._extraction = Extraction(settings.image, models) if settings.image else None
 
     @cached_property
     def hash(self) -> str:
@@ -43,7 +43,7 @@ class RadiomicsTask:
 
     def prepare(self, case: Case) -> Arrays:
         """`rows` and `scanner`, see above; two small files, because a round opens those of every patient."""
-        rows = rows_of(case, self.settings, self._extractor, self._segment)
+        rows = rows_of(case, self.settings, self._extraction)
         scanner = np.frombuffer(scanner_name(case.scanner).encode(), np.uint8)
         return {"rows": np.column_stack([rows.y, rows.certainty, rows.region, rows.X]), "scanner": scanner}
 
@@ -67,9 +67,9 @@ class RadiomicsTask:
         weight = weight * np.where(rows.y > 0, positive, negative) / max(negative, positive)
         return np.where(np.isnan(rows.y), 0.0, weight)
 
+    @abstractmethod
     def predict(self, state: State, X: npt.ArrayLike) -> Floats:
         """Probability of being positive, (rows,), of X as `rows` gives it. Raises `ValueError` for a state that is no model."""
-        raise NotImplementedError
 
     # -- judging, on patients held back -------------------------------------------------------------------------------
 
@@ -85,39 +85,6 @@ class RadiomicsTask:
         used = weights > 0
         probability = self.predict(state, rows.X[used])
         return histogram.contribution(probability, rows.y[used], bins=self.settings.bins, weights=weights[used])
-
-    # -- where rows come from -----------------------------------------------------------------------------------------
-
-    @cached_property
-    def _extractor(self) -> Extractor | None:
-        return Extractor.of(self.settings.image.parameters) if self.settings.image else None
-
-    def _segment_with(self, volume: Volume) -> npt.NDArray[np.uint8]:
-        from tasks.segmentation.infer import segment
-
-        task, model = self._segmenter
-        mask: npt.NDArray[np.uint8] = segment(model, task.settings, volume).mask
-        return mask
-
-    @property
-    def _segment(self) -> Any:
-        image = self.settings.image
-        return self._segment_with if image is not None and isinstance(image.masks, Predicted) else None
-
-    @cached_property
-    def _segmenter(self) -> tuple[Any, torch.nn.Module]:
-        from tasks import segmentation
-
-        masks = self.settings.image.masks if self.settings.image else None
-        if not isinstance(masks, Predicted) or self.models is None:
-            raise ValueError("masks are predicted by a model, and no folder of models is known here")
-        task = segmentation.build({name: value for name, value in masks.task.items() if name != "name"})
-        state = torch.load(self.models / f"{masks.sha256}.pt", map_location="cpu", weights_only=True)
-        if fingerprint(state) != masks.sha256:
-            raise ValueError(f"models/{masks.sha256}.pt holds other weights than its name says")
-        model = task.model()
-        model.load_state_dict(state)
-        return task, model.eval()
 
 
 class ForestTask(RadiomicsTask):
