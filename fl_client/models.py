@@ -8,10 +8,8 @@ got it declines. What a person puts here is read as numbers only and written ane
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 
@@ -22,6 +20,7 @@ from fl_client.site import Site
 from fl_client.trained import read_weights
 from tasks import segmentation
 from tasks.fingerprint import fingerprint
+from tasks.weights import save
 
 State = Mapping[str, torch.Tensor]
 
@@ -75,28 +74,15 @@ def _holds(place: Path, sha: str) -> bool:
 def _write(state: State, place: Path) -> None:
     """A crash at any instant leaves the model whole or leaves none."""
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = place.with_name(f".{uuid4().hex}.part")
     try:
-        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(file, "wb") as out:  # torch's own opening of a path hides that a disk is full
-            # copies: a view would bring along all that it is a view of
-            torch.save({name: tensor.detach().clone() for name, tensor in state.items()}, out)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(place)
+        # copies: a view would bring along all that it is a view of
+        save({name: tensor.detach().clone() for name, tensor in state.items()}, place, mode=0o600)
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise OSError(
             f"there is no room left on the disk for {place.parent}: the model was not added; free some space"
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(place.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _tell_studies(site: Site, sha: str, state: State) -> None:

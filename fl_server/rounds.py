@@ -26,9 +26,10 @@ from conf.study import Study
 from fl_server.enrolment import Enrolment
 from fl_server.record import Evaluation, Record, Round, SiteRound
 from fl_server.strategy import Rounds, Sum
-from fl_server.weights import State, save
+from fl_server.weights import State
 from tasks.fingerprint import fingerprint
 from tasks.task import JudgedTask, load, released
+from tasks.weights import save
 
 Observer = Callable[[Round, State], None]
 """Called after each round with who answered and the model as it would be released now."""

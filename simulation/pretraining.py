@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fl_client.cohort import Cohort
-from fl_server.weights import State, save
+from fl_server.weights import State
 from simulation.hospital import GENERATOR
 from simulation.hospital_case import patient_case
 from simulation.machine import unordered
@@ -28,6 +28,7 @@ from simulation.scanner import Series, random_scanner
 from simulation.settings import Pretraining
 from simulation.sources import digest, source_text
 from tasks.task import gradient_task
+from tasks.weights import save
 
 CASE_MIX = {"normal": 1.0, "myocarditis": 0.7, "infarct": 1.5, "hcm": 1.0, "dcm": 1.5, "amyloid": 0.7}
 """More dilated and thinned hearts than any hospital has: a network that has seen the extremes interpolates."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from fl_server.record import Outcome, Record, Round
-from fl_server.weights import State, initial_state, save
+from fl_server.weights import State, initial_state
 from simulation import hospital as hospitals_module
 from simulation import pretraining, tables
 from simulation.arms import Arm, train, train_by_itself, write_line
@@ -27,6 +27,7 @@ from simulation.screen import Screen
 from simulation.settings import Arm as ArmName
 from simulation.settings import GeneratedHospitals, Simulation, TableHospitals
 from tasks.fingerprint import fingerprint
+from tasks.weights import save
 
 
 class NoPatients(Exception):

@@ -20,7 +20,7 @@ import torch
 from conf.study import Study
 from fl_client.site import Budget
 from fl_server.record import Record
-from fl_server.weights import State, initial_state, save
+from fl_server.weights import State, initial_state
 from simulation.arms import Arm, federate, train_by_itself
 from simulation.hospital import Hospital
 from simulation.machine import Meter, unordered
@@ -36,6 +36,7 @@ from simulation.settings import Simulation
 from simulation.sources import LEARNING, digest
 from tasks.fingerprint import fingerprint
 from tasks.task import settled
+from tasks.weights import save
 
 Task = dict[str, Any]
 

@@ -23,6 +23,7 @@ from sklearn.tree import DecisionTreeClassifier
 from sklearn.tree._tree import Tree
 
 from conf.study import Frozen
+from tasks.radiomics.bounded import ceil_sqrt, shortened
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -31,7 +32,6 @@ _GRID_BITS = 32  # split points lie on 2^32 steps between a feature's bounds
 _WEIGHT_ONE = 1 << 12  # a row's weight in whole steps
 _MIXING_ONE = 1 << 10  # the steps of the class mixing
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_FIXED_ONE = 1 << 30  # the steps of a contribution: totals are exact in float64 up to 2^23 patients
 
 
 class Feature(Frozen):
@@ -280,15 +280,14 @@ class Structure:
         mixed = (counts @ mixing).ravel()
         where = np.flatnonzero(mixed)
         entries = [int(entry) for entry in mixed[where]]
-        divisor = max(self._unit, _ceil_sqrt(sum(entry * entry for entry in entries)))
         result = np.zeros(mixed.size)
-        result[where] = [math.copysign(abs(entry) * _FIXED_ONE // divisor / _FIXED_ONE, entry) for entry in entries]
+        result[where] = shortened(entries, unit=self._unit)
         return result
 
     @property
     def _unit(self) -> int:
         row = sum(int(entry) ** 2 for entry in _mixing(self.settings)[0])
-        return _ceil_sqrt(self.settings.trees * row * _WEIGHT_ONE**2)
+        return ceil_sqrt(self.settings.trees * row * _WEIGHT_ONE**2)
 
     def _shrunk(self, total: npt.ArrayLike, noise_std: float) -> tuple[Floats, Floats]:
         settings = self.settings
@@ -381,7 +380,3 @@ def _depth_first(node: int, inner: int) -> Iterator[int]:
     if node < inner:
         yield from _depth_first(2 * node + 1, inner)
         yield from _depth_first(2 * node + 2, inner)
-
-
-def _ceil_sqrt(number: int) -> int:
-    return math.isqrt(number - 1) + 1 if number > 0 else 0

@@ -20,12 +20,12 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from conf.study import Frozen
+from tasks.radiomics.bounded import shortened
 from tasks.radiomics.forest import Feature
 
 Floats = npt.NDArray[np.float64]
 
 _STEPS = 1 << 20  # a value's steps between the middle of its bounds and a bound, in a patient's contribution
-_FIXED_ONE = 1 << 30  # the steps of the contribution itself, as in the forest
 _COUNT_WEIGHT = 0.5  # of a count beside a sum: the noise of a count matters less, as mean values lie near the middle
 _LEAST_VARIANCE = 1e-12  # below this (bounds at -1 and 1) a column doesn't vary: it is where sums of squares round
 _LEAST_NOISY_VARIANCE = 1e-3  # what a variance is at least where noise may have made it negative: 1/60 of the bounds' width
@@ -302,11 +302,7 @@ def contribution(X: npt.ArrayLike, features: Sequence[Feature]) -> Floats:
     squares = (steps * steps) // _STEPS
     entries = np.stack([there.sum(axis=0) * int(_COUNT_WEIGHT * _STEPS), steps.sum(axis=0), squares.sum(axis=0)], axis=1)
     whole = [int(entry) for entry in entries.ravel()]
-    length = sum(entry * entry for entry in whole)
-    if not length:
-        return np.zeros(len(whole))
-    divisor = max(_typical(features) * len(table), math.isqrt(length - 1) + 1)
-    return np.array([math.copysign(abs(entry) * _FIXED_ONE // divisor / _FIXED_ONE, entry) for entry in whole])
+    return shortened(whole, unit=max(_typical(features) * len(table), 1))
 
 
 def moments_of(total: npt.ArrayLike, features: Sequence[Feature], *, noise_std: float) -> Moments:

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from scipy.optimize import isotonic_regression
 from scipy.special import chdtri
 
+from tasks.radiomics.bounded import divided
 from tasks.radiomics.curves import CalibrationBin, Curves, Floats, OperatingPoint, calibration_error, checked
 from tasks.radiomics.intervals import auc_interval, share_interval
 
 _WEIGHT_ONE = 1 << 12  # a row's weight in whole steps
-_FIXED_ONE = 1 << 30  # the steps of a contribution: totals are exact in float64 up to 2^23 patients
 _HEARD = 3.0  # a class is heard if its number exceeds this many standard deviations of the noise on it
 _BIN_HEARD = 4.0  # likewise for the patients in one point of the calibration curve
 _BIN_PATIENTS = 5.0  # and at least so many,
@@ -50,7 +50,7 @@ def contribution(scores: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int, wei
     entry = np.minimum((s * bins).astype(np.int64), bins - 1) + bins * y
     np.add.at(collected, entry, np.floor(given * _WEIGHT_ONE).astype(np.int64))
     divisor = max(len(s), 1) * _WEIGHT_ONE
-    return np.array([int(steps) * _FIXED_ONE // divisor / _FIXED_ONE for steps in collected])
+    return divided(collected.tolist(), divisor)
 
 
 def curves(histogram: npt.ArrayLike, *, bins: int, noise_std: float, at_sensitivity: float = 0.9) -> Curves:
