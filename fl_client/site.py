@@ -7,7 +7,7 @@ person has to say yes first.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -16,11 +16,87 @@ from conf.study import Frozen
 from fl_client.yaml_file import read_yaml
 
 
+AETitle = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,16}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+_PATHS = {
+    "": ("folder", "key_file", "identity_folder"),
+    "arrivals": ("watch", "series_rules", "columns"),
+    "coordinator": ("root_certificates", "key"),
+    "dicom tls": ("certificate", "key", "authority"),
+    "archive tls": ("certificate", "key", "authority"),
+}
+"""Settings that are paths, by section: relative ones are relative to the settings file's folder."""
+
+
 class Budget(Frozen):
     """The most that this hospital lets its patients' data cost, over all studies, for ever."""
 
     epsilon: Annotated[float, Field(gt=0)] = 10.0
     delta: Annotated[float, Field(gt=0, lt=0.1)] = 1e-3
+
+
+class Peer(Frozen):
+    """A DICOM node that may send images here, or that results are sent to."""
+
+    ae_title: AETitle
+    address: str  # IP address; a title alone is no security
+    port: Port = 104
+
+
+class TransportSecurity(Frozen):
+    """Files for mutual TLS: our certificate and key, and the authority that signed the other side's."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+class DicomDoor(Frozen):
+    """The port at which the archive delivers images (C-STORE) and asks whether anybody is there (C-ECHO)."""
+
+    ae_title: AETitle = "KONSIL"
+    host: str = "127.0.0.1"  # the address of the hospital's own network that it listens on
+    port: Port = 11112
+    peers: tuple[Peer, ...] = ()  # who may send; nobody else is let in
+    tls: TransportSecurity | None = None
+    max_associations: Annotated[int, Field(ge=1, le=100)] = 8
+
+
+class Arrivals(Frozen):
+    """What becomes of images that have arrived."""
+
+    quiet_s: Annotated[float, Field(gt=0)] = 60.0  # a study is complete when nothing of it has come for so long
+    min_free_gib: Annotated[float, Field(ge=0)] = 5.0  # with less room on the disk nothing is accepted
+    watch: Path | None = None  # a folder whose files are taken in as if they had been sent
+    keep_originals_days: Annotated[float, Field(ge=0)] = 0.0  # how long originals stay after they were de-identified
+    series_rules: Path | None = None  # as --series-rules of konsil-site admit
+    labels: str | None = None  # as --labels
+    columns: Path | None = None  # as --columns
+    retain: tuple[Literal["dates", "device", "descriptors"], ...] = ("dates", "descriptors")  # PS3.15 options
+
+
+class Coordinator(Frozen):
+    """Whom this hospital dials. It opens connections to nobody else."""
+
+    address: str  # HOST:PORT
+    root_certificates: Path | None = None  # None: no TLS, which only a rehearsal on one machine may do
+    key: Path = Path("node.key")  # this hospital's own key, which the coordinator has registered
+
+
+class Page(Frozen):
+    """The hospital's own page, for its own people."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8787
+
+
+class Archive(Frozen):
+    """Where masks and reports go back to, for research use only."""
+
+    peer: Peer
+    ae_title: AETitle = "KONSIL"  # how we call ourselves
+    tls: TransportSecurity | None = None
 
 
 class Site(Frozen):
@@ -36,15 +112,28 @@ class Site(Frozen):
     accept_no_privacy: bool = False  # let updates leave without noise (studies with privacy.kind none); for rehearsals
     noise_seed: int | None = None  # rehearsals only: repeatable noise. None draws from the operating system
     device: str = "auto"  # auto, cpu, cuda, cuda:1
+    identity_folder: Path = Path("identity")  # originals, quarantine and the way back to patients: the intake's alone
+    minimum_cohort: Annotated[int, Field(ge=1)] = 20  # with fewer usable patients nobody here can approve a study
+    dicom: DicomDoor | None = None
+    arrivals: Arrivals = Arrivals()
+    coordinator: Coordinator | None = None
+    page: Page | None = None
+    archive: Archive | None = None
 
     @classmethod
     def load(cls, path: Path | str) -> Site:
         """Read `site.yaml`. Raises `pydantic.ValidationError` for a wrong key or value, `ValueError` for what is no YAML."""
         path = Path(path)
         settings = read_yaml(path)
-        for name, default in (("folder", "."), ("key_file", "pseudonym.key")):
-            place = settings.get(name, default)
-            settings[name] = (path.parent / place).resolve() if isinstance(place, str) else place
+        for name, default in (("folder", "."), ("key_file", "pseudonym.key"), ("identity_folder", "identity")):
+            settings.setdefault(name, default)
+        for section, names in _PATHS.items():
+            part: Any = settings
+            for key in section.split():
+                part = part.get(key) if isinstance(part, dict) else None
+            for name in names if isinstance(part, dict) else ():
+                if isinstance(part.get(name), str):
+                    part[name] = (path.parent / part[name]).resolve()
         return cls.model_validate(settings)
 
     def save(self, path: Path | str) -> None:
