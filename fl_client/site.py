@@ -15,7 +15,6 @@ from pydantic import Field
 from conf.study import Frozen
 from fl_client.yaml_file import read_yaml
 
-
 AETitle = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,16}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 

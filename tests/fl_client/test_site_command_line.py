@@ -205,15 +205,3 @@ def test_the_ledger_says_which_releases_protect_nobody(hospitals, capsys):
     assert "repeatable noise" not in second
     assert warning.startswith("1 of them with repeatable noise")
     assert json.loads(book.path.read_text().splitlines()[0])["event"]["noise"] == "seeded"
-
-
-def test_joining_hands_the_settings_file_to_flower_and_warns_of_what_is_for_rehearsals(hospitals, clinic, monkeypatch, capsys):
-    said = []
-    monkeypatch.setattr("os.execvp", lambda program, command: said.append(command))
-    for path in (clinic, hospitals.sites["a"]):
-        main(["--site", str(path), "start", "--superlink", "127.0.0.1:1", "--insecure", "--port", "9094"])
-    expected = ["--superlink", "127.0.0.1:1", "--node-config", f'site="{clinic}"', "--insecure", "--port", "9094"]
-    assert said[0] == ["flower-supernode", *expected]
-    warnings = capsys.readouterr().err.splitlines()
-    assert [line.split("only: ")[1].split(":")[0] for line in warnings] == ["noise_seed", "approve_all"]
-    assert all(line.startswith(str(hospitals.sites["a"])) for line in warnings)
