@@ -1,8 +1,7 @@
 """The hospital's privacy ledger: every release that concerns its patients, written down before it leaves.
 
-One ledger belongs to one patient population, and outlives rounds, restarts, studies and kinds of model. Each line carries
-the SHA-256 of the line before it, and a small file beside the ledger (`.head`) says how many lines there are and how the
-last one ends, so that a changed, missing or cut-off line is found. A crash leaves an event too many, never one too few:
+One ledger belongs to one patient population, and outlives rounds, restarts, studies and kinds of model. Its lines are chained
+(`fl_client.chain`), so that a changed, missing or cut-off line is found. A crash leaves an event too many, never one too few:
 
     lock, check approval and budget, append and fsync the line, write and fsync the head, unlock; only then may it leave.
 
@@ -11,30 +10,22 @@ What the chain can't show is told in docs/privacy.md: who may write both files c
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
+from fl_client.chain import Body, Chain, ChainBroken
 from fl_client.privacy.budget import epsilon as epsilon_of
 from fl_client.privacy.events import Event
-
-_FIRST = hashlib.sha256(b"konsil-ledger/1").hexdigest()  # what the first line follows
 
 
 class BudgetSpent(RuntimeError):
     """A release would cost more than the hospital allows. Nothing was written and nothing may leave."""
 
 
-class LedgerBroken(RuntimeError):
+class LedgerBroken(ChainBroken):
     """The ledger isn't what was written. A person has to look; until then nothing may leave."""
 
 
@@ -62,6 +53,7 @@ class Ledger:
         if not 0 < delta < 1:
             raise ValueError(f"a hospital's delta must lie between 0 and 1, not {delta}")
         self.path = Path(path)
+        self._chain = Chain(self.path, "ledger", LedgerBroken)
         self.budget = epsilon
         self.delta = delta
         self.accept_no_privacy = accept_no_privacy
@@ -87,20 +79,12 @@ class Ledger:
             Before anything is written, if the ledger isn't what was written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as fd:
-            past, count, last, end = self._read(fd)
+        with self._chain.whole() as book:
+            past = [self._event(body) for body in book.bodies]
             if check is not None:
                 check(past)
             self._require_affordable(past, [event])
-            if not _head(self.path).exists():
-                self._write_head(0, _FIRST)
-            line, digest = _line(event, number=count + 1, previous=last)
-            os.ftruncate(fd, end)
-            os.lseek(fd, end, os.SEEK_SET)
-            _write_all(fd, line)
-            os.fsync(fd)
-            _fsync_folder(self.path.parent)
-            self._write_head(count + 1, digest)
+            book.append({"event": event.model_dump(mode="json")})
             return epsilon_of([*past, event], delta=self.delta)
 
     def planned(self, events: Sequence[Event]) -> float:
@@ -116,15 +100,7 @@ class Ledger:
     @property
     def events(self) -> tuple[Event, ...]:
         """Everything that was spent, oldest first. Raises `LedgerBroken`."""
-        if not self.path.exists() and not _head(self.path).exists():
-            return ()
-        try:
-            with self._locked(os.O_RDONLY, fcntl.LOCK_SH) as fd:
-                return tuple(self._read(fd)[0])
-        except FileNotFoundError:
-            raise LedgerBroken(
-                f"{self.path} is missing, but {_head(self.path).name} beside it says that it was written"
-            ) from None
+        return tuple(self._event(body) for body in self._chain.bodies)
 
     @property
     def epsilon(self) -> float:
@@ -150,87 +126,11 @@ class Ledger:
         if noisy and (after := epsilon_of([*counted, *noisy], delta=self.delta)) > self.budget:
             raise BudgetSpent(f"{_name(noisy[-1])} would bring epsilon to {_over(after, self.budget)}, over {limit}")
 
-    @contextmanager
-    def _locked(self, flags: int, lock: int) -> Iterator[int]:
-        fd = os.open(self.path, flags | os.O_CLOEXEC, 0o600)
+    def _event(self, body: Body) -> Event:
         try:
-            fcntl.flock(fd, lock)
-            yield fd
-        finally:
-            os.close(fd)  # releases the lock
-
-    def _read(self, fd: int) -> tuple[list[Event], int, str, int]:
-        """Check everything: the events, their number, the last digest, and where the last whole line ends (bytes)."""
-        data = _read_all(fd)
-        end = data.rfind(b"\n") + 1
-        events, last, digests = [], _FIRST, [_FIRST]
-        for number, raw in enumerate(data[:end].splitlines(), start=1):
-            event, last = _checked(raw, number=number, previous=last, path=self.path)
-            events.append(event)
-            digests.append(last)
-        self._check_head(digests, empty=not data)
-        return events, len(events), last, end
-
-    def _check_head(self, digests: Sequence[str], *, empty: bool) -> None:
-        lines = len(digests) - 1
-        try:
-            head = json.loads(_head(self.path).read_text())
-            written, digest = int(head["lines"]), str(head["hash"])
-        except FileNotFoundError:
-            if empty:
-                return
-            raise LedgerBroken(
-                f"{_head(self.path)} is missing, so nobody can say whether {self.path.name} is complete"
-            ) from None
-        except (ValueError, KeyError, TypeError):
-            raise LedgerBroken(f"{_head(self.path)} is not readable as the ledger's head") from None
-        if lines < written:
-            raise LedgerBroken(f"{self.path} has {lines} whole lines, but {written} were written: the end is missing")
-        if digests[written] != digest:
-            raise LedgerBroken(f"{self.path} line {written} is not the line that was written there")
-
-    def _write_head(self, lines: int, digest: str) -> None:
-        part = _head(self.path).with_suffix(".head.part")
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            _write_all(fd, json.dumps({"lines": lines, "hash": digest}).encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        part.replace(_head(self.path))
-        _fsync_folder(self.path.parent)
-
-
-def _head(path: Path) -> Path:
-    return path.with_name(path.name + ".head")
-
-
-def _canonical(body: dict[str, Any]) -> str:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _digest(previous: str, body: dict[str, Any]) -> str:
-    return hashlib.sha256((previous + _canonical(body)).encode()).hexdigest()
-
-
-def _line(event: Event, *, number: int, previous: str) -> tuple[bytes, str]:
-    body = {"line": number, "time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event.model_dump(mode="json")}
-    digest = _digest(previous, body)
-    return (_canonical({**body, "previous": previous, "hash": digest}) + "\n").encode(), digest
-
-
-def _checked(raw: bytes, *, number: int, previous: str, path: Path) -> tuple[Event, str]:
-    try:
-        entry = json.loads(raw)
-        digest, follows = entry.pop("hash"), entry.pop("previous")
-        event = Event.model_validate(entry["event"])
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
-        raise LedgerBroken(f"{path} line {number} is not a ledger entry") from None
-    if entry.get("line") != number or follows != previous:
-        raise LedgerBroken(f"{path} line {number} doesn't follow the line before it: a line is missing, moved or changed")
-    if _digest(previous, entry) != digest:
-        raise LedgerBroken(f"{path} line {number} was changed after it was written")
-    return event, digest
+            return Event.model_validate(body["event"])
+        except (KeyError, ValidationError):
+            raise LedgerBroken(f"{self.path} line {body['line']} is not a ledger entry") from None
 
 
 def _name(event: Event) -> str:
@@ -243,24 +143,3 @@ def _over(after: float, budget: float) -> str:
     if math.isinf(after):
         return "infinity"
     return next((text for digits in range(3, 17) if float(text := f"{after:.{digits}g}") > budget), repr(after))
-
-
-def _read_all(fd: int) -> bytes:
-    os.lseek(fd, 0, os.SEEK_SET)
-    pieces = []
-    while piece := os.read(fd, 1 << 20):
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from fl_client.privacy import BudgetSpent, Event, Ledger
-from fl_client.privacy import ledger as module
+from fl_client import chain as module
 
 EVENT = Event(noise_multiplier=10.0, study_name="crash")
 
