@@ -12,17 +12,17 @@ import math
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from conf.frozen import Frozen as Frozen
+from conf.selection import Selection
 
 SCHEMA = 1
-
-
-class Frozen(BaseModel):
-    """Settings that can't change once read, and that refuse a key they don't know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+LARGEST = 256 * 1024
+"""Bytes of JSON that a study may have: what a person approves is no larger, and nothing larger is parsed."""
 
 
 class Privacy(Frozen):
@@ -89,6 +89,7 @@ class Study(Frozen):
     privacy: Privacy = Privacy()
     training: LocalTraining = LocalTraining()
     strategy: Strategy = Strategy()
+    selection: Selection | None = None  # whom the study is about; None: everybody whom its task can use
 
     @field_validator("task")
     @classmethod
@@ -119,8 +120,11 @@ class Study(Frozen):
     def from_json(cls, text: str) -> Study:
         """Read a study strictly: unknown keys, wrong types and NaN are refused (`pydantic.ValidationError`).
 
-        A whole number is also a float, an array also a tuple; nothing else is converted.
+        A whole number is also a float, an array also a tuple; nothing else is converted. More than `LARGEST` bytes are refused
+        unread.
         """
+        if len(text) > LARGEST or len(text.encode(errors="replace")) > LARGEST:
+            _refuse_size(len(text))
         return cls.model_validate_json(text, strict=True)
 
     @classmethod
@@ -129,6 +133,8 @@ class Study(Frozen):
 
         Raises `pydantic.ValidationError`, `TypeError` for a file that holds no object, `ValueError` and `OSError`.
         """
+        if (size := path.stat().st_size) > LARGEST:
+            _refuse_size(size)
         settings = json.loads(path.read_text())
         return cls.from_json(json.dumps({"konsil_version": version("konsil"), **settings}))
 
@@ -136,6 +142,13 @@ class Study(Frozen):
     def hash(self) -> str:
         """SHA-256 of the canonical JSON, 64 hexadecimal digits: the study's identity."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _refuse_size(size: int) -> NoReturn:
+    problem = PydanticCustomError(
+        "study_size", "{size} bytes are no study; at most {largest} are read", {"size": size, "largest": LARGEST}
+    )
+    raise ValidationError.from_exception_data("Study", [{"type": problem, "input": {}}])
 
 
 def _leaves(value: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]]:
