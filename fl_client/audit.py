@@ -1,7 +1,7 @@
 """The hospital's log of what happened: who decided what, and every message that left the house.
 
-One chained line per happening (`fl_client.chain`), in `audit.jsonl` of the hospital's folder. Facts are names of studies, hashes,
-sizes, and who at the hospital decided; never an identity of a patient, nor a pseudonym: this file is what a hospital shows to
+One chained line per happening (`fl_client.chain`), in `audit.jsonl` of the hospital's folder. Facts are names of studies,
+hashes, sizes, and who at the hospital decided; never an identity or pseudonym of a patient: this is what a hospital shows to
 others. Unlike the ledger it decides nothing.
 """
 

@@ -3,16 +3,19 @@
 What passes: trained parameters by name, or one noisy sum and how much noise is in it, with the size that the hospital
 declares in public and the epsilon of its ledger; or a refusal in words; or the bare fact that something failed. What does not
 pass: buffers, losses, counts of patients, texts of exceptions, timings. The reader of this file has read everything that
-leaves the hospital.
+leaves the hospital. The ledger has its line before an answer is built here, the audit log gets one before it goes.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
+import secrets
 import traceback
 from collections.abc import Collection
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +26,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp.typing import ClientAppCallable
 
 from fl_client.approval import Declined
+from fl_client.audit import AuditLog
+from fl_client.chain import ChainBroken
+from fl_client.egress import egress
+from fl_client.halt import halted
 from fl_client.privacy.ledger import BudgetSpent
 from fl_client.site import Site
 
@@ -32,7 +39,8 @@ DECLINED = 100
 FAILED = 101
 """Code of an error reply for work that failed at the site. The reason stays in the site's log."""
 
-FAILED_WORDS = "training failed at this site; its log says why"
+FAILED_WORDS = "the work failed at this site; its log says why"
+"""How every failure begins that the coordinator hears of."""
 
 
 def reply(question: Message, model: torch.nn.Module, *, names: Collection[str], declared_size: int, epsilon: float) -> Message:
@@ -123,25 +131,79 @@ def decline(question: Message, reason: str) -> Message:
     return Message(Error(DECLINED, reason), reply_to=question)
 
 
-def failure(question: Message) -> Message:
-    """The fact that the work failed, and nothing else."""
-    return Message(Error(FAILED, FAILED_WORDS), reply_to=question)
+def failure(question: Message, error: BaseException | None = None, *, number: str = "") -> Message:
+    """The fact that the work failed, with a reason from a fixed list, and nothing else.
+
+    `number` stands beside the exception in the site's log, so that the two sides can speak of one failure.
+    """
+    words = FAILED_WORDS + (f" (reason: {reason_of(error)}, number {number})" if error is not None else "")
+    return Message(Error(FAILED, words), reply_to=question)
+
+
+def reason_of(error: BaseException) -> str:
+    """What kind of failure it was: a property of the machine or of the books, never of a patient."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "memory"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk"
+    if isinstance(error, ChainBroken):
+        return "books"
+    return "work"
+
+
+_asked: ContextVar[bool] = ContextVar("konsil_asked", default=False)
 
 
 def guarded(answer: ClientAppCallable) -> ClientAppCallable:
-    """Let no exception of `answer` leave: refusals become declines, everything else a bare failure and a line in the log."""
+    """The threshold: what `answer` gives leaves after a line in the audit log; no exception of it leaves.
+
+    Refusals become declines, everything else a bare failure and an entry in the site's log. A hospital that has paused
+    declines; in one that was stopped nothing leaves that was still being worked on. Within another `guarded` it is that one's
+    matter.
+    """
 
     @functools.wraps(answer)
     def inside(question: Message, context: Context) -> Message:
-        try:
+        if _asked.get():
             return answer(question, context)
-        except (Declined, BudgetSpent) as refusal:
-            return decline(question, str(refusal))
-        except Exception:
-            write_log(context, traceback.format_exc())
-            return failure(question)
+        token = _asked.set(True)
+        try:
+            return _let_out(question, _answered(answer, question, context), context)
+        finally:
+            _asked.reset(token)
 
     return inside
+
+
+def _answered(answer: ClientAppCallable, question: Message, context: Context) -> Message:
+    try:
+        if state := halted(_folder(context)) if "site" in context.node_config else "":
+            raise Declined(f"this site has {'paused' if state == 'paused' else 'stopped its work'}")
+        return answer(question, context)
+    except (Declined, BudgetSpent) as refusal:
+        return decline(question, str(refusal))
+    except Exception as error:
+        return _failed(question, context, error)
+
+
+def _let_out(question: Message, answer: Message, context: Context) -> Message:
+    """The answer, once the audit log has a line about it."""
+    if "site" not in context.node_config:
+        return answer
+    try:
+        folder = _folder(context)
+        if not answer.has_error() and halted(folder) == "stopped":
+            answer = decline(question, "this site has stopped its work")
+        AuditLog(folder / "audit.jsonl").append("egress", **egress(question, answer, run=context.run_id))
+    except Exception as error:
+        return _failed(question, context, error)
+    return answer
+
+
+def _failed(question: Message, context: Context, error: Exception) -> Message:
+    number = secrets.token_hex(4)
+    write_log(context, f"number {number}\n{''.join(traceback.format_exception(error))}")
+    return failure(question, error, number=number)
 
 
 def guarded_mod(question: Message, context: Context, call_next: ClientAppCallable) -> Message:

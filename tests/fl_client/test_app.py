@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -81,10 +82,12 @@ def test_no_text_of_an_exception_reaches_the_coordinator(hospitals, monkeypatch)
     _, record = run(grid, study, initial_state(study), folder=hospitals.folder / "run")
     assert record.verdict == "failed"
     assert {site.answer for entry in record.rounds for site in entry.sites.values()} == {"failed"}
-    assert record.rounds[0].sites["a"].reason == FAILED_WORDS
+    told = re.fullmatch(FAILED_WORDS + r" \(reason: work, number [0-9a-f]{8}\)", record.rounds[0].sites["a"].reason)
+    assert told
     assert "1234" not in (hospitals.folder / "run" / "record.json").read_text()
     log = hospitals.folder / "a" / "log" / "failures.log"
     assert "patient 1234 in /data/secret.dcm" in log.read_text()
+    assert told.group(0)[-9:-1] in log.read_text()  # the number by which both sides know it
     assert log.stat().st_mode & 0o777 == 0o600
 
 
@@ -92,7 +95,8 @@ def test_a_node_without_settings_says_only_that_it_failed():
     grid = InProcessGrid("fl_client.app:app", [{"site": "/nowhere/patient 1234/site.yaml"}, {}])
     for kind in ("train", "query.enroll"):
         for reply in grid.send_and_receive([Message(RecordDict(), node, kind) for node in grid.get_node_ids()]):
-            assert (reply.error.code, reply.error.reason) == (FAILED, FAILED_WORDS)
+            assert reply.error.code == FAILED
+            assert re.fullmatch(FAILED_WORDS + r" \(reason: work, number [0-9a-f]{8}\)", reply.error.reason)
 
 
 def test_a_study_with_another_hash_or_another_konsil_is_refused_in_words(hospitals):
