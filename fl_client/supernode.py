@@ -1,0 +1,117 @@
+"""Flower's SuperNode as a hospital runs it: it carries messages and never runs what the coordinator sends.
+
+In process isolation a SuperNode starts no app. It keeps the run's app bundle in memory, unpacks nothing, and waits until our
+worker (`worker.py`) has answered with the ClientApp that is installed here. Flower's own command sleeps 3 s between two looks
+for a message; ours looks more often while a study runs and as rarely when nothing happens.
+`python -m fl_client.supernode --site site.yaml` runs it; `konsil-site start` does.
+Which internals of Flower this leans on is pinned in tests/fl_client/test_flower_contract.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fl_client.loopback import HOST, Loopback
+from fl_client.site import Coordinator, Site
+
+BUSY_POLL_S, IDLE_POLL_S = 0.5, 3.0
+"""Seconds between two looks for work: while a study is running here, and when none is."""
+
+BUSY_FOR_S = 900.0
+"""A study counts as running for so long after its last message."""
+
+
+def pause_s(since_s: float) -> float:
+    """How long to wait before the next look for work, `since_s` seconds after the last."""
+    return BUSY_POLL_S if since_s < BUSY_FOR_S else IDLE_POLL_S
+
+
+def runtime_folder(site: Site) -> Path:
+    """Where SuperNode and worker meet."""
+    return site.folder / "run" / "supernode"
+
+
+def environment(site: Site) -> dict[str, str]:
+    """The environment of every process that holds Flower: nothing is reported, and loopback goes through no proxy."""
+    own = {
+        "FLWR_HOME": str(site.folder / "run" / "flower"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), HOST])),
+    }
+    return {**{name: value for name, value in os.environ.items() if name != "no_proxy"}, **own}
+
+
+def command(site: Site, coordinator: Coordinator, door: Loopback) -> list[str]:
+    """What Flower's command is given. Raises `ValueError` for a coordinator without TLS that is not on this machine."""
+    given = ["flower-supernode", "--superlink", coordinator.address, "--isolation", "process"]
+    given += ["--host", HOST, "--port", str(door.port), "--superexec-auth-secret-file", str(door.secret_file)]
+    given += ["--ssl-certfile", str(door.certificate), "--ssl-keyfile", str(door.certificate_key)]
+    given += ["--ssl-ca-certfile", str(door.certificate)]
+    if coordinator.root_certificates is None:
+        require_this_machine(coordinator.address)
+        return [*given, "--insecure"]
+    given += ["--root-certificates", str(coordinator.root_certificates)]
+    return [*given, "--auth-supernode-private-key", str(coordinator.key)]
+
+
+def require_this_machine(address: str) -> None:
+    """Return if HOST:PORT is this machine itself. Raises `ValueError`: without TLS nobody knows who answers."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local:
+        raise ValueError(
+            f"coordinator.root_certificates is missing and {host} is another machine: without TLS anybody could "
+            "pretend to be the coordinator; put down the file that the coordinator gave you"
+        )
+
+
+def impatient(pull: Callable[..., int | None]) -> Callable[..., int | None]:
+    """`pull` until it has found a message, with our own pauses instead of Flower's."""
+    last = time.monotonic() - BUSY_FOR_S
+
+    def pulled(**given: Any) -> int | None:
+        nonlocal last
+        while (run := pull(**given)) is None:
+            time.sleep(pause_s(time.monotonic() - last))
+        last = time.monotonic()
+        return run
+
+    return pulled
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Become the SuperNode; returns only if it can't."""
+    parser = argparse.ArgumentParser(prog="fl_client.supernode", description="Flower's SuperNode for this hospital")
+    parser.add_argument("--site", type=Path, required=True)
+    site = Site.load(parser.parse_args(arguments).site)
+    if site.coordinator is None:
+        print("site.yaml names no coordinator (konsil-site join adds it)", file=sys.stderr)
+        return 2
+    os.environ.update(environment(site))
+    os.environ.pop("no_proxy", None)
+    try:
+        sys.argv = command(site, site.coordinator, Loopback.make(runtime_folder(site)))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    from flwr.supernode import start_client_internal as loop  # here: Flower reads the environment when it is imported
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    loop._pull_and_store_message = impatient(loop._pull_and_store_message)
+    flower_supernode()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
