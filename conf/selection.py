@@ -2,7 +2,7 @@
 
 A coordinator says whom a study wants as data, and never as a query: `{"field": "endpoint.age", "op": ">=", "value": 50}` inside
 `{"all": [...]}`, `{"any": [...]}` or `{"none": [...]}`. Every hospital compiles it to SQL of its own. What is not known of a
-patient makes a condition neither true nor false, as NULL does in SQL, and only patients for whom the whole is true are selected.
+patient makes a condition neither true nor false, as NULL does in SQL; only those are selected for whom the whole is true.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def descend(question: Message, site: Site, study: Study, task: GradientTask) -> 
     number = round_of(question, study)
     cost = round_event(site, study, task, number=number)
     epsilon = pay(site, study, cost)
-    patients = TrainingPatients(task, *usable_patients(site, task, "train"))
+    patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
     noise, sampling = randomness(site, study, round=number, entry=len(ledger_of(site).events))
     report = dp_sgd(
         model,
@@ -113,7 +113,7 @@ def count(question: Message, site: Site, study: Study, task: CountingTask) -> Me
     number = round_of(question, study)
     cost = round_event(site, study, task, number=number)
     epsilon = pay(site, study, cost)
-    cohort, patients = usable_patients(site, task, "train")
+    cohort, patients = usable_patients(site, study, task, "train")
     vectors = vectors_of(site, patients, lambda patient: task.contribution(cohort.prepared(task, patient)))
     noise, _ = randomness(site, study, round=number, entry=len(ledger_of(site).events))
     total = summed(vectors, task.length, study, cost, noise)
@@ -134,7 +134,7 @@ def evaluate(question: Message, context: Context) -> Message:
     state = received(question.content, first_state(task))
     cost = scores_event(site, study)
     epsilon = pay(site, study, cost)
-    cohort, patients = usable_patients(site, task, "test")
+    cohort, patients = usable_patients(site, study, task, "test")
     vectors = vectors_of(site, patients, lambda patient: task.judgement(state, cohort.prepared(task, patient)))
     noise, _ = randomness(site, study, round=study.rounds, entry=len(ledger_of(site).events))
     total = summed(vectors, task.judgement_length, study, cost, noise)

@@ -130,6 +130,8 @@ class Cohort:
             if volume.mask is not None:
                 digests["mask"] = _save(part / f"{volume.series}.mask.npy", volume.mask)
             entry = {"series": volume.series, "affine": volume.affine.tolist(), "mask": volume.mask is not None}
+            if volume.annotated is not None:
+                entry["annotated"] = list(volume.annotated)
             volumes.append({**entry, "sha256": digests})
         text = {
             "patient": case.patient,
@@ -221,6 +223,7 @@ class Cohort:
                     image=_array(folder / f"{volume['series']}.image.npy"),
                     affine=np.array(volume["affine"]),
                     mask=_array(folder / f"{volume['series']}.mask.npy") if volume["mask"] else None,
+                    annotated=tuple(volume["annotated"]) if "annotated" in volume else None,
                 )
                 for volume in text["volumes"]
             )
@@ -243,6 +246,11 @@ class Cohort:
             raise CaseUnreadable(place, "it is a file, and no patient's folder") from None
         except OSError as error:
             raise CaseUnreadable(place, f"case.json: {error.strerror}") from None
+
+    def state(self, patient: str) -> str:
+        """A digest of the stored case. Raises `KeyError` for an unknown pseudonym, and `CaseUnreadable`, which is one too."""
+        with self._lock(fcntl.LOCK_SH):
+            return self._state(patient)
 
     def _state(self, patient: str) -> str:
         """A digest of the stored case: other images, masks or endpoints give another."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from conf.study import Study
 from fl_client.cohort import Cohort, Split
 from fl_client.site import Site
 from tasks.task import GradientTask, Task
@@ -28,20 +29,37 @@ class TrainingPatients:
         return self.task.example(self.cohort.prepared(self.task, patient), views, rng)
 
 
-def usable_patients(site: Site, task: Task, which: Split) -> tuple[Cohort, Sequence[str]]:
-    """The cohort, and the patients of one side of its split whom the task can use; the others are named in the site's log.
+def usable_patients(site: Site, study: Study, task: Task, which: Split) -> tuple[Cohort, Sequence[str]]:
+    """The cohort, and the patients of one side of its split whom the study takes; the others are named in the site's log.
 
     Perhaps nobody is left: the round goes on and releases noise alone. A refusal would say, exactly and unpaid, that nobody
     here has what the study is about.
     """
-    cohort = Cohort(site.cohort_folder)
-    usable, left_out = cohort.usable(task, cohort.split(which, test_fraction=site.test_fraction))
+    cohort, usable, left_out = chosen(site, study, task, which)
     for patient, reason in left_out.items():
         note(site, patient=patient, left_out=reason)
     if not usable:
         side = {"train": "training", "test": "test"}[which]
         note(site, warning=f"no {side} patient that the task can use: what is released, and paid for, is noise alone")
     return cohort, usable
+
+
+def chosen(site: Site, study: Study, task: Task, which: Split) -> tuple[Cohort, Sequence[str], dict[str, str]]:
+    """The cohort, the patients of one side of its split whom the study takes, and the reason for each of the others.
+
+    First whom the study selects, then whom its task can use. Each patient is judged alone, so nobody's presence moves another.
+    Raises `OSError` if there can't be a cohort or a catalog at this site.
+    """
+    cohort = Cohort(site.cohort_folder)
+    patients = cohort.split(which, test_fraction=site.test_fraction)
+    left_out: dict[str, str] = {}
+    if study.selection is not None:
+        from fl_client.catalog import Catalog  # here: most studies select nobody
+        from fl_client.selection import unselected
+
+        left_out = unselected(Catalog.of(site), study.selection, patients)
+    usable, unusable = cohort.usable(task, [patient for patient in patients if patient not in left_out])
+    return cohort, usable, left_out | unusable
 
 
 def note(site: Site, **facts: object) -> None:

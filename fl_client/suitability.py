@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from conf.study import Study
-from fl_client.cohort import Cohort
+from fl_client.patients import chosen
 from fl_client.site import Site
 from tasks.task import load_for
 
@@ -17,21 +17,21 @@ TOLD = 10
 """So many patients are named with their reasons; the others are counted."""
 
 
-def tell_usable(site: Site, study: Study) -> None:
+def tell_usable(site: Site, study: Study) -> int:
     """Print how many of the training patients the study's task can use, and why not the others; warn if it can use nobody.
 
-    Prepares their arrays, as the first round would. Raises `OSError` if there can't be a cohort at this site.
+    Returns the number. Prepares their arrays, as the first round would. Raises `OSError` if there can't be a cohort here.
     """
     try:
         task = load_for(study, models=site.models_folder)
     except ValueError as error:
         print(f"WARNING: {site.name} can't take part in study {study.name}: {error}", file=sys.stderr)
-        return
-    cohort = Cohort(site.cohort_folder)
-    training = cohort.split("train", test_fraction=site.test_fraction)
-    usable, left_out = cohort.usable(task, training)
+        return 0
+    if study.selection is not None:
+        print(f"study {study.name} asks for patients with {study.selection}")
+    _, usable, left_out = chosen(site, study, task, "train")
     print(
-        f"{len(usable)} of {len(training)} training patients at {site.name} can be used for study {study.name}"
+        f"{len(usable)} of {len(usable) + len(left_out)} training patients at {site.name} can be used for study {study.name}"
         + (f"; {len(left_out)} can't:" if left_out else "")
     )
     for patient, reason in list(left_out.items())[:TOLD]:
@@ -46,3 +46,4 @@ def tell_usable(site: Site, study: Study) -> None:
             + (paid if study.privacy.kind == "patient" else bare),
             file=sys.stderr,
         )
+    return len(usable)
