@@ -1,16 +1,28 @@
-"""konsil-study: what a coordinator does with a study.
+"""konsil-study: what a coordinator does.
 
-    konsil-study show study.json                                the study as it will be identified: hash, price, settings
-    konsil-study run study.json --superlink NAME [--stream]     start it on the SuperLink of that name in Flower's config.toml
-    konsil-study record runs/<name>/record.json                 what came of it; the exit code is the verdict
+    konsil-study init FOLDER --host NAME            make a coordinator's folder: keys, certificates, settings
+    konsil-study serve                              run the coordinator until it is stopped
+    konsil-study join-token NAME                    a word that lets the hospital of this name register its key, once
+    konsil-study register NAME KEY                  register a hospital's public key (a file, or the key itself)
+    konsil-study unregister NAME                    shut a hospital out
+    konsil-study sites                              who is registered, and who is there
+    konsil-study start study.json [--wait]          start a study on the running coordinator
+    konsil-study start study=segmentation sites=[a,b] rounds=8
+    konsil-study show study.json                    the study as it will be identified: hash, price, settings
+    konsil-study record runs/<name>/record.json     what came of it; the exit code is the verdict
+    konsil-study run study.json --superlink NAME    start it with Flower's own command on a SuperLink of yours
+    konsil-study renew                              a new server certificate from the same authority
 
-A study file is JSON; keys that are left out have their defaults.
+Commands that need the coordinator's folder take it from --folder, else from KONSIL_COORDINATOR, else it is the working folder.
+A study file is JSON; keys that are left out have their defaults. `start` without a file composes one of conf/federation/;
+KEY=VALUE changes either.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,23 +35,20 @@ from conf.study import Study, words
 from fl_server.record import Record
 
 EXIT = {"complete": 0, "degraded": 3, "failed": 4}
-"""Exit codes of `konsil-study record`; 1 is a mistake in the command or a file."""
+"""Exit codes of `konsil-study record` and `start --wait`; 1 is a mistake in the command or a file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 1 with a sentence on standard error if it can't be done."""
     options = _parser().parse_args(arguments)
+    about = getattr(options, "file", None) or "konsil-study"
     try:
-        if options.command == "record":
-            return record(options.file)
-        study = Study.read(options.file)
-        if options.command == "show":
-            return show(study)
-        return run(study, options.superlink, app=options.app, stream=options.stream)
+        code: int = options.run(options)
+        return code
     except ValidationError as error:
-        print(f"{options.file}: {words(error)}", file=sys.stderr)
+        print(f"{about}: {words(error)}", file=sys.stderr)
     except (OSError, ValueError) as error:
-        print(f"{options.file}: {error}", file=sys.stderr)
+        print(f"{about}: {error}", file=sys.stderr)
     return 1
 
 
@@ -76,18 +85,140 @@ def record(path: Path) -> int:
     return EXIT[found.verdict]
 
 
+# -- the coordinator's folder ---------------------------------------------------------------------------------------
+
+
+def init(options: argparse.Namespace) -> int:
+    """Make a coordinator's folder."""
+    from fl_server.certificates import fingerprint, read
+    from fl_server.house import SETTINGS, House
+
+    house = House.create(
+        options.folder,
+        hosts=options.host,
+        listen=options.listen,
+        port=options.port,
+        public_port=options.public_port,
+        tls=not options.behind_proxy,
+    )
+    print(f"made {house.folder / SETTINGS}; hospitals will dial {house.address}")
+    print(f"they need {house.authority}, whose SHA-256 is {fingerprint(read(house.authority))}")
+    print(f"next: konsil-study serve --folder {house.folder}")
+    return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Run the coordinator."""
+    from fl_server.house import House
+    from fl_server.serve import serve
+
+    return serve(House.load(options.folder))
+
+
+def renew(options: argparse.Namespace) -> int:
+    """Make a new server certificate."""
+    from fl_server.certificates import read
+    from fl_server.house import House
+
+    house = House.load(options.folder)
+    house.renew()
+    end = read(house.certificate).not_valid_after_utc
+    print(f"{house.certificate} is valid until {end:%Y-%m-%d}; a running coordinator takes it when it is started again")
+    return 0
+
+
+def join_token(options: argparse.Namespace) -> int:
+    """Print a new join token."""
+    from fl_server.house import House
+    from fl_server.tokens import Tokens
+
+    house = House.load(options.folder)
+    print(Tokens(house.tokens).give(options.name, valid_s=options.days * 24 * 3600))
+    print(f"for {options.name}, once, within {options.days:g} days; shown only now", file=sys.stderr)
+    return 0
+
+
+def register(options: argparse.Namespace) -> int:
+    """Register a hospital's key by hand."""
+    from fl_server.control import control
+    from fl_server.house import House
+
+    path = Path(options.key)
+    text = options.key if options.key.startswith(("ecdsa-", "-----BEGIN")) else path.read_text()
+    with control(House.load(options.folder)) as talk:
+        talk.register(options.name, text)
+    print(f"{options.name} may connect")
+    return 0
+
+
+def unregister(options: argparse.Namespace) -> int:
+    """Shut a hospital out."""
+    from fl_server.control import control
+    from fl_server.house import House
+
+    with control(House.load(options.folder)) as talk:
+        talk.unregister(options.name)
+    print(f"{options.name} may not connect any more")
+    return 0
+
+
+def sites(options: argparse.Namespace) -> int:
+    """List the registered hospitals."""
+    from fl_server.control import control
+    from fl_server.house import House
+
+    with control(House.load(options.folder)) as talk:
+        for site in talk.sites():
+            seen = f"last came {site.last_seen}" if site.last_seen else "never seen"
+            print(f"{site.name}: {site.status}, {seen}, key {site.key_sha256[:16]}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="konsil-study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (("show", "a study file"), ("run", "a study file"), ("record", "a record.json")):
+
+    for name, what, function in (
+        ("show", "a study file", lambda options: show(Study.read(options.file))),
+        ("record", "a record.json", lambda options: record(options.file)),
+        ("run", "a study file", lambda o: run(Study.read(o.file), o.superlink, app=o.app, stream=o.stream)),
+    ):
         command = commands.add_parser(name)
+        command.set_defaults(run=function)
         command.add_argument("file", type=Path, help=what)
         if name == "run":
             command.add_argument("--superlink", default="local", help="its name in Flower's config.toml (default: local)")
             command.add_argument("--app", type=Path, default=Path(), help="folder of konsil's pyproject.toml (default: here)")
             command.add_argument("--stream", action="store_true", help="show the ServerApp's log until the run ends")
+
+    made = commands.add_parser("init")
+    made.set_defaults(run=init)
+    made.add_argument("folder", type=Path)
+    made.add_argument("--host", action="append", required=True, help="name or address that hospitals dial; may be repeated")
+    made.add_argument("--listen", default="127.0.0.1", help="address to listen on; 0.0.0.0: every network (default: 127.0.0.1)")
+    made.add_argument("--port", type=int, default=8443, help="to listen on (default: 8443)")
+    made.add_argument("--public-port", type=int, default=None, help="that hospitals dial, if it is another one")
+    made.add_argument("--behind-proxy", action="store_true", help="without TLS, on loopback, for a proxy that ends TLS")
+
+    house = argparse.ArgumentParser(add_help=False)
+    house.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(os.environ.get("KONSIL_COORDINATOR", ".")),
+        help="the coordinator's folder (default: KONSIL_COORDINATOR, else the working folder)",
+    )
+    for name, command_function in (("serve", serve), ("sites", sites), ("renew", renew)):
+        commands.add_parser(name, parents=[house]).set_defaults(run=command_function)
+    for name, command_function in (("join-token", join_token), ("register", register), ("unregister", unregister)):
+        command = commands.add_parser(name, parents=[house])
+        command.set_defaults(run=command_function)
+        command.add_argument("name", help="the hospital's, as in its site.yaml")
+        if name == "register":
+            command.add_argument("key", help="its public key, or a file with it")
+        if name == "join-token":
+            command.add_argument("--days", type=float, default=7.0, help="that the token is good for (default: 7)")
     return parser
 
 
