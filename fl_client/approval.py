@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from conf.study import Study
+from fl_client.audit import AuditLog
 from fl_client.site import Site
 
 Decision = Literal["approved", "declined"]
@@ -40,6 +41,7 @@ class Approval(BaseModel):
     epsilon: float | None  # the price that was named at the time of the decision; None: a study without privacy
     paid: int = 0  # rounds of the study that stood in the ledger then: a yes covers the study's rounds from there on
     scored: int = 0  # releases of scores that stood there: a yes covers one more
+    until: str | None = None  # the last day of a yes, YYYY-MM-DD, UTC; None: until its rounds are done
 
 
 class Approvals:
@@ -72,10 +74,19 @@ class Approvals:
         return {path.stem: Study.from_json(path.read_text()) for path in paths}
 
     def decide(
-        self, study: Study, decision: Decision, *, who: str, epsilon: float | None, paid: int = 0, scored: int = 0
+        self,
+        study: Study,
+        decision: Decision,
+        *,
+        who: str,
+        epsilon: float | None,
+        paid: int = 0,
+        scored: int = 0,
+        until: str | None = None,
     ) -> Approval:
         """Write the decision, and make sure that it is on the disk. `paid` rounds and `scored` scores stand in the ledger.
 
+        A yes is good until the end of the day `until` (YYYY-MM-DD, UTC). The audit log gets its line first.
         A line that a crash left half-written is cut off first: whoever was deciding had not been told that it was done.
         """
         when = datetime.now(UTC).isoformat(timespec="seconds")
@@ -88,8 +99,12 @@ class Approvals:
             epsilon=epsilon,
             paid=paid,
             scored=scored,
+            until=until,
         )
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        AuditLog(self.path.parent / "audit.jsonl").append(
+            decision, study=study.hash, name=study.name, who=who, epsilon=epsilon, until=until
+        )
         with open(self.path, "a+b") as file:  # every write goes to the end
             fcntl.flock(file, fcntl.LOCK_EX)  # or a line that another process is writing might be cut
             file.seek(0)
@@ -159,6 +174,8 @@ def _decision(site: Site, study: Study) -> Approval | None:
         if site.approve_all:
             return None
         raise Declined(f"nobody at {site.name} has approved study {study.name} ({study.hash[:12]}) yet")
+    if approval.until is not None and f"{datetime.now(UTC):%Y-%m-%d}" > approval.until:
+        raise Declined(f"the yes of {site.name} to study {study.name} ({study.hash[:12]}) was good until {approval.until}")
     if approval.decision == "declined":
         raise Declined(f"{site.name} declined study {study.name} ({study.hash[:12]}) on {approval.when[:10]}")
     return approval

@@ -112,7 +112,7 @@ class Site(Frozen):
     noise_seed: int | None = None  # rehearsals only: repeatable noise. None draws from the operating system
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     identity_folder: Path = Path("identity")  # originals, quarantine and the way back to patients: the intake's alone
-    minimum_cohort: Annotated[int, Field(ge=1)] = 20  # with fewer usable patients nobody here can approve a study
+    minimum_cohort: Annotated[int, Field(ge=1)] = 10  # with fewer usable patients nobody here can approve a study
     dicom: DicomDoor | None = None
     arrivals: Arrivals = Arrivals()
     coordinator: Coordinator | None = None

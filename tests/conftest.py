@@ -55,7 +55,7 @@ class SmallHospitals:
         cohort = Cohort(folder / "cohort")
         for i in range(patients):
             cohort.admit(small_case(f"p{number}-{i}", 100 * number + i))
-        fields = {"declared_size": 5, "approve_all": True, "noise_seed": number, "test_fraction": 0.0}
+        fields = {"declared_size": 5, "approve_all": True, "noise_seed": number, "test_fraction": 0.0, "minimum_cohort": 1}
         site = Site(name=name, folder=folder, **{**fields, **settings})
         self.save(site)
         return site

@@ -9,10 +9,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conf.study import Study, words
-from fl_client.approval import Approvals, Decision
+from fl_client.approval import Approval, Approvals, Decision
 from fl_client.commands import Commands
 from fl_client.privacy import Event, Ledger
 from fl_client.site import Site
+
+DAYS = 180
+"""How long a yes is good unless the person who gives it says otherwise."""
 
 
 def add(commands: Commands) -> None:
@@ -21,23 +24,39 @@ def add(commands: Commands) -> None:
     asked.set_defaults(run=lambda site, options: studies(site))
     spent = commands.add_parser("ledger", help="check and print the privacy ledger")
     spent.set_defaults(run=lambda site, options: ledger(site))
-    said = {"show": "the whole study, as JSON", "approve": "say yes to exactly this study, once", "decline": "say no"}
-    for name, what in said.items():
-        command = commands.add_parser(name, help=what)
+    shown = commands.add_parser("show", help="what a study would run, on whom, what leaves, at what price")
+    shown.add_argument("--json", action="store_true", help="every setting of the study, as it is hashed")
+    yes = commands.add_parser("approve", help="say yes to exactly this study, once")
+    yes.add_argument("--days", type=_days, default=DAYS, help=f"how long the yes is good (default {DAYS})")
+    no = commands.add_parser("decline", help="say no")
+    for command, run in ((shown, _show), (yes, _approve), (no, _decline)):
         command.add_argument("study", help="a study's file, or its hash or as much of the beginning as is unique")
-        command.set_defaults(run=_show if name == "show" else _decide)
-        if name != "show":
-            command.add_argument("--who", default=getpass.getuser(), help="who decides (default: the user's name)")
+        command.set_defaults(run=run)
+    for command in (yes, no):
+        command.add_argument("--who", default=getpass.getuser(), help="who decides (default: the user's name)")
+
+
+def _days(said: str) -> int:
+    if not said.isdecimal() or not 1 <= int(said) <= 3650:
+        raise argparse.ArgumentTypeError(f"a yes is good for 1 to 3650 days, not {said!r}")
+    return int(said)
 
 
 def _show(site: Site, options: argparse.Namespace) -> int:
-    print(study_of(site, options.study).model_dump_json(indent=1))
+    study = study_of(site, options.study)
+    if options.json:
+        print(study.model_dump_json(indent=1))
+    else:
+        _tell_contract(site, study, days=DAYS)
     return 0
 
 
-def _decide(site: Site, options: argparse.Namespace) -> int:
-    said: Decision = "approved" if options.command == "approve" else "declined"
-    return decide(site, study_of(site, options.study), said, who=options.who)
+def _approve(site: Site, options: argparse.Namespace) -> int:
+    return approve(site, study_of(site, options.study), who=options.who, days=options.days)
+
+
+def _decline(site: Site, options: argparse.Namespace) -> int:
+    return decline(site, study_of(site, options.study), who=options.who)
 
 
 def study_of(site: Site, said: str) -> Study:
@@ -59,29 +78,63 @@ def study_of(site: Site, said: str) -> Study:
 
 def studies(site: Site) -> int:
     """Print every study that was asked for: hash, name, decision, price."""
+    from fl_client.contract import price  # here: tasks import torch
+
     approvals = Approvals(site.folder)
     for key, study in approvals.studies.items():
         decision = approvals.decisions.get(key)
         said = f"{decision.decision} by {decision.who} on {decision.when[:10]}" if decision else "not decided"
         paid, scored = _paid(site, study)
-        price = _price(site, study, rounds=max(0, study.rounds - paid), scores=scored == 0)
-        print(f"{key[:12]}  {study.name}: {said}, {paid} of {study.rounds} rounds paid; {price}")
+        cost = price(site, study, rounds=max(0, study.rounds - paid), scores=scored == 0)
+        print(f"{key[:12]}  {study.name}: {said}, {paid} of {study.rounds} rounds paid; {cost}")
     if not approvals.studies:
         print(f"{site.name} has not been asked to join a study yet")
     return 0
 
 
-def decide(site: Site, study: Study, decision: Decision, *, who: str) -> int:
-    """Write down a decision about one study; with a yes, say how many patients here the study can use."""
-    if decision == "approved":
-        if reason := _impossible(site, study):
-            raise ValueError(f"not approved: {site.name} would decline study {study.name} all the same: {reason}")
-        _tell_usable(site, study)
+def approve(site: Site, study: Study, *, who: str, days: int = DAYS) -> int:
+    """Show the contract, count whom the study can use here, and write down the yes.
+
+    Raises `ValueError`, having written nothing, for a study that this site would decline all the same, and where fewer patients
+    than `minimum_cohort` can be used.
+    """
+    from fl_client.contract import price, until  # here: tasks import torch
+    from fl_client.suitability import tell_usable
+
+    if reason := impossible(site, study):
+        raise ValueError(f"not approved: {site.name} would decline study {study.name} all the same: {reason}")
+    _tell_contract(site, study, days=days)
+    usable = tell_usable(site, study)
+    if usable < site.minimum_cohort:
+        raise ValueError(
+            f"not approved: {usable} training patients are fewer than the {site.minimum_cohort} that this site's "
+            "minimum_cohort asks for"
+        )
+    cost = price(site, study)
+    line = _write(site, study, "approved", who=who, until=until(days))
+    print(f"{line.decision}: study {study.name} ({study.hash}) at {site.name} by {who}, good until {line.until}; {cost}")
+    return 0
+
+
+def decline(site: Site, study: Study, *, who: str) -> int:
+    """Write down the no."""
+    line = _write(site, study, "declined", who=who, until=None)
+    print(f"{line.decision}: study {study.name} ({study.hash}) at {site.name} by {who}")
+    return 0
+
+
+def _write(site: Site, study: Study, decision: Decision, *, who: str, until: str | None) -> Approval:
     epsilon = study.privacy.epsilon if study.privacy.kind == "patient" else None
     paid, scored = _paid(site, study)
-    line = Approvals(site.folder).decide(study, decision, who=who, epsilon=epsilon, paid=paid, scored=scored)
-    print(f"{line.decision}: study {study.name} ({study.hash}) at {site.name}; {_price(site, study, rounds=study.rounds)}")
-    return 0
+    return Approvals(site.folder).decide(study, decision, who=who, epsilon=epsilon, paid=paid, scored=scored, until=until)
+
+
+def _tell_contract(site: Site, study: Study, *, days: int) -> None:
+    from fl_client.contract import contract  # here: tasks import torch
+
+    for heading, lines in contract(site, study, days=days):
+        for number, line in enumerate(lines):
+            print(f"{heading if number == 0 else '':14}  {line}")
 
 
 def ledger(site: Site) -> int:
@@ -99,27 +152,7 @@ def ledger(site: Site) -> int:
     return 0
 
 
-def _price(site: Site, study: Study, *, rounds: int, scores: bool = True) -> str:
-    """What the study says it costs, and where the ledger would stand after `rounds` more of it and its scores."""
-    if study.privacy.kind == "none":
-        return "no privacy: updates would leave without noise"
-    from fl_client.price import planned  # here: tasks import torch
-    from tasks.task import load_for
-
-    book = _ledger(site)
-    try:
-        events = planned(site, study, load_for(study, models=site.models_folder), rounds=rounds, scores=scores)
-    except ValueError as error:
-        return f"price epsilon {study.privacy.epsilon:g} (delta {study.privacy.delta:g}); it can't be run here: {error}"
-    after = book.planned(events)
-    over = " (over the budget: it will be refused)" if after > site.budget.epsilon else ""
-    return (
-        f"price epsilon {study.privacy.epsilon:g} (delta {study.privacy.delta:g}); the ledger stands at {book.epsilon:.4g} and "
-        f"would stand at {after:.4g} of {site.budget.epsilon:g} (delta {site.budget.delta:g}){over}"
-    )
-
-
-def _impossible(site: Site, study: Study) -> str:
+def impossible(site: Site, study: Study) -> str:
     """Why this site would decline the study whatever a person says; empty if nothing stands against it."""
     from tasks.task import load_for  # here: tasks import torch
 
@@ -132,12 +165,6 @@ def _impossible(site: Site, study: Study) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _tell_usable(site: Site, study: Study) -> None:
-    from fl_client.suitability import tell_usable  # here: tasks import torch
-
-    tell_usable(site, study)
 
 
 def _paid(site: Site, study: Study) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def test_a_person_reads_approves_and_declines_a_study(hospitals, capsys):
     capsys.readouterr()
     assert main(["--site", str(site), "studies"]) == 0
     assert "declined by" in capsys.readouterr().out
-    assert main(["--site", str(site), "show", study.hash]) == 0
+    assert main(["--site", str(site), "show", study.hash, "--json"]) == 0
     assert type(study).from_json(capsys.readouterr().out) == study
 
 
@@ -130,14 +130,14 @@ def test_before_a_yes_the_hospital_is_told_whom_the_study_can_use(hospitals, cap
 def test_a_study_that_can_use_nobody_is_told_loudly(hospitals, capsys):
     study = hospitals.study(name="pilot", task={**hospitals.study().task, "series": ["lge"]})
     Approvals(hospitals.site("a").folder).put_down(study)
-    for command in (["approve", study.hash], ["cohort", "--study", study.hash[:8]]):
-        assert main(["--site", str(hospitals.sites["a"]), *command]) == 0
+    for command, status in ((["approve", study.hash], 1), (["cohort", "--study", study.hash[:8]], 0)):
+        assert main(["--site", str(hospitals.sites["a"]), *command]) == status
         said, warned = capsys.readouterr()
         assert "0 of 4 training patients at a can be used for study pilot; 4 can't:" in said
         assert warned.startswith(
             "WARNING: no training patient at a can be used for study pilot: its rounds would be paid for, "
         )
-    assert Approvals(hospitals.site("a").folder).decisions[study.hash].decision == "approved"
+    assert Approvals(hospitals.site("a").folder).decisions == {}
     assert main(["--site", str(hospitals.sites["a"]), "decline", study.hash]) == 0
     assert capsys.readouterr().err == ""
 
@@ -149,7 +149,7 @@ def test_of_many_patients_whom_a_study_cannot_use_ten_are_named(new_hospitals, c
         (folder / "case.json").unlink()
     study = small.study()
     Approvals(site.folder).put_down(study)
-    assert main(["--site", str(small.sites["a"]), "approve", study.hash]) == 0
+    assert main(["--site", str(small.sites["a"]), "approve", study.hash]) == 1
     said = capsys.readouterr().out
     assert said.count("case.json is missing") == 10
     assert "  and 2 more; log/training.jsonl names them all once a round is trained" in said

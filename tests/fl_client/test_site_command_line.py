@@ -169,10 +169,28 @@ def test_nothing_comes_in_without_a_sound_key(clinic, cases, tmp_path, capsys, s
     assert len(Cohort(clinic.parent / "cohort")) == 0
 
 
+def admit_everybody(hospitals, clinic):
+    """The patients of another hospital, and settings that let so few of them take part."""
+    for case in Cohort(hospitals.site("a").cohort_folder):
+        Cohort(clinic.parent / "cohort").admit(case)
+    clinic.write_text(clinic.read_text() + "minimum_cohort: 2\n")
+
+
+def test_with_fewer_patients_than_the_minimum_nobody_can_say_yes(clinic, hospitals, tmp_path, capsys):
+    study = hospitals.study(sites=("clinic",))
+    (tmp_path / "study.json").write_text(study.model_dump_json())
+    admit_everybody(hospitals, clinic)
+    clinic.write_text(clinic.read_text().replace("minimum_cohort: 2", "minimum_cohort: 200"))
+    assert main(["--site", str(clinic), "approve", str(tmp_path / "study.json")]) == 1
+    assert "fewer than the 200 that this site's minimum_cohort asks for" in capsys.readouterr().err
+    assert Approvals(clinic.parent).decisions == {}
+
+
 def test_a_study_file_is_approved_before_any_run_asks(clinic, hospitals, tmp_path, capsys):
     study = hospitals.study(sites=("clinic",))
     file = tmp_path / "study.json"
     file.write_text(study.model_dump_json())
+    admit_everybody(hospitals, clinic)
     assert main(["--site", str(clinic), "approve", str(file), "--who", "Dr. Alpha"]) == 0
     said = capsys.readouterr().out
     assert study.hash in said

@@ -1,0 +1,143 @@
+"""What a person at the hospital says yes to, in words: what a study runs, on whom, what leaves, at what price, for how long.
+
+Everything here follows from the study's own text, the code that is installed here, and the hospital's settings and ledger. It
+is for the hospital's own screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from math import prod
+
+from conf.study import Study
+from fl_client.price import planned
+from fl_client.privacy import Ledger
+from fl_client.site import Site
+from tasks.task import CountingTask, GradientTask, JudgedTask, load_for
+
+SHOWN = 4
+"""So many arrays of a release are named in the text; `Leaving.arrays` names them all."""
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """One kind of message that leaves: when, and its arrays with shapes and dtypes."""
+
+    when: str
+    arrays: Mapping[str, tuple[tuple[int, ...], str]]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it holds."""
+        return sum(prod(shape) for shape, _ in self.arrays.values())
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes these numbers take."""
+        return sum(prod(shape) * _SIZES[dtype] for shape, dtype in self.arrays.values())
+
+    def __str__(self) -> str:
+        named = [f"{name} {'x'.join(map(str, shape)) or 1} {dtype}" for name, (shape, dtype) in self.arrays.items()]
+        more = f", and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+        return (
+            f"{self.when}: {self.numbers:,} numbers in {len(named)} arrays, {self.bytes:,} bytes "
+            f"({', '.join(named[:SHOWN])}{more})"
+        )
+
+
+_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def leaving(site: Site, study: Study) -> tuple[Leaving, ...]:
+    """What leaves the house if this study runs to its end. Raises `ValueError` if its task can't be run here."""
+    task = load_for(study, models=site.models_folder)
+    found = []
+    each = f"each of the {study.rounds} rounds" if study.rounds > 1 else "its one round"
+    if isinstance(task, CountingTask):
+        found.append(Leaving(f"{each}, one sum over all patients", {"total": ((task.length,), "float64")}))
+    else:
+        found.append(Leaving(f"{each}, the trained parameters", _trained(task)))
+    if study.privacy.evaluation_share and isinstance(task, JudgedTask):
+        found.append(
+            Leaving(
+                "once after the last round, one sum over patients held back", {"total": ((task.judgement_length,), "float64")}
+            )
+        )
+    return tuple(found)
+
+
+def _trained(task: GradientTask) -> dict[str, tuple[tuple[int, ...], str]]:
+    model = task.model()
+    parameters = dict(model.named_parameters())
+    return {
+        name: (tuple(parameters[name].shape), str(parameters[name].dtype).removeprefix("torch."))
+        for name in task.trainable(model)
+    }
+
+
+def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list[str]]]:
+    """Heading and lines of each clause. A task that can't be run here says so in its own clause."""
+    settings = [f"{name}: {value}" for name, value in study.task.items() if name != "name"]
+    yield "Study", [f"{study.name}, {study.hash}", f"together with {', '.join(study.sites)}"]
+    yield (
+        "What it runs",
+        [
+            f"task {study.task['name']} of konsil {study.konsil_version}, as it is installed here; no code comes from outside",
+            *([", ".join(settings)] if settings else []),
+            f"strategy {study.strategy.name}, {study.rounds} rounds, a round may take {study.strategy.round_timeout_s:g} s",
+        ],
+    )
+    yield "On whom", [_whom(study)]
+    try:
+        sent = [str(one) for one in leaving(site, study)]
+    except ValueError as error:
+        sent = [f"nothing: it can't be run here: {error}"]
+    protected = (
+        f"a patient's share is cut to length {study.privacy.max_grad_norm:g} and noise is added before anything leaves"
+        if study.privacy.kind == "patient"
+        else "NO NOISE: what leaves may tell of single patients"
+    )
+    yield (
+        "What leaves",
+        [
+            *sent,
+            protected,
+            f"with every answer the size that you declare in public ({site.declared_size}) and the epsilon of your ledger",
+            "before the first round your name, your konsil's version and whether you take part, and if not, why",
+        ],
+    )
+    yield "Price", [price(site, study)]
+    yield "For how long", [f"until {until(days)} ({days} days), or until its rounds have been answered once"]
+
+
+def until(days: int) -> str:
+    """The last day of an approval that is given now, as YYYY-MM-DD (UTC)."""
+    return f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}"
+
+
+def price(site: Site, study: Study, *, rounds: int | None = None, scores: bool = True) -> str:
+    """What the study says it costs, and where the ledger would stand after `rounds` more (default: all) and its scores."""
+    if study.privacy.kind == "none":
+        return "no privacy: updates would leave without noise"
+    budget = site.budget
+    book = Ledger(site.ledger_path, epsilon=budget.epsilon, delta=budget.delta, accept_no_privacy=site.accept_no_privacy)
+    promised = f"price epsilon {study.privacy.epsilon:g} (delta {study.privacy.delta:g})"
+    try:
+        events = planned(site, study, load_for(study, models=site.models_folder), rounds=rounds, scores=scores)
+    except ValueError as error:
+        return f"{promised}; it can't be run here: {error}"
+    after = book.planned(events)
+    over = " (over the budget: it will be refused)" if after > budget.epsilon else ""
+    return (
+        f"{promised}; the ledger stands at {book.epsilon:.4g} and would stand at {after:.4g} of {budget.epsilon:g} "
+        f"(delta {budget.delta:g}){over}"
+    )
+
+
+def _whom(study: Study) -> str:
+    everybody = "every training patient of your cohort whom its task can use"
+    if study.selection is None:
+        return everybody
+    return f"{everybody}, and for whom: {study.selection}"
