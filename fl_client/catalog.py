@@ -41,11 +41,10 @@ from fl_client.cohort import CaseUnreadable, Cohort, is_test
 from fl_client.site import Site
 from tasks.case import Case
 
-VERSION = "1"
+VERSION = 1
 """Of the tables below; a catalog of another version is made anew."""
 
 _meta = MetaData()
-about = Table("about", _meta, Column("name", String, primary_key=True), Column("value", String, nullable=False))
 patients = Table(
     "patients",
     _meta,
@@ -120,9 +119,9 @@ class Catalog:
         """
         try:
             return self._refresh(cohort, test_fraction)
-        except DatabaseError as error:  # cut short, or no database at all: the cohort has it all
-            if isinstance(error.orig, sqlite3.OperationalError):
-                raise OSError(f"{self.path} can't be written: {error.orig}") from None
+        except (DatabaseError, sqlite3.DatabaseError) as error:  # cut short, or no database at all: the cohort has it all
+            if isinstance(getattr(error, "orig", error), sqlite3.OperationalError):
+                raise OSError(f"{self.path} can't be written: {error}") from None
             self._throw_away()
         return self._refresh(cohort, test_fraction)
 
@@ -158,8 +157,8 @@ class Catalog:
                     open_.execute(insert(table).prefix_with("OR REPLACE"), [line])
             open_.execute(delete(refusals))
             if refused:
-                lines = [{"line": n, "what": line["what"], "reason": line["reason"]} for n, line in enumerate(refused, 1)]
-                open_.execute(insert(refusals), lines)
+                told = [{"line": n, "what": line["what"], "reason": line["reason"]} for n, line in enumerate(refused, 1)]
+                open_.execute(insert(refusals), told)
         return Refreshed(len(fresh), len(gone), unreadable)
 
     def forget(self, pseudonym: str) -> None:
@@ -207,18 +206,14 @@ class Catalog:
         def begin(open_: Connection) -> None:  # whoever writes has the lock from the start, not from the first line on
             open_.exec_driver_sql("BEGIN IMMEDIATE" if open_.get_execution_options().get("konsil_writes") else "BEGIN")
 
-        with engine.connect().execution_options(konsil_writes=True) as open_:
-            if not open_.dialect.has_table(open_, "about"):
-                with open_.begin():
-                    _meta.create_all(open_)
-                    if open_.execute(select(about.c.value)).first() is None:
-                        open_.execute(insert(about), [{"name": "version", "value": VERSION}])
-            elif open_.execute(select(about.c.value).where(about.c.name == "version")).scalar() != VERSION:
-                open_.rollback()
-                with open_.begin():
+        with closing(self._connect()) as raw:
+            made = _version(raw) == VERSION
+        if not made:
+            with engine.connect().execution_options(konsil_writes=True) as open_, open_.begin():
+                if open_.exec_driver_sql("PRAGMA user_version").scalar() != VERSION:  # else another process was faster
                     _meta.drop_all(open_)
                     _meta.create_all(open_)
-                    open_.execute(insert(about), [{"name": "version", "value": VERSION}])
+                    open_.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
         return engine
 
     def _connect(self) -> sqlite3.Connection:
@@ -229,13 +224,17 @@ class Catalog:
         return raw
 
 
+def _version(raw: sqlite3.Connection) -> int:
+    return int(raw.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _remove(open_: Connection, patient: str) -> None:
     for table in _OF_A_PATIENT:
         open_.execute(delete(table).where(table.c.patient == patient))
 
 
 def _lines(patient: str, state: str, side: str, case: Case, found: Mapping[str, Any]) -> list[tuple[Table, dict[str, Any]]]:
-    """Every line of a patient, with its table. Raises `ValueError`, `TypeError` or `OverflowError` for values that fit in none."""
+    """Every line of a patient, with its table. Raises `ValueError`, `TypeError` or `OverflowError` for odd values."""
     lines: list[tuple[Table, dict[str, Any]]] = [(patients, {"patient": patient, "state": state, "side": side})]
     for volume in case.volumes:
         size = dict(zip(("slices", "rows", "columns"), volume.image.shape, strict=True))
