@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from pydantic import ValidationError
 
 from conf.study import Study, words
+from fl_server.prompt_grid import PromptGrid
 from fl_server.rounds import run
 from fl_server.weights import State, initial_state
 
@@ -27,14 +28,14 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the study over the connected hospitals; write `record.json` and `model.pt`.
 
-    Environment: `KONSIL_RUNS` (default `runs`) is the folder that gets a folder for this study;
-    `KONSIL_INITIAL_MODEL` is the file that a study with `initial_model_sha256` starts from.
+    Environment: `KONSIL_RUNS` (default `runs`) is the folder that gets a folder for this study; a study with
+    `initial_model_sha256` starts from the file `KONSIL_INITIAL_MODEL` or else from `<that hash>.pt` in `KONSIL_MODELS`.
     Raises `RuntimeError` if the verdict is `failed`, so that Flower reports the run as failed too.
     """
     study = study_of(context)
     folder = Path(os.environ.get("KONSIL_RUNS", "runs")).resolve() / study.name
     timeout_s = float(context.run_config.get("enrol-timeout-s", 600))
-    _, record = run(grid, study, start_of(study), folder=folder, enrol_timeout_s=timeout_s, engine="flower")
+    _, record = run(PromptGrid(grid), study, start_of(study), folder=folder, enrol_timeout_s=timeout_s, engine="flower")
     told = "\n".join([f"study {study.name}: {record.verdict}; {folder / 'record.json'}", *record.reasons])
     if record.verdict == "failed":
         raise RuntimeError(told)
@@ -53,10 +54,12 @@ def study_of(context: Context) -> Study:
 
 
 def start_of(study: Study) -> State:
-    """The weights of round 1: drawn from the study's seed or, if it names some by hash, read from `KONSIL_INITIAL_MODEL`."""
+    """The weights of round 1: drawn from the study's seed or, if it names some by hash, read from a file."""
     if study.initial_model_sha256 is None:
         return initial_state(study)
     path = os.environ.get("KONSIL_INITIAL_MODEL", "")
+    if not path and "KONSIL_MODELS" in os.environ:
+        path = str(Path(os.environ["KONSIL_MODELS"]) / f"{study.initial_model_sha256}.pt")
     if not path:
         raise ValueError(f"the study starts from weights {study.initial_model_sha256}; say where in KONSIL_INITIAL_MODEL")
     state: State = torch.load(path, map_location="cpu", weights_only=True)

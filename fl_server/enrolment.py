@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from conf.study import Study
+from fl_server.prompt_grid import PromptGrid
 from fl_server.record import LONGEST_REASON, SiteRound
 
 LATE_S = 10.0
@@ -28,7 +29,8 @@ class Enrolment:
     """Which node is which hospital, and which hospitals take part: learned from their answers to `query.enroll`.
 
     A node is asked once. It is asked again when it answered with an error, or when its question's time (that of a round) is
-    over. Until then one that is silent costs nobody anything.
+    over. Until then one that is silent costs nobody anything. Where the coordinator has registered the nodes' keys under
+    names, a node is the hospital that it is registered as, whatever it says.
     """
 
     def __init__(self, study: Study) -> None:
@@ -39,6 +41,7 @@ class Enrolment:
         self.reasons: dict[str, str] = {}  # why a planned hospital does not take part
         self.failures: dict[int, str] = {}  # of nodes that have given no name yet: what was wrong with the last answer
         self._names: dict[int, str] = {}  # every node that has answered
+        self._registered: dict[int, str] = {}  # node -> the name that its key is registered under; empty: none is
         self._open: dict[str, tuple[int, float]] = {}  # question without an answer -> node, when it was asked
         self._failed: dict[int, float] = {}  # node -> when its error was heard
 
@@ -77,10 +80,12 @@ class Enrolment:
         self._open = {question: (node, asked) for question, (node, asked) in self._open.items() if now < asked + ttl}
         asked_already = {node for node, _ in self._open.values()}
         resting = {node for node, heard in self._failed.items() if now < heard + LATE_S}
+        names = grid.names() if isinstance(grid, PromptGrid) else dict.fromkeys(grid.get_node_ids(), "")
+        self._registered |= names
         content = RecordDict({"config": ConfigRecord({"study-hash": self.study.hash})})
         questions = [
             Message(content, node, f"{MessageType.QUERY}.enroll", ttl=ttl)
-            for node in grid.get_node_ids()
+            for node in names
             if node not in {*self._names, *asked_already, *resting}
         ]
         if questions:
@@ -101,9 +106,12 @@ class Enrolment:
                 self._enter(node, dict(reply.content.config_records.get("enrolment", {})))
 
     def _enter(self, node: int, answer: Mapping[str, object]) -> None:
-        name, size = str(answer.get("site", "")), answer.get("declared-size")
-        self._names[node] = name
+        said, size = str(answer.get("site", "")), answer.get("declared-size")
+        self._names[node] = name = self._registered.get(node) or said
         if name not in self.study.sites:
+            return
+        if name != said:
+            self.reasons[name] = f"its key is registered for {name}, but it says it is {said[:64]}; name in its site.yaml"
             return
         if list(self._names.values()).count(name) > 1:
             self.reasons[name] = f"more than one node says it is {name}; none of them is asked"
