@@ -8,7 +8,8 @@
     konsil-study sites                              who is registered, and who is there
     konsil-study start study.json [--wait]          start a study on the running coordinator
     konsil-study start study=segmentation sites=[a,b] rounds=8
-    konsil-study show study.json                    the study as it will be identified: hash, price, settings
+    konsil-study stop RUN                           stop a study that runs
+    konsil-study show study.json [KEY=VALUE ...]    the study as it will be identified: hash, price, settings
     konsil-study record runs/<name>/record.json     what came of it; the exit code is the verdict
     konsil-study run study.json --superlink NAME    start it with Flower's own command on a SuperLink of yours
     konsil-study renew                              a new server certificate from the same authority
@@ -28,10 +29,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from conf.study import Study, words
+from fl_server.counts import lines
 from fl_server.record import Record
 
 EXIT = {"complete": 0, "degraded": 3, "failed": 4}
@@ -79,6 +82,8 @@ def record(path: Path) -> int:
     print(f"{found.name} ({found.study_hash[:12]}): {found.verdict}, {len(found.rounds)} rounds")
     for reason in found.reasons:
         print(f"  {reason}")
+    for line in lines(found):
+        print(line)
     for name, site in found.sites.items():
         price = "no answer with a price" if site.epsilon is None else f"epsilon {site.epsilon:.4g} (delta {site.delta:g})"
         print(f"  {name}: {price}")
@@ -174,6 +179,112 @@ def sites(options: argparse.Namespace) -> int:
     return 0
 
 
+def _shown(first: Path, changes: Sequence[str]) -> Study:
+    """The study of a file as it stands, or as `start` would make it of what was changed or composed."""
+    if not changes and "=" not in str(first):
+        return Study.read(first)
+    from fl_server.start import study_of
+
+    return study_of(_settings([str(first), *changes]), registered=[], models=Path())
+
+
+def start(options: argparse.Namespace) -> int:
+    """Start a study on the running coordinator; with `--wait` the verdict is the exit code."""
+    from fl_server.control import control
+    from fl_server.house import House
+    from fl_server.start import follow, require_room, require_weights, study_of, written
+
+    house = House.load(options.folder)
+    with control(house) as talk:
+        registered = [site.name for site in talk.sites()]
+        study = study_of(_settings(options.study), registered=registered, models=house.models)
+        if strangers := sorted(set(study.sites) - set(registered)):
+            raise ValueError(
+                f"no hospital is registered as {', '.join(strangers)}; there are {', '.join(registered) or 'none'}"
+            )
+        require_room(house, study, replace=options.replace)
+        require_weights(house, study, options.initial)
+        before = written(house.runs / study.name / "record.json")
+        run = talk.start(study, enrol_timeout_s=house.enrol_timeout_s)
+        print(f"{study.name} ({study.hash}) has started as run {run}: {study.rounds} rounds, {', '.join(study.sites)}")
+        path = house.runs / study.name / "record.json"
+        if not options.wait:
+            print(f"konsil-study record {path} says what comes of it")
+            return 0
+        try:
+            follow(house, talk, study, run, before=before)
+        except KeyboardInterrupt:
+            print(f"the study goes on; konsil-study record {path}, or konsil-study stop {run}", file=sys.stderr)
+            return 130
+        return record(path)
+
+
+def stop(options: argparse.Namespace) -> int:
+    """Stop a study that runs."""
+    from fl_server.control import control
+    from fl_server.house import House
+
+    with control(House.load(options.folder)) as talk:
+        talk.stop(options.number)
+    print(f"run {options.number} is being stopped; what its rounds have made stays in its folder")
+    return 0
+
+
+def _settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """A study's settings: of a file that comes first, or composed from conf/federation/; then KEY=VALUE."""
+    import conf
+
+    if arguments and "=" not in arguments[0]:
+        settings = json.loads(Path(arguments[0]).read_text())
+        if not isinstance(settings, dict):
+            raise ValueError(f"{arguments[0]} must hold an object of settings")
+        for key, value in _changes(arguments[1:]).items():
+            *path, last = key.split(".")
+            place = settings
+            for name in path:
+                place = place.setdefault(name, {})
+                if not isinstance(place, dict):
+                    raise ValueError(f"{key}: {name} is a value and holds no settings")
+            place[last] = value
+        return settings
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    home = Path(next(iter(conf.__path__)))
+    groups = {folder.name for root in (home, home / "federation") for folder in root.iterdir() if folder.is_dir()}
+    studies = sorted(file.stem for file in (home / "federation" / "study").glob("*.yaml"))
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ValueError(f"{argument!r} is no KEY=VALUE; a study's file comes first")
+        if key == "study" and value not in studies:
+            raise ValueError(f"study: no such choice as {value}; study is one of {', '.join(studies)}")
+    # keys that conf/ leaves at their defaults are taken, too; the Study knows which there are
+    offered = [text if text.partition("=")[0] in groups or text[0] in "+~" else f"++{text}" for text in arguments]
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(home / "federation")):
+            settings = OmegaConf.to_container(compose("start", overrides=offered), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("See https")]
+        raise ValueError("\n".join(lines)) from None
+    return {str(key): value for key, value in settings.items()} if isinstance(settings, dict) else {}
+
+
+def _changes(arguments: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE, the values read as YAML."""
+    import yaml
+
+    changes = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{argument!r} is no KEY=VALUE")
+        changes[key] = yaml.safe_load(value)
+    return changes
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="konsil-study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -181,13 +292,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     for name, what, function in (
-        ("show", "a study file", lambda options: show(Study.read(options.file))),
+        ("show", "a study file", lambda options: show(_shown(options.file, options.change))),
         ("record", "a record.json", lambda options: record(options.file)),
         ("run", "a study file", lambda o: run(Study.read(o.file), o.superlink, app=o.app, stream=o.stream)),
     ):
         command = commands.add_parser(name)
         command.set_defaults(run=function)
         command.add_argument("file", type=Path, help=what)
+        if name == "show":
+            command.add_argument("change", nargs="*", help="KEY=VALUE")
         if name == "run":
             command.add_argument("--superlink", default="local", help="its name in Flower's config.toml (default: local)")
             command.add_argument("--app", type=Path, default=Path(), help="folder of konsil's pyproject.toml (default: here)")
@@ -219,6 +332,15 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("key", help="its public key, or a file with it")
         if name == "join-token":
             command.add_argument("--days", type=float, default=7.0, help="that the token is good for (default: 7)")
+    started = commands.add_parser("start", parents=[house])
+    started.set_defaults(run=start)
+    started.add_argument("study", nargs="*", help="a study's file and KEY=VALUE, or only KEY=VALUE")
+    started.add_argument("--wait", action="store_true", help="tell of every round; the exit code is the verdict")
+    started.add_argument("--replace", action="store_true", help="in place of the results of an earlier study of this name")
+    started.add_argument("--initial", type=Path, default=None, help="weights that the study names as initial_model_sha256")
+    stopped = commands.add_parser("stop", parents=[house])
+    stopped.set_defaults(run=stop)
+    stopped.add_argument("number", type=int, help="of the run, as `start` said it")
     return parser
 
 

@@ -24,6 +24,7 @@ from flwr.proto.control_pb2 import (
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
+    StopRunRequest,
     UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
@@ -111,6 +112,12 @@ class Control:
         if not answer.HasField("run_id"):
             raise Refused("the SuperLink did not start the run and did not say why; its log may")
         return int(answer.run_id)
+
+    def stop(self, run: int) -> None:
+        """Stop a run. Raises `Refused` if there is none of this number, or it has ended."""
+        with _in_words():
+            if not self._client.StopRun(StopRunRequest(run_id=run)).success:
+                raise Refused(f"run {run} was not stopped")
 
     def run_status(self, run: int) -> tuple[str, str]:
         """What Flower says of a run: `pending`, `starting`, `running` or `finished`, and the reason it gives."""

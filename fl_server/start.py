@@ -1,0 +1,112 @@
+"""Starting a study on the running coordinator, and following it until its verdict.
+
+What comes of a study stands in its record, which the study's own process writes after every round; following is reading that
+file, so that whoever stops following stops nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from conf.study import Study
+from fl_server.control import Control
+from fl_server.house import House
+from fl_server.record import Record, Round
+
+LOOK_S = 0.5
+"""Seconds between two looks at a record."""
+
+
+def study_of(settings: Mapping[str, Any], *, registered: list[str], models: Path) -> Study:
+    """The study of these settings, made for the installed konsil, with whatever its task settles by itself.
+
+    Without `sites` every registered hospital is asked. Raises `ValidationError` or `ValueError` in words for what can't be run.
+    """
+    from tasks.task import load_for, settled  # imports torch, which takes seconds
+
+    given = {name: value for name, value in settings.items() if name != "plain_strategy"}  # the rehearsal's comparison
+    if given.get("sites") is None:
+        if not registered:
+            raise ValueError("no hospital is registered yet: konsil-study join-token NAME; or name them: sites=[a,b]")
+        given["sites"] = registered
+    study = Study.from_json(json.dumps({"konsil_version": version("konsil"), **given}))
+    study = study.model_copy(update={"task": settled(study.task)})
+    load_for(study, models=models)
+    return study
+
+
+def require_room(house: House, study: Study, *, replace: bool) -> None:
+    """Raise `ValueError` if the study would take the place of an earlier one's results, unless that is wanted."""
+    folder = house.runs / study.name
+    if (folder / "record.json").exists() and not replace:
+        raise ValueError(f"{folder} holds the results of an earlier study; name=ANOTHER keeps them, --replace does not")
+
+
+def require_weights(house: House, study: Study, given: Path | None) -> None:
+    """Put the weights that the study starts from where its process finds them.
+
+    Raises `ValueError` if they are other ones than the study names, or are not there.
+    """
+    wanted = study.initial_model_sha256
+    if wanted is None:
+        if given is not None:
+            raise ValueError("the study names no weights to start from (initial_model_sha256)")
+        return
+    place = house.models / f"{wanted}.pt"
+    if given is not None:
+        import torch
+
+        from tasks.fingerprint import fingerprint
+
+        found = fingerprint(torch.load(given, map_location="cpu", weights_only=True))
+        if found != wanted:
+            raise ValueError(f"{given} holds the weights {found}; the study starts from {wanted}")
+        house.models.mkdir(mode=0o700, exist_ok=True)
+        shutil.copyfile(given, place)
+    if not place.exists():
+        raise ValueError(f"the study starts from weights {wanted}; --initial FILE says where they are")
+
+
+def follow(
+    house: House, talk: Control, study: Study, run: int, *, before: int | None, tell: Callable[[str], None] = print
+) -> Record:
+    """Tell of every round as it ends, and return the record when Flower says that the run has ended.
+
+    `before` is what `written` said before the study was started. Raises `ValueError` if it ended without a record.
+    """
+    path = house.runs / study.name / "record.json"
+    seen, told = before, 0
+    while True:
+        status, details = talk.run_status(run)  # before the look: what is written until it ends is seen
+        if (now := written(path)) not in (seen, None):
+            seen = now
+            record = Record.read(path)
+            for entry in record.rounds[told:]:
+                tell(_sentence(entry, study.rounds))
+            told = len(record.rounds)
+        if status == "finished":
+            if seen == before:
+                raise ValueError(f"the study ended before its first round ({details or 'no reason'}); {house.folder / 'log'}")
+            return Record.read(path)
+        time.sleep(LOOK_S)
+
+
+def written(path: Path) -> int | None:
+    """When a file was written, in nanoseconds since 1970; None if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _sentence(entry: Round, rounds: int) -> str:
+    answers = ", ".join(
+        f"{name} {site.answer}" + (f" ({site.reason})" if site.reason else "") for name, site in entry.sites.items()
+    )
+    return f"round {entry.round} of {rounds}, {entry.seconds:.1f} s: {answers}"
