@@ -1,229 +1,276 @@
-"""De-identification: what of a DICOM header may pass the hospital's door, and in what form.
+"""De-identification: what of a DICOM object may pass the hospital's door, and in what form.
 
-A positive list: an element that isn't named here does not pass, at any depth of nesting, private or not. Identifiers become
-keyed pseudonyms (HMAC-SHA256, RFC 2104), dates move by a number of days that is the patient's own, free text passes only where
-it is a word of the study's own settings. The mapping is a function of the hospital's key: no table links pseudonyms to
-people, and another hospital's key gives other pseudonyms. After DICOM PS3.15 Annex E in spirit; no conformance is claimed.
+A positive list per SOP class: an element that isn't named there does not pass, at any depth of nesting, private or not.
+Identifiers become keyed pseudonyms, dates move by a number of days that is the patient's own, free text passes only as words of
+a vocabulary. After DICOM PS3.15 Annex E: the basic profile, with the options that the hospital chose; each object says which of
+them it really needed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
+import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import pydicom.config
-from pydicom.datadict import keyword_for_tag
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
 
-Action = Literal["keep", "uid", "date", "text", "token", "vendor", "code", "walk"]
+import conf
+from fl_client.intake.positive_list import SAFE_PRIVATE, Rule, rules
+from fl_client.intake.pseudonyms import Pseudonyms
+from fl_client.intake.terms import KERNEL, SCHEMES, TERMS, vendor
+from fl_client.yaml_file import read_yaml
 
-KEEP: dict[str, Action] = {
-    # what and which
-    "SOPClassUID": "uid",
-    "SOPInstanceUID": "uid",
-    "StudyInstanceUID": "uid",
-    "SeriesInstanceUID": "uid",
-    "FrameOfReferenceUID": "uid",
-    "StudyDate": "date",
-    "AcquisitionDate": "date",
-    "Modality": "token",
-    "ImageType": "token",
-    "BurnedInAnnotation": "token",
-    "SeriesDescription": "text",
-    "InstanceNumber": "keep",
-    # scanner and sequence
-    "Manufacturer": "vendor",
-    "MagneticFieldStrength": "keep",
-    "SliceThickness": "keep",
-    "SpacingBetweenSlices": "keep",
-    "InversionTime": "keep",
-    "TriggerTime": "keep",
-    "GantryDetectorTilt": "keep",
-    # geometry and pixels
-    "ImagePositionPatient": "keep",
-    "ImageOrientationPatient": "keep",
-    "PixelSpacing": "keep",
-    "SamplesPerPixel": "keep",
-    "PhotometricInterpretation": "token",
-    "NumberOfFrames": "keep",
-    "Rows": "keep",
-    "Columns": "keep",
-    "BitsAllocated": "keep",
-    "BitsStored": "keep",
-    "HighBit": "keep",
-    "PixelRepresentation": "keep",
-    "RescaleSlope": "keep",
-    "RescaleIntercept": "keep",
-    "LossyImageCompression": "token",
-    # segmentations
-    "SegmentationType": "token",
-    "SegmentationFractionalType": "token",
-    "MaximumFractionalValue": "keep",
-    "SegmentsOverlap": "token",
-    "PixelPaddingValue": "keep",
-    "SegmentSequence": "walk",
-    "SegmentNumber": "keep",
-    "SegmentLabel": "text",
-    "SegmentAlgorithmType": "token",
-    "SegmentedPropertyCategoryCodeSequence": "walk",
-    "SegmentedPropertyTypeCodeSequence": "walk",
-    "CodeValue": "code",
-    "CodingSchemeDesignator": "code",
-    "CodeMeaning": "text",
-    "ReferencedSeriesSequence": "walk",
-    "ReferencedInstanceSequence": "walk",
-    "ReferencedSOPClassUID": "uid",
-    "ReferencedSOPInstanceUID": "uid",
-    "DimensionOrganizationType": "token",
-    "DimensionOrganizationSequence": "walk",
-    "DimensionOrganizationUID": "uid",
-    "DimensionIndexSequence": "walk",
-    "DimensionIndexPointer": "keep",
-    "FunctionalGroupPointer": "keep",
-    "SharedFunctionalGroupsSequence": "walk",
-    "PerFrameFunctionalGroupsSequence": "walk",
-    "FrameContentSequence": "walk",
-    "DimensionIndexValues": "keep",
-    "PlanePositionSequence": "walk",
-    "PlaneOrientationSequence": "walk",
-    "PixelMeasuresSequence": "walk",
-    "SegmentIdentificationSequence": "walk",
-    "ReferencedSegmentNumber": "keep",
-    "DerivationImageSequence": "walk",
-    "SourceImageSequence": "walk",
-    "PixelData": "keep",  # decoded straight from the file for images; a segmentation's own pixels are the mask
+METHOD = "konsil positive lists 1"
+"""Stands in each de-identified object; the number grows when what passes changes."""
+
+Option = Literal["dates", "device", "descriptors", "characteristics"]
+
+OPTIONS = {
+    "dates": ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
+    "device": ("113109", "Retain Device Identity Option"),
+    "descriptors": ("113105", "Clean Descriptors Option"),
+    "characteristics": ("113108", "Retain Patient Characteristics Option"),
+    "private": ("113111", "Retain Safe Private Option"),
 }
-NUMBERS = ("DS", "IS", "US", "SS", "UL", "SL", "FD", "FL", "AT", "OB", "OW", "OB or OW", "US or SS")
-"""Value representations that "keep" may keep: none of them holds text."""
+"""PS3.16 CID 7050: code and meaning of what was done beyond the basic profile."""
 
-TOKENS = frozenset(
-    {
-        *("MR", "CT", "PT", "SEG", "SR", "RTSTRUCT"),
-        *("ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "LOCALIZER", "AXIAL", "OTHER"),
-        *("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR", "YES", "NO", "00", "01"),
-        *("BINARY", "FRACTIONAL", "LABELMAP", "PROBABILITY", "OCCUPANCY", "UNDEFINED", "3D", "3D_TEMPORAL"),
-        *("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC"),
-    }
-)
-"""Words of code-string elements that pass. A word outside becomes OTHER."""
-
-VENDORS = ("Siemens", "GE", "Philips", "Canon", "Toshiba", "Hitachi", "Fujifilm", "United Imaging", "Bruker", "konsil")
-"""Manufacturers by name; any other becomes 'other', since the element is free text."""
+_DIGITS = re.compile(rb"[0-9+\-.eE \\\0]*")
+_SIZES = {"US": 2, "SS": 2, "US or SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "AT": 4, "UV": 8, "SV": 8}
+_TEXT = re.compile(r"[\x20-\x7e]{1,64}")
+_AGE = re.compile(r"(\d{3})([DWMY])")
 
 
 class Unattributable(ValueError):
     """The file doesn't say which patient it belongs to."""
 
 
-class Deidentifier:
+@dataclass
+class Done:
+    """What became of one object's elements."""
+
+    dropped: Counter[str] = field(default_factory=Counter)  # keyword, or 'private', or 'unknown': how often
+    options: set[str] = field(default_factory=set)  # those that let something pass
+
+
+class Deidentifier(Pseudonyms):
     """One hospital's keyed de-identification. The same key gives the same pseudonyms and shifts, for ever.
 
-    `key` is at least 16 random bytes that the hospital keeps outside the cohort; `words` are the free texts and codes,
-    in lower case, that may pass (words of series rules, names and codes of the label map).
+    `key` is at least 16 random bytes that the hospital keeps outside the cohort; `words` are free texts and words, in lower
+    case, that may pass (words of series rules, names and codes of the label map); `retain` are options of PS3.15:
+    shifted dates, the device as it is, sex and capped age, and with `descriptors` the words of
+    `conf/deidentify/descriptors.yaml`.
     """
 
-    def __init__(self, key: bytes, *, words: frozenset[str] = frozenset()) -> None:
-        if len(key) < 16:
-            raise ValueError(f"the pseudonym key has {len(key)} bytes; at least 16 random ones keep it from being guessed")
-        self._key = key
-        self._words = words
-
-    def pseudonym(self, patient_id: str) -> str:
-        """`P` and 16 hexadecimal digits. White space around the identifier doesn't count, as in DICOM."""
-        return "P" + self._digest("patient", patient_id.strip())[:8].hex().upper()
-
-    def handle(self, what: str) -> str:
-        """A name for something that may itself name a person, such as a path: `F` and 16 hexadecimal digits."""
-        return "F" + self._digest("file", what)[:8].hex().upper()
-
-    def uid(self, uid: str) -> str:
-        """UIDs of the standard stay; all others become 2.25.<128 keyed bits> (PS3.5 B.2)."""
-        if uid.startswith("1.2.840.10008."):
-            return uid
-        return f"2.25.{int.from_bytes(self._digest('uid', uid)[:16], 'big')}"
-
-    def shift_days(self, patient_id: str) -> int:
-        """Days, between -1825 and -1, by which all dates of this patient move: intervals stay what they were."""
-        return -1 - int.from_bytes(self._digest("date", patient_id.strip())[:4], "big") % 1825
-
-    def date(self, date: str, patient_id: str) -> str:
-        """A date `YYYYMMDD` moved by the patient's shift; empty if it is no date."""
-        try:
-            return (datetime.strptime(date[:8], "%Y%m%d") + timedelta(days=self.shift_days(patient_id))).strftime("%Y%m%d")
-        except (ValueError, OverflowError):
-            return ""
+    def __init__(self, key: bytes, *, words: frozenset[str] = frozenset(), retain: Iterable[Option] = ("dates",)) -> None:
+        super().__init__(key)
+        self._retain = frozenset(retain)
+        if strange := self._retain - OPTIONS.keys():
+            raise ValueError(f"'{min(strange)}' is no option of de-identification; there are {', '.join(OPTIONS)}")
+        self._words = words | vocabulary() if "descriptors" in self._retain else words
 
     def __call__(self, dataset: Dataset) -> Dataset:
         """A new dataset with the elements of the positive list only; PatientID is the pseudonym.
 
         Raises `Unattributable` if the file names no patient, `ValueError` if an element can't be read.
         """
+        return self.clean(dataset)[0]
+
+    def clean(self, dataset: Dataset) -> tuple[Dataset, Done]:
+        """As a call, and what was done."""
         patient_id = str(dataset.get("PatientID", "") or "").strip()
         if not patient_id:
             raise Unattributable("no PatientID: this file can't be attributed to a patient")
-        result = self._walk(dataset, patient_id)
-        result.PatientID = self.pseudonym(patient_id)
-        result.PatientIdentityRemoved = "YES"
+        done = Done()
+        result = self._walk(dataset, rules(str(dataset.get("SOPClassUID", ""))), patient_id, done)
         if hasattr(dataset, "file_meta") and "TransferSyntaxUID" in dataset.file_meta:
             result.file_meta = pydicom.dataset.FileMetaDataset()
             result.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
-        return result
+        result.PatientID = result.PatientName = self.pseudonym(patient_id)
+        if "PatientBirthDate" not in result:
+            result.PatientBirthDate = ""
+        result.PatientIdentityRemoved = "YES"
+        result.DeidentificationMethod = METHOD
+        result.LongitudinalTemporalInformationModified = "MODIFIED" if "dates" in done.options else "REMOVED"
+        codes = [("113100", "Basic Application Confidentiality Profile"), *(OPTIONS[name] for name in sorted(done.options))]
+        result.DeidentificationMethodCodeSequence = [_code(value, meaning) for value, meaning in codes]
+        return result, done
 
-    def _walk(self, dataset: Dataset, patient_id: str) -> Dataset:
+    def _walk(self, dataset: Dataset, allowed: dict[int, Rule] | Any, patient_id: str, done: Done) -> Dataset:
         result = Dataset()
+        implicit, little = dataset.original_encoding
+        if implicit is not None and little is not None:  # numbers pass as the bytes they are
+            result.set_original_encoding(implicit, little, "iso8859")
         for tag in dataset.keys():  # noqa: SIM118 - iterating over a Dataset would convert every element
-            action = KEEP.get(keyword_for_tag(tag))
-            if action is None:
+            rule = allowed.get(int(tag))
+            if tag.is_private:
+                if not tag.is_private_creator and not self._private(dataset, tag, result):
+                    done.dropped["private"] += 1
+                elif not tag.is_private_creator:
+                    done.options.add("private")
                 continue
-            element = dataset[tag]
-            if action == "walk":
-                if element.VR == "SQ":
-                    items = [self._walk(item, patient_id) for item in element.value]
-                    result.add(DataElement(tag, "SQ", items))
-            elif action == "keep":
-                if element.VR in NUMBERS:
-                    result.add(element)
-            elif element.value not in (None, ""):
-                values = element.value if isinstance(element.value, (MultiValue, list)) else [element.value]
-                new = [self._text(str(value), action, patient_id) for value in values]
-                result.add(DataElement(tag, element.VR, new if len(new) > 1 else new[0]))
+            if rule is None:
+                done.dropped[pydicom.datadict.keyword_for_tag(tag) or "unknown"] += 1
+                continue
+            element = self._element(dataset, tag, rule, allowed, patient_id, done)
+            if element is None:
+                done.dropped[rule.keyword] += 1
+                element = _instead(tag, rule)
+            if element is not None:
+                result[tag] = element
         return result
 
-    def _text(self, value: str, action: Action, patient_id: str) -> str:
-        if action == "uid":
-            return self.uid(value)
-        if action == "date":
-            return self.date(value, patient_id)
-        if action == "token":
-            return value if value in TOKENS else "OTHER"
-        if action == "vendor":
-            return vendor(value)
-        if action == "code":
-            return value if value.lower() in self._words else "OTHER"
-        text = value.strip().lower()
+    def _element(
+        self, dataset: Dataset, tag: BaseTag, rule: Rule, allowed: Any, patient_id: str, done: Done
+    ) -> DataElement | RawDataElement | None:
+        """What passes of one element; None if nothing does."""
+        if rule.kind in ("empty", "time"):
+            return None
+        raw = cast("DataElement | RawDataElement", dataset.get_item(tag))
+        if rule.kind == "number" and isinstance(raw, RawDataElement) and raw.VR != "UN":
+            return raw if _is_raw_number(raw, rule) else None
+        if rule.kind == "bulk" and isinstance(raw, RawDataElement):
+            return raw if raw.VR in (None, "OB", "OW", "US", "OV") else dataset[tag] if raw.VR == "UN" else None
+        element = dataset[tag]
+        if rule.kind == "walk":
+            if element.VR != "SQ":
+                return None
+            return DataElement(tag, "SQ", [self._walk(item, allowed, patient_id, done) for item in element.value])
+        if rule.kind == "bulk":
+            return element if element.VR in ("OB", "OW", "OB or OW", "US or OW", "US", "OV") else None
+        if rule.kind == "number":
+            return element if _is_number(element, rule) else None
+        if element.VR not in (rule.vr, "LO", "SH", "CS", "UI", "DA", "DT", "AS", "ST", "LT", "UC", "UT"):
+            return None
+        values = element.value if isinstance(element.value, (MultiValue, list)) else [element.value]
+        new = [self._text(str(value), rule, patient_id, done) if value not in (None, "") else "" for value in values]
+        if (rule.most and len(new) > rule.most) or not any(new):
+            return None
+        return DataElement(tag, rule.vr, new if len(new) > 1 else new[0])
+
+    def _text(self, value: str, rule: Rule, patient_id: str, done: Done) -> str:
+        """What passes of one value; empty if nothing does."""
+        value = value.strip(" \0")
+        match rule.kind:
+            case "uid":
+                return self.uid(value) if value else ""
+            case "date":
+                if "dates" in self._retain and (shifted := self.date(value, patient_id)):
+                    done.options.add("dates")
+                    return shifted
+                return ""
+            case "term":
+                return value if value in TERMS else "OTHER" if value else ""
+            case "vendor":
+                return vendor(value)
+            case "scheme":
+                return value if value in SCHEMES else ""
+            case "kernel":
+                return value if KERNEL.fullmatch(value) else ""
+            case "label":
+                return value if value.isascii() and value.isdigit() and len(value) < 4 else self.label(value)
+            case "code":
+                known = any(pattern.fullmatch(value) for pattern in SCHEMES.values())
+                return value if known or value.lower() in self._words else ""
+            case "sex" | "age" if "characteristics" in self._retain:
+                passed = capped_age(value) if rule.kind == "age" else value if value in ("M", "F", "O") else ""
+                done.options |= {"characteristics"} if passed else set()
+                return passed
+            case "device" if "device" in self._retain and _TEXT.fullmatch(value):
+                done.options.add("device")
+                return value
+            case "words":
+                text = self._of_vocabulary(value)
+                done.options |= {"descriptors"} if text else set()
+                return text
+        return ""
+
+    def _of_vocabulary(self, value: str) -> str:
+        text = value.lower()
         if text in self._words:
             return text
         return " ".join(word for word in re.split(r"[^0-9a-z]+", text) if word in self._words)
 
-    def _digest(self, kind: str, value: str) -> bytes:
-        return hmac.new(self._key, f"{kind}\0{value}".encode(), hashlib.sha256).digest()
+    def _private(self, dataset: Dataset, tag: BaseTag, result: Dataset) -> bool:
+        """Let a private element pass if it is a known number of a known vendor."""
+        creator = str(dataset.get((tag.group, tag.element >> 8), DataElement(tag, "LO", "")).value).strip()
+        known = SAFE_PRIVATE.get((creator, tag.group, tag.element & 0xFF))
+        if known is None:
+            return False
+        vr, most = known
+        element = dataset[tag]
+        if vr != element.VR or not _is_number(element, Rule("", "number", vr, most, None)):
+            return False
+        result.private_block(tag.group, creator, create=True).add_new(tag.element & 0xFF, vr, element.value)
+        return True
 
 
-def vendor(manufacturer: str) -> str:
-    """The known manufacturer that the text names as a word, else 'other'."""
-    for name in VENDORS:
-        if re.search(rf"(?<![a-z]){name}(?![a-z])", manufacturer, re.IGNORECASE):
-            return name
-    return "other"
+def capped_age(age: str) -> str:
+    """`nnnY` and the like; over 89 years it is 090Y, as few people are so old (45 CFR 164.514)."""
+    found = _AGE.fullmatch(age)
+    if found is None:
+        return ""
+    years = int(found[1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[found[2]]
+    return "090Y" if years >= 90 else age
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """The shipped words that a cleaned description may hold."""
+    groups = read_yaml(Path(conf.__file__).parent / "deidentify" / "descriptors.yaml")
+    return frozenset(str(word) for words in groups.values() for word in words)
+
+
+def _is_raw_number(raw: RawDataElement, rule: Rule) -> bool:
+    """Whether the bytes of an unconverted element are numbers, and as many as the standard has."""
+    vr, value = raw.VR or rule.vr, raw.value or b""
+    if vr in ("DS", "IS"):
+        numbers = _DIGITS.fullmatch(value) is not None and (b"e" not in value.lower() or _is_decimal(value))
+        return numbers and (not rule.most or value.count(b"\\") < rule.most)
+    size = _SIZES.get(vr)
+    return size is not None and len(value) % size == 0 and (not rule.most or len(value) <= size * rule.most)
+
+
+def _is_decimal(value: bytes) -> bool:
+    try:
+        return all(math.isfinite(float(number)) for number in value.strip(b"\0").split(b"\\") if number.strip())
+    except ValueError:
+        return False
+
+
+def _is_number(element: DataElement, rule: Rule) -> bool:
+    if element.VR not in (*_SIZES, "DS", "IS"):
+        return False
+    values: Sequence[Any] = element.value if isinstance(element.value, (MultiValue, list)) else [element.value]
+    if rule.most and len(values) > rule.most:
+        return False
+    return element.VR not in ("DS", "IS") or all(
+        _DIGITS.fullmatch(str(value).encode()) for value in values if value is not None
+    )
+
+
+def _instead(tag: BaseTag, rule: Rule) -> DataElement | None:
+    """What takes the place of a value that can't pass, where the standard wants the attribute."""
+    if rule.instead is None:
+        return None
+    return DataElement(tag, rule.vr, [] if rule.vr == "SQ" else rule.instead)
+
+
+def _code(value: str, meaning: str) -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning[:64]
+    return code
 
 
 @contextmanager

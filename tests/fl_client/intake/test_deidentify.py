@@ -11,9 +11,12 @@ from fl_client.intake.deidentify import Deidentifier, Unattributable, vendor
 KEY = b"sixteen bytes...and some more"
 
 
+MR, SEG = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.66.4"
+
+
 def header(**elements: object) -> Dataset:
     dataset = Dataset()
-    dataset.PatientID = "MRN-1"
+    dataset.PatientID, dataset.SOPClassUID = "MRN-1", MR
     for name, value in elements.items():
         setattr(dataset, name, value)
     return dataset
@@ -57,7 +60,7 @@ def test_only_the_positive_list_passes_at_every_depth() -> None:
     creator.PersonName = "Abendroth^A"
     inner.OperatorIdentificationSequence = [creator]
     dataset = header(
-        PatientName="Abendroth^A", PatientBirthDate="19500101", InstitutionName="Abendroth Clinic", Modality="MR", Rows=4,
+        SOPClassUID=SEG, PatientName="Abendroth^A", PatientBirthDate="19500101", InstitutionName="Abendroth Clinic", Modality="MR", Rows=4,
         StudyTime="101010", SegmentSequence=[inner], StationName="ABENDROTH",
         PatientComments="Abendroth", Manufacturer="Abendroth Imaging",
         ImageType=["ORIGINAL", "ABENDROTH"], SeriesDescription="cine_ed of Mr Abendroth",
@@ -70,8 +73,10 @@ def test_only_the_positive_list_passes_at_every_depth() -> None:
     assert result.Manufacturer == "other"
     kept = {element.keyword for element in result.iterall()}
     assert kept == {
-        "Modality", "Rows", "SegmentSequence", "SegmentNumber", "SegmentLabel", "Manufacturer", "ImageType",
-        "SeriesDescription", "PatientID", "PatientIdentityRemoved",
+        "SOPClassUID", "Modality", "Rows", "SegmentSequence", "SegmentNumber", "SegmentLabel", "Manufacturer", "ImageType",
+        "SeriesDescription", "StudyTime", "PatientID", "PatientName", "PatientBirthDate", "PatientIdentityRemoved",
+        "DeidentificationMethod", "DeidentificationMethodCodeSequence", "CodeValue", "CodingSchemeDesignator", "CodeMeaning",
+        "LongitudinalTemporalInformationModified",
     }  # fmt: skip
 
 
@@ -86,7 +91,7 @@ def test_uids_of_the_standard_stay_and_others_change_the_same_way_everywhere() -
     item.ReferencedSOPInstanceUID, item.ReferencedSOPClassUID = "1.2.276.0.1", "1.2.840.10008.5.1.4.1.1.4"
     series = Dataset()
     series.ReferencedInstanceSequence = [item]
-    result = Deidentifier(KEY)(header(SOPInstanceUID="1.2.276.0.1", ReferencedSeriesSequence=[series]))
+    result = Deidentifier(KEY)(header(SOPClassUID=SEG, SOPInstanceUID="1.2.276.0.1", ReferencedSeriesSequence=[series]))
     inner = result.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]
     assert inner.ReferencedSOPInstanceUID == result.SOPInstanceUID != "1.2.276.0.1"
     assert result.SOPInstanceUID.startswith("2.25.")

@@ -1,0 +1,174 @@
+"""The clean store: whole DICOM files, de-identified, from which cases are made and made again.
+
+    <clean>/<pseudonym>/<new study uid>/<new series uid>/<new sop instance uid>.dcm
+
+One original gives one file, and the same original always the same bytes, so that every step can be repeated after a kill. Pixel
+data come out as they went in, compressed ones compressed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
+
+from fl_client.intake.deidentify import Deidentifier, Unattributable, discreet
+from fl_client.intake.pixels import clean_pixels, problem
+from fl_client.intake.way_back import WayBack
+
+IMPLEMENTATION = "2.25.219830236116190285178391290513214730541"
+DIRECTORY = "1.2.840.10008.1.3.10"
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A file of the clean store. UIDs are the new ones."""
+
+    path: Path
+    pseudonym: str
+    study: str
+    series: str
+    instance: str
+    sop_class: str
+    new: bool  # False: the same bytes lay there already
+    dropped: Mapping[str, int] = field(default_factory=dict)  # keyword, 'private' or 'unknown': how often
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """An original that may not pass. The reason repeats nothing of it; the pseudonym is empty if nobody is named."""
+
+    reason: str
+    pseudonym: str = ""
+
+
+def deidentify_file(
+    source: Path,
+    clean_folder: Path,
+    *,
+    deidentify: Deidentifier,
+    way_back: WayBack | None = None,
+    accept_faces: bool = False,
+) -> Cleaned | Quarantined:
+    """Write the de-identified file of one original to the clean store, on the disk; or say why it may not pass.
+
+    The way back is written first, so that no file of the store is without one. A second call gives the same bytes and writes
+    nothing. Raises `OSError` if the original can't be read from the disk or the store can't be written; whatever else is wrong
+    with a file is a reason.
+    """
+    data = Path(source).read_bytes()
+    pseudonym = ""
+    with discreet():
+        try:
+            original = pydicom.dcmread(io.BytesIO(data))
+            if original.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
+                return Quarantined("a DICOMDIR: the files it lists are read instead")
+            if patient_id := str(original.get("PatientID", "") or "").strip():
+                pseudonym = deidentify.pseudonym(patient_id)
+            if (why := problem(original, accept_faces=accept_faces)) is not None:
+                return Quarantined(why, pseudonym)
+            result, done = deidentify.clean(original)
+            if (why := clean_pixels(original, result)) is not None:
+                return Quarantined(why, pseudonym)
+            names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+            study, series, instance = (str(result.get(name, "")) for name in names)
+            if not (study and series and instance):
+                return Quarantined("a file without StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID", pseudonym)
+            new = as_bytes(result)
+        except Unattributable as reason:
+            return Quarantined(str(reason), pseudonym)
+        except InvalidDicomError:
+            return Quarantined("not a DICOM file")
+        except Exception as error:  # a header that breaks an assumption is a reason, never a traceback
+            return Quarantined(f"it can't be read ({type(error).__name__}): corrupt or cut short", pseudonym)
+    place = Path(clean_folder) / pseudonym / study / series / f"{instance}.dcm"
+    there = place.exists()
+    if there and place.read_bytes() != new and _method(place) == str(result.DeidentificationMethod):
+        return Quarantined("another file of the same SOPInstanceUID has arrived before, and holds something else", pseudonym)
+    if way_back is not None:
+        with discreet():
+            way_back.remember(original, deidentify)
+    written = not there or place.read_bytes() != new
+    if written:
+        _write(place, new)
+    return Cleaned(place, pseudonym, study, series, instance, str(result.SOPClassUID), written, dict(done.dropped))
+
+
+def as_bytes(dataset: Dataset) -> bytes:
+    """The file: our own meta information, the transfer syntax as it was, an empty preamble."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    meta.ImplementationClassUID, meta.ImplementationVersionName = UID(IMPLEMENTATION), "KONSIL"
+    dataset.file_meta, dataset.preamble = meta, b"\0" * 128
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+class AlreadyClean(Deidentifier):
+    """The identity: for files of the clean store, whose PatientID is the pseudonym and whose dates are shifted already."""
+
+    def __init__(self) -> None:
+        super().__init__(b"no key is needed here")
+
+    def pseudonym(self, patient_id: str) -> str:
+        """What stands there."""
+        return patient_id.strip()
+
+    def handle(self, what: str) -> str:
+        """A name for a path of the clean store, which names nobody."""
+        return "F" + hashlib.sha256(what.encode()).hexdigest()[:16].upper()
+
+    def uid(self, uid: str) -> str:
+        """What stands there."""
+        return uid
+
+    def shift_days(self, patient_id: str) -> int:
+        """None: dates are shifted."""
+        return 0
+
+    def __call__(self, dataset: Dataset) -> Dataset:
+        """The dataset itself. Raises `Unattributable` for one that this house has not de-identified."""
+        if dataset.file_meta.get("ImplementationClassUID") != IMPLEMENTATION or dataset.get("PatientIdentityRemoved") != "YES":
+            raise Unattributable("not a file of the clean store: it has not been de-identified here")
+        return dataset
+
+
+def _method(path: Path) -> str:
+    """How a file of the store was made; empty if it can't be read."""
+    try:
+        with discreet():
+            return str(pydicom.dcmread(path, stop_before_pixels=True).get("DeidentificationMethod", ""))
+    except Exception:
+        return ""
+
+
+def _write(place: Path, data: bytes) -> None:
+    """The whole file on the disk, or nothing."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.parent / f".{uuid4().hex}.part"
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(place)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    for folder in (place.parent, *list(place.parents)[1:4]):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

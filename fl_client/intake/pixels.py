@@ -1,0 +1,114 @@
+"""The pixel policy: what may hold a name or a face in its pixels goes to quarantine; what hides beside them is removed.
+
+Nothing here reads letters in a picture: no cleaning of burned-in text is done, and none is claimed (PS3.15 113101). Kinds of
+objects that are known to carry text in their pixels, or to be documents, do not pass at all.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+from fl_client.intake.positive_list import LISTS
+
+DOCUMENTS = (
+    ("Secondary Capture", "a secondary capture: a photographed screen, on which names stand"),
+    ("Ultrasound", "an ultrasound image: the name stands in the picture"),
+    ("Encapsulated", "an encapsulated document, which is full of free text"),
+    (" SR", "a structured report, which is full of free text"),
+    ("Report", "a report, which is full of free text"),
+    ("Key Object", "a note on images, which is free text"),
+    ("Presentation State", "a presentation state, whose annotations are free text"),
+    ("Raw Data", "raw data, of which nobody but the vendor knows what it holds"),
+    ("Video", "a video: faces and names may be seen"),
+    ("Photographic", "a photograph: faces and names may be seen"),
+)
+"""By a part of the SOP class's name: why it can't pass."""
+
+SCREENS = re.compile(r"SCREEN|CAPTURE|SNAPSHOT|DOSE|REPORT|PATIENT[ _]PROT|\bPROT\b|POSDISP|OVERLAY|EVIDENCE|RESULT[ _]TABLE")
+"""In an image type or a series description: a picture of a screen or a page."""
+
+HEAD = re.compile(
+    r"\b(HEAD|BRAIN|SKULL|FACE|FACIAL|ORBITS?|CEREBR\w*|CRANI\w*|NEURO\w*|KOPF|SCHAEDEL|SINUS(ES)?|MAXILLA|JAW|IAC)\b"
+)
+FACES = frozenset(("MR", "CT", "PT"))
+
+OVERLAYS = range(0x6000, 0x6020, 2)
+
+
+def problem(dataset: Dataset, *, accept_faces: bool = False) -> str | None:
+    """Why an object may not pass, in words that repeat nothing of it; None if it may."""
+    sop_class = str(dataset.get("SOPClassUID", "") or "")
+    if sop_class not in LISTS:
+        return _of_class(sop_class)
+    if dataset.get("BurnedInAnnotation") == "YES":
+        return "BurnedInAnnotation is YES: names may stand in the pixels"
+    if dataset.get("Modality") in FACES:
+        says = " ".join(_texts(dataset, ("ImageType", "SeriesDescription", "ProtocolName"))).upper()
+        if SCREENS.search(says) or "ConversionType" in dataset:
+            return "a picture of a screen, a dose page or a protocol: names may stand in the pixels"
+        if int(dataset.get("SamplesPerPixel") or 1) != 1:
+            return "a picture in colour, as rendered screens are: names may stand in the pixels"
+        part = ("BodyPartExamined", "StudyDescription", "SeriesDescription", "ProtocolName")
+        if not accept_faces and HEAD.search(re.sub(r"[_^-]", " ", " ".join(_texts(dataset, part)).upper())):
+            return (
+                "an image of the head: a face can be made from it (accept_faces in the site's settings lets such images pass)"
+            )
+    return None
+
+
+def clean_pixels(original: Dataset, result: Dataset) -> str | None:
+    """Remove what hides in the pixel data of `result` beside the pixels; or why that can't be done.
+
+    Hidden are overlay planes in unused bits (retired; PS3.5 8.1.2) and bytes after the last pixel. Compressed pixel data stay
+    as they are. All other pixel data come out as they went in, to the bit.
+    """
+    if "PixelData" not in result or result.get("SOPClassUID") not in LISTS:
+        return None
+    syntax = UID(str(original.file_meta.get("TransferSyntaxUID", "")))
+    embedded = any(int(original.get((group, 0x0102)).value or 0) > 0 for group in OVERLAYS if (group, 0x0102) in original)
+    if syntax.is_transfer_syntax and syntax.is_encapsulated:
+        return "an overlay stands in the bits of compressed pixels" if embedded else None
+    allocated, stored, high = (int(result.get(name) or 0) for name in ("BitsAllocated", "BitsStored", "HighBit"))
+    if result.get("Rows") is None or result.get("Columns") is None or not allocated:
+        return "pixel data without Rows, Columns and BitsAllocated"
+    values = (
+        int(result.Rows)
+        * int(result.Columns)
+        * int(result.get("SamplesPerPixel") or 1)
+        * int(result.get("NumberOfFrames") or 1)
+    )
+    length = (values * allocated + 7) // 8
+    pixels: Any = result["PixelData"].value
+    if len(pixels) > length + length % 2:
+        pixels = pixels[:length] + b"\0" * (length % 2)
+        result["PixelData"].value = pixels
+    if allocated == 16 and 0 < stored < 16:
+        if high != stored - 1:
+            return "pixels that don't start at bit 0: what stands in the other bits is unknown"
+        array = np.frombuffer(pixels[: len(pixels) // 2 * 2], ">u2" if syntax == "1.2.840.10008.1.2.2" else "<u2")
+        kept = array & ((1 << stored) - 1)
+        if result.get("PixelRepresentation") == 1:  # the unused bits repeat the sign
+            kept |= np.where(kept >> (stored - 1) & 1, np.uint16(0xFFFF << stored & 0xFFFF), np.uint16(0)).astype(kept.dtype)
+        if not np.array_equal(kept, array) and (embedded or result.get("PixelRepresentation") != 1):
+            result["PixelData"].value = kept.astype(array.dtype).tobytes() + bytes(pixels[len(array) * 2 :])
+    return None
+
+
+def _of_class(sop_class: str) -> str:
+    # a private UID may carry a hospital's own root, so only the standard's names are repeated
+    name = UID(sop_class).name if sop_class.startswith("1.2.840.10008.") else ""
+    for part, reason in DOCUMENTS:
+        if part in name:
+            return reason
+    called = name if name and not name[0].isdigit() else "an object of no known class"
+    return f"{called}: there is no list of what of it may pass"
+
+
+def _texts(dataset: Dataset, keywords: tuple[str, ...]) -> list[str]:
+    values = [dataset.get(keyword) or "" for keyword in keywords]
+    return [text if isinstance(text, str) else " ".join(map(str, text)) for text in values]

@@ -1,0 +1,151 @@
+"""The way back from pseudonyms to patients and from new UIDs to the archive's: a small database in the identity zone.
+
+Masks and reports go back to the archive under the patient's own identifiers, and a patient who withdraws is named by the
+hospital's number. Nothing but the intake reads this file; it is of mode 0600 and belongs beside the originals. Whoever destroys
+it and the key has cut the way back.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from pydicom.dataset import Dataset
+
+from fl_client.intake.pseudonyms import Pseudonyms
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS patient (
+    pseudonym TEXT PRIMARY KEY, patient_id TEXT NOT NULL, issuer TEXT NOT NULL, name TEXT NOT NULL, birth_date TEXT NOT NULL,
+    sex TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS study (
+    new TEXT PRIMARY KEY, original TEXT NOT NULL, pseudonym TEXT NOT NULL REFERENCES patient, date TEXT NOT NULL,
+    time TEXT NOT NULL, accession TEXT NOT NULL, study_id TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS series (
+    new TEXT PRIMARY KEY, original TEXT NOT NULL, study TEXT NOT NULL REFERENCES study, frame_of_reference TEXT NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS instance (
+    new TEXT PRIMARY KEY, original TEXT NOT NULL, series TEXT NOT NULL REFERENCES series) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Person:
+    """A patient as the archive knows him. `name` is a DICOM person name."""
+
+    patient_id: str
+    issuer: str
+    name: str
+    birth_date: str
+    sex: str
+
+
+@dataclass(frozen=True)
+class OriginalStudy:
+    """A study as the archive knows it."""
+
+    uid: str
+    pseudonym: str
+    date: str
+    time: str
+    accession: str
+    study_id: str
+
+
+class WayBack:
+    """The database at `path`, made with mode 0600 if it isn't there. Calls may come from several threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock = Path(path), Lock()
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.touch(mode=0o600)
+        self.path.chmod(0o600)
+        with self._open() as database:
+            database.executescript(_TABLES)
+
+    def remember(self, original: Dataset, pseudonyms: Pseudonyms) -> None:
+        """Write down whose an original is and what its UIDs became. Once more changes nothing, and a kill loses nothing.
+
+        Raises `sqlite3.OperationalError` if the database can't be written.
+        """
+        texts = {
+            name: str(original.get(name, "") or "").strip()
+            for name in (
+                *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID"),
+                *("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+                "SOPInstanceUID",
+            )
+        }
+        pseudonym = pseudonyms.pseudonym(texts["PatientID"])
+        study, series, instance = (texts[name] for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
+        with self._open() as database:
+            person = [
+                texts[name] for name in ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")
+            ]
+            database.execute("INSERT OR IGNORE INTO patient VALUES (?, ?, ?, ?, ?, ?)", [pseudonym, *person])
+            about = [texts[name] for name in ("StudyDate", "StudyTime", "AccessionNumber", "StudyID")]
+            new = [pseudonyms.uid(study), study, pseudonym, *about]
+            database.execute("INSERT OR IGNORE INTO study VALUES (?, ?, ?, ?, ?, ?, ?)", new)
+            new = [pseudonyms.uid(series), series, pseudonyms.uid(study), texts["FrameOfReferenceUID"]]
+            database.execute("INSERT OR IGNORE INTO series VALUES (?, ?, ?, ?)", new)
+            new = [pseudonyms.uid(instance), instance, pseudonyms.uid(series)]
+            database.execute("INSERT OR IGNORE INTO instance VALUES (?, ?, ?)", new)
+
+    def person(self, pseudonym: str) -> Person | None:
+        """Who stands behind a pseudonym."""
+        with self._open() as database:
+            query = "SELECT patient_id, issuer, name, birth_date, sex FROM patient WHERE pseudonym = ?"
+            row = database.execute(query, [pseudonym]).fetchone()
+        return None if row is None else Person(*row)
+
+    def pseudonyms(self, patient_id: str) -> tuple[str, ...]:
+        """Under which pseudonyms a hospital number is known: none, one, or under several keys several."""
+        with self._open() as database:
+            query = "SELECT pseudonym FROM patient WHERE patient_id = ? ORDER BY pseudonym"
+            return tuple(row[0] for row in database.execute(query, [patient_id.strip()]))
+
+    def study(self, new: str) -> OriginalStudy | None:
+        """A study of the clean store as the archive knows it."""
+        with self._open() as database:
+            query = "SELECT original, pseudonym, date, time, accession, study_id FROM study WHERE new = ?"
+            row = database.execute(query, [new]).fetchone()
+        return None if row is None else OriginalStudy(*row)
+
+    def original_uid(self, new: str) -> str | None:
+        """The archive's UID of a study, series or instance of the clean store."""
+        with self._open() as database:
+            for table in ("instance", "series", "study"):
+                row = database.execute(f"SELECT original FROM {table} WHERE new = ?", [new]).fetchone()
+                if row is not None:
+                    return str(row[0])
+        return None
+
+    def frame_of_reference(self, new_series: str) -> str | None:
+        """The archive's frame of reference of a series."""
+        with self._open() as database:
+            row = database.execute("SELECT frame_of_reference FROM series WHERE new = ?", [new_series]).fetchone()
+        return None if row is None else str(row[0])
+
+    def forget(self, pseudonym: str) -> None:
+        """Remove all that is known of a patient."""
+        studies = "SELECT new FROM study WHERE pseudonym = ?"
+        with self._open() as database:
+            database.execute(
+                f"DELETE FROM instance WHERE series IN (SELECT new FROM series WHERE study IN ({studies}))", [pseudonym]
+            )
+            database.execute(f"DELETE FROM series WHERE study IN ({studies})", [pseudonym])
+            database.execute("DELETE FROM study WHERE pseudonym = ?", [pseudonym])
+            database.execute("DELETE FROM patient WHERE pseudonym = ?", [pseudonym])
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one transaction, which is on the disk when it ends."""
+        with self._lock, closing(sqlite3.connect(self.path, timeout=30)) as database:
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA secure_delete = ON")
+            with database:
+                yield database
