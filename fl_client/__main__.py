@@ -12,7 +12,9 @@ konsil-site --site site.yaml ledger             every release so far, what they 
 konsil-site --site site.yaml segment MODEL [FOLDER] --out FOLDER   masks of a trained model, for this hospital's own eyes
 konsil-site --site site.yaml features --study STUDY --out TABLE.parquet   the cohort's radiomic features, to look at here
 konsil-site --site site.yaml add-model FILE     keep trained weights that studies name as the model which draws their masks
-konsil-site --site site.yaml start --superlink HOST:PORT --root-certificates ca.crt ...   join a federation
+konsil-site --site site.yaml join TOKEN --coordinator HOST:PORT --root-certificates ca.crt   make a key and register it
+konsil-site --site site.yaml check              whether this hospital can work, and what to mend
+konsil-site --site site.yaml start              run, in the foreground: receive images, take part in studies
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conf.study import words
-from fl_client.commands import house, images, studies
-from fl_client.privacy import BudgetSpent, LedgerBroken
+from fl_client.chain import ChainBroken
+from fl_client.commands import daemon, house, images, studies
+from fl_client.privacy import BudgetSpent
 from fl_client.site import Site
 
-MODULES = (house, images, studies)
+MODULES = (house, images, studies, daemon)
 """Where the commands stand, in the order of the help."""
 
 
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(Site.load(options.site), options))
     except ValidationError as error:
         print(f"{options.site}: {words(error)}", file=sys.stderr)
-    except (OSError, ValueError, BudgetSpent, LedgerBroken) as error:
+    except (OSError, ValueError, BudgetSpent, ChainBroken) as error:
         print(error, file=sys.stderr)
     return 1
 

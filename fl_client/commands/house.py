@@ -1,10 +1,14 @@
-"""The house itself: `konsil-site init, pause, resume, stop-now`."""
+"""The house itself: `konsil-site init, status, audit-log, pause, resume, stop-now`."""
 
 from __future__ import annotations
 
 import argparse
+import getpass
+import sys
 
+from fl_client import halt
 from fl_client.commands import Commands
+from fl_client.site import Site
 
 
 def add(commands: Commands) -> None:
@@ -15,6 +19,21 @@ def add(commands: Commands) -> None:
     new.add_argument("--epsilon", type=float, default=10.0, help="the most that patients' data may cost, for ever (default 10)")
     new.add_argument("--delta", type=float, default=1e-3, help="well below one over the number of patients (default 0.001)")
     new.set_defaults(run_without_site=_init)
+    now = commands.add_parser("status", help="what runs, what waits for you, what is left of the budget")
+    now.set_defaults(run=_status)
+    log = commands.add_parser("audit-log", help="check and print the log of decisions and of everything that left the house")
+    log.add_argument("--last", type=int, default=50, help="so many lines (default 50; 0: all)")
+    log.set_defaults(run=_audit_log)
+    switches = (
+        ("pause", "decline whatever is asked, until resume; images still come in"),
+        ("resume", "work again"),
+        ("stop-now", "end everything at once and let nothing out, until resume; the coordinator isn't asked"),
+    )
+    for name, what in switches:
+        switch = commands.add_parser(name, help=what)
+        switch.add_argument("--who", default=getpass.getuser(), help="who decides (default: the user's name)")
+        switch.add_argument("--why", default="", help="a sentence for the log")
+        switch.set_defaults(run=_switch)
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -23,3 +42,41 @@ def _init(options: argparse.Namespace) -> int:
     return init(
         options.site, name=options.name, declared_size=options.declared_size, epsilon=options.epsilon, delta=options.delta
     )
+
+
+def _status(site: Site, options: argparse.Namespace) -> int:
+    from fl_client.standing import standing, told  # here: the ledger's accounting takes a second to import
+
+    now = standing(site)
+    for line in told(now):
+        print(line)
+    return 1 if now.wrong else 0
+
+
+def _audit_log(site: Site, options: argparse.Namespace) -> int:
+    from fl_client.standing import audit_lines
+
+    lines = audit_lines(site.folder / "audit.jsonl", last=options.last)
+    for line in lines:
+        print(line)
+    print(f"{len(lines)} lines shown, the chain is unbroken" if lines else "nothing has happened yet")
+    return 0
+
+
+def _switch(site: Site, options: argparse.Namespace) -> int:
+    from fl_client.audit import AuditLog
+    from fl_client.ending import end_now
+
+    name = {"pause": "paused", "resume": "resumed", "stop-now": "stopped"}[options.command]
+    if name == "paused":
+        halt.halt(site.folder, "paused", who=options.who, why=options.why)
+        print(f"{site.name} declines whatever is asked, until: konsil-site resume")
+    elif name == "stopped":
+        halt.halt(site.folder, "stopped", who=options.who, why=options.why)  # before anything that could fail
+        print(f"{site.name} is stopped: nothing runs or leaves, until: konsil-site resume")
+        for failed in end_now(site):
+            print(failed, file=sys.stderr)
+    else:
+        print(f"{site.name} works again; konsil-site start" if halt.resume(site.folder) else f"{site.name} wasn't halted")
+    AuditLog(site.folder / "audit.jsonl").append(name, who=options.who, why=options.why)
+    return 0
