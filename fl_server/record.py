@@ -52,6 +52,16 @@ class Evaluation(_Part):
     seconds: float
 
 
+class CountTable(_Part):
+    """How many training patients all hospitals have of each kind, as a `count` study gives it."""
+
+    fields: list[str]  # what the table is about; empty: everybody
+    cells: list[list[str]]  # the kinds, a word for each field
+    counts: list[int | None]  # one for each kind; None: fewer than `fewer_than`
+    fewer_than: int
+    noise_sd: float  # on each count; 0: no privacy
+
+
 class SiteRecord(_Part):
     """One hospital. Case counts are None where the hospital is real: exact counts don't leave it."""
 
@@ -82,6 +92,7 @@ class Record(_Part):
     device: str = ""
     rounds: list[Round] = []
     evaluation: Evaluation | None = None  # None: the study sets nothing of its promise aside for scores
+    counts: list[CountTable] = []  # of a study that counts patients
     sites: dict[str, SiteRecord] = {}
     held_out: dict[str, Any] = {}
     baselines: dict[str, Any] = {}

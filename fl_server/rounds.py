@@ -23,6 +23,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx
 from flwr.serverapp.strategy.fedopt import FedOpt
 
 from conf.study import Study
+from fl_server.counts import counts_of
 from fl_server.enrolment import Enrolment
 from fl_server.record import Evaluation, Record, Round, SiteRound
 from fl_server.strategy import Rounds, Sum
@@ -101,6 +102,9 @@ def run(
         record.write(folder / "record.json")
         if observer is not None:
             observer(record.rounds[-1], {name: tensor.clone() for name, tensor in model.items()})
+    if study.strategy.name == "sum" and (folder / "model.pt").exists():
+        record.counts = counts_of(study, model)
+        record.write(folder / "record.json")
     if study.privacy.evaluation_share and (folder / "model.pt").exists():
         enrolment.before_round(grid)
         record.evaluation = judge(grid, study, model, enrolment)

@@ -66,7 +66,13 @@ SEGMENTS = {
     "certainty": {"endpoint": "certainty_NN", "use": "weight"},
 }
 OTHER = {"label": {"endpoint": "call_NN", "positive_from": 2}, "radiomic": SEGMENTS["radiomic"][:1]}
+COUNT = {"tables": [{"axes": [{"field": "endpoint.age", "edges": [40, 60], "not_known": False}]}]}
 EXAMPLES = {
+    "count": [
+        Example(
+            COUNT, {"tables": [*COUNT["tables"], {"axes": [{"field": "mask.t1"}]}]}, ventricle(drawn=True), ball(drawn=False)
+        ),
+    ],
     "radiomics": [
         Example(
             SEGMENTS | {"learner": {"kind": "perceptron", "hidden": [3]}}, OTHER, ventricle(drawn=True), ventricle(drawn=False)
@@ -84,7 +90,9 @@ EXAMPLES = {
     ],
 }
 ALL = [pytest.param(name, example, id=f"{name}-{i}") for name, found in EXAMPLES.items() for i, example in enumerate(found)]
-COUNTING = [entry for entry in ALL if entry.values[1].settings.get("learner", {}).get("kind") == "forest"]
+COUNTING = [
+    entry for entry in ALL if entry.values[0] == "count" or entry.values[1].settings.get("learner", {}).get("kind") == "forest"
+]
 GRADIENT = [entry for entry in ALL if entry not in COUNTING]
 
 
