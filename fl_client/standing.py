@@ -1,4 +1,4 @@
-"""How the house stands: what runs, what waits for a person, what is left of the budget, what left. For the hospital's own screen."""
+"""How the house stands: what runs, what waits for a person, what is left of the budget, what left the house."""
 
 from __future__ import annotations
 

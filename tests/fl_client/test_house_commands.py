@@ -58,7 +58,7 @@ def test_the_audit_log_is_shown_from_its_end_and_checked_whole(hospitals, ask, c
     assert ask("audit-log", "--last", "2") == 0
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 3
-    assert said[1].endswith("egress     study abababababab, bytes 2")
+    assert said[1].endswith("egress     bytes 2, study abababababab")
     path = hospitals.site("a").folder / "audit.jsonl"
     path.write_text(path.read_text().replace('"bytes":0', '"bytes":9'))
     assert ask("audit-log", "--last", "1") == 1
