@@ -18,6 +18,7 @@ from pydantic import Field, JsonValue, ValidationError, field_validator, model_v
 from pydantic_core import PydanticCustomError
 
 from conf.frozen import Frozen as Frozen
+from conf.quality import QualityLimits
 from conf.selection import Selection
 
 SCHEMA = 1
@@ -90,6 +91,7 @@ class Study(Frozen):
     training: LocalTraining = LocalTraining()
     strategy: Strategy = Strategy()
     selection: Selection | None = None  # whom the study is about; None: everybody whom its task can use
+    quality: QualityLimits | None = None  # how good their images must be; None: as they are
 
     @field_validator("task")
     @classmethod

@@ -138,6 +138,8 @@ def price(site: Site, study: Study, *, rounds: int | None = None, scores: bool =
 
 def _whom(study: Study) -> str:
     everybody = "every training patient of your cohort whom its task can use"
-    if study.selection is None:
-        return everybody
-    return f"{everybody}, and for whom: {study.selection}"
+    if study.selection is not None:
+        everybody += f", and for whom: {study.selection}"
+    if study.quality is not None:
+        everybody += f"; of their images it wants {study.quality}"
+    return everybody

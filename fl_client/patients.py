@@ -47,8 +47,9 @@ def usable_patients(site: Site, study: Study, task: Task, which: Split) -> tuple
 def chosen(site: Site, study: Study, task: Task, which: Split) -> tuple[Cohort, Sequence[str], dict[str, str]]:
     """The cohort, the patients of one side of its split whom the study takes, and the reason for each of the others.
 
-    First whom the study selects, then whom its task can use. Each patient is judged alone, so nobody's presence moves another.
-    Raises `OSError` if there can't be a cohort or a catalog at this site.
+    First whom the study selects, then whose images are good enough for it, then whom its task can use. Each patient is judged
+    alone, so nobody's presence moves another. Raises `OSError` if there can't be a cohort or a catalog
+    at this site.
     """
     cohort = Cohort(site.cohort_folder)
     patients = cohort.split(which, test_fraction=site.test_fraction)
@@ -58,6 +59,10 @@ def chosen(site: Site, study: Study, task: Task, which: Split) -> tuple[Cohort, 
         from fl_client.selection import unselected
 
         left_out = unselected(Catalog.of(site), study.selection, patients)
+    if study.quality is not None:
+        from fl_client.quality.limits import outside  # here: image filters take time to import
+
+        left_out |= outside(cohort, study.quality, [patient for patient in patients if patient not in left_out])
     usable, unusable = cohort.usable(task, [patient for patient in patients if patient not in left_out])
     return cohort, usable, left_out | unusable
 

@@ -29,6 +29,8 @@ def tell_usable(site: Site, study: Study) -> int:
         return 0
     if study.selection is not None:
         print(f"study {study.name} asks for patients with {study.selection}")
+    if study.quality is not None:
+        print(f"study {study.name} asks for images with {study.quality}")
     _, usable, left_out = chosen(site, study, task, "train")
     print(
         f"{len(usable)} of {len(usable) + len(left_out)} training patients at {site.name} can be used for study {study.name}"

@@ -6,11 +6,13 @@ deviation; here in blocks, and with the limits below. Noise in air: the same out
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from fl_client.quality.scene import Flags, padding, some_slices, touching
+from fl_client.quality.scene import Flags, Floats, padding, some_slices, touching
 
 SKIN_HU, METAL_HU = -300, 3000
 SOFT_TISSUE_HU = (0, 100)
@@ -18,8 +20,10 @@ SOFT_TISSUE_HU = (0, 100)
 
 BLOCK_MM = 6.0
 
+Image: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.int16] | npt.NDArray[np.uint16]"
 
-def measure(image: npt.NDArray[np.generic], pixel_mm: float) -> tuple[dict[str, float | None], dict[str, str]]:
+
+def measure(image: Image, pixel_mm: float) -> tuple[dict[str, float | None], dict[str, str]]:
     """`noise_air_hu`, `noise_tissue_hu`, `air_hu`, `metal_fraction`, `truncation` of (slices, rows, columns); and why not."""
     slices = some_slices(image)
     field = ~padding(slices)
@@ -45,9 +49,7 @@ def measure(image: npt.NDArray[np.generic], pixel_mm: float) -> tuple[dict[str, 
     return values, why if values["noise_air_hu"] is not None else why | {"noise_air_hu": "air in too few pieces"}
 
 
-def _deviations(
-    slices: npt.NDArray[np.float32], where: Flags, pixel_mm: float, low: float, high: float
-) -> npt.NDArray[np.float64]:
+def _deviations(slices: Floats, where: Flags, pixel_mm: float, low: float, high: float) -> npt.NDArray[np.float64]:
     """Standard deviations of the blocks that lie in `where` and whose mean is between the limits."""
     side = max(4, round(BLOCK_MM / pixel_mm))
     count, rows, columns = slices.shape

@@ -36,8 +36,10 @@ def modality(case: Case, volume: Volume) -> Modality:
     Computed tomography alone has air near -1000 and much of the rest between -200 and 300.
     """
     told = case.scanner.get("modality")
-    if told == "MR" or told == "CT":
-        return told
+    if told == "MR":
+        return "MR"
+    if told == "CT":
+        return "CT"
     values = volume.image[:: max(1, len(volume.image) // 8), ::4, ::4]
     air, soft = ((values > -1100) & (values < -800)).mean(), ((values > -200) & (values < 300)).mean()
     return "CT" if values.min() < -800 and air > 0.02 and air + soft > 0.6 else "MR"

@@ -59,8 +59,9 @@ def air_artifacts(scene: Scene) -> float:
 def ghosting(scene: Scene) -> float:
     """Amplitude of the strongest ghost over that of what it copies, 0..1; the larger of both axes.
 
-    In the air the mean square is noise plus the square of the ghost, so the slope of squared air over the squared image shifted by
-    d is the ghost's share at d, whatever the noise. All circular shifts at once, by Fourier transform; median over slices.
+    In the air the mean square is noise plus the square of the ghost, so the slope of squared air over the squared image shifted
+    by d is the square of the ghost's share at d, whatever the noise. All circular shifts at once, by Fourier transform; median
+    over slices.
     """
     power = np.where(scene.field, scene.image, 0).astype(np.float32) ** 2
     source = np.where(scene.tissue, power, 0)
@@ -148,13 +149,13 @@ def uniformity(scene: Scene) -> float | None:
 
 
 def _most(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """x with a @ x near most of b, by Cauchy weights whose width shrinks to that of the residuals' bulk."""
+    """The x with a @ x near most of b, by Cauchy weights whose width shrinks to that of the residuals' bulk."""
     width = 0.5 * float(np.median(np.abs(b))) + 1e-6
     weight = np.ones_like(b)
-    x = np.zeros(a.shape[1])
+    x: npt.NDArray[np.float64] = np.zeros(a.shape[1])
     for _ in range(12):
         weighted = a * weight[:, None]
-        x = np.linalg.solve(weighted.T @ a + 1e-6 * len(b) * np.eye(len(x)), weighted.T @ b)
+        x = np.asarray(np.linalg.solve(weighted.T @ a + 1e-6 * len(b) * np.eye(len(x)), weighted.T @ b), np.float64)
         weight = 1 / (1 + ((b - a @ x) / width) ** 2)
         width = max(0.8 * width, 0.3 * float(np.median(np.abs(b))) + 1e-6)
     return x

@@ -72,7 +72,10 @@ class Scene:
 
     @cached_property
     def quiet_air(self) -> tuple[float, float]:
-        """Mean and standard deviation within blocks of the darkest quarter of the air, where ghosts hardly reach; 0, 0 without."""
+        """Mean and standard deviation within blocks of the darkest quarter of the air, where ghosts hardly reach.
+
+        Both are 0 if there is too little.
+        """
         slices, rows, columns = self.image.shape
         high, wide = rows // BLOCK, columns // BLOCK
 
