@@ -15,6 +15,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from fl_client.cohort import Cohort
+from fl_client.intake.clean import AlreadyClean
 from fl_client.intake.deidentify import Deidentifier, discreet
 from fl_client.intake.door import Door, Intake, Progress, Refused
 from fl_client.intake.endpoints import FILE as ENDPOINTS
@@ -31,7 +32,7 @@ def admit_folder(
     folder: Path,
     cohort: Cohort,
     *,
-    key: bytes,
+    key: bytes | None,
     labels: LabelMap,
     series: SeriesRules | None = None,
     endpoints: EndpointRules | None = None,
@@ -39,14 +40,15 @@ def admit_folder(
 ) -> Intake:
     """Let in a folder of DICOM files, nested as they may be, with DICOM SEG masks and an `endpoints.csv` if there is one.
 
-    `key` is the hospital's secret; the same key gives the same pseudonyms. Raises `NotADirectoryError` for a folder that isn't
+    `key` is the hospital's secret; the same key gives the same pseudonyms. None: a folder of the clean store, whose
+    files are de-identified. Raises `NotADirectoryError` for a folder that isn't
     there and `OSError` if the cohort can't be written; whatever else is wrong with a file or patient becomes a reason.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder; the intake reads a folder of DICOM files")
     rules = series or SeriesRules()
-    deidentify = Deidentifier(key, words=rules.words | labels.words)
+    deidentify = Deidentifier(key, words=rules.words | labels.words) if key is not None else AlreadyClean()
     door = Door(cohort, deidentify)
     with discreet():
         patients = read_headers(folder, door, progress)

@@ -99,7 +99,7 @@ def deidentify_file(
             way_back.remember(original, deidentify)
     written = not there or place.read_bytes() != new
     if written:
-        _write(place, new)
+        _write(Path(clean_folder), place, new)
     return Cleaned(place, pseudonym, study, series, instance, str(result.SOPClassUID), written, dict(done.dropped))
 
 
@@ -153,10 +153,19 @@ def _method(path: Path) -> str:
         return ""
 
 
-def _write(place: Path, data: bytes) -> None:
+def sweep(clean_folder: Path) -> int:
+    """Remove what killed processes were writing. Gives how many files. Call it when nobody writes."""
+    left = list(Path(clean_folder).glob(".*.part"))
+    for part in left:
+        part.unlink()
+    return len(left)
+
+
+def _write(clean_folder: Path, place: Path, data: bytes) -> None:
     """The whole file on the disk, or nothing."""
+    made = [folder for folder in (place.parent, *place.parents) if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.parent / f".{uuid4().hex}.part"
+    part = clean_folder / f".{uuid4().hex}.part"
     try:
         with open(part, "xb") as file:
             file.write(data)
@@ -166,7 +175,7 @@ def _write(place: Path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    for folder in (place.parent, *list(place.parents)[1:4]):
+    for folder in {place.parent, *(folder.parent for folder in made)}:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)

@@ -138,6 +138,8 @@ class Deidentifier(Pseudonyms):
         if rule.kind in ("empty", "time"):
             return None
         raw = cast("DataElement | RawDataElement", dataset.get_item(tag))
+        if raw.value in (None, "", b"") and rule.kind != "walk":
+            return raw if not rule.instead else None
         if rule.kind == "number" and isinstance(raw, RawDataElement) and raw.VR != "UN":
             return raw if _is_raw_number(raw, rule) else None
         if rule.kind == "bulk" and isinstance(raw, RawDataElement):
@@ -175,7 +177,7 @@ class Deidentifier(Pseudonyms):
             case "vendor":
                 return vendor(value)
             case "scheme":
-                return value if value in SCHEMES else ""
+                return value if value in SCHEMES or value.lower() in self._words else ""
             case "kernel":
                 return value if KERNEL.fullmatch(value) else ""
             case "label":

@@ -154,7 +154,7 @@ CONTRAST = """ContrastBolusAgentSequence ContrastBolusAgentNumber ContrastBolusA
     ContrastBolusAgentPhase ContrastBolusIngredientOpaque"""
 
 SEGMENTATION = """SegmentationType SegmentationFractionalType MaximumFractionalValue SegmentsOverlap SegmentSequence
-    SegmentNumber SegmentLabel SegmentDescription SegmentAlgorithmType SegmentAlgorithmName TrackingUID
+    SegmentNumber SegmentLabel SegmentDescription SegmentAlgorithmType SegmentAlgorithmName TrackingID TrackingUID
     SegmentedPropertyCategoryCodeSequence SegmentedPropertyTypeCodeSequence SegmentedPropertyTypeModifierCodeSequence
     AnatomicRegionSequence AnatomicRegionModifierSequence SegmentIdentificationSequence RecommendedDisplayCIELabValue
     RecommendedDisplayGrayscaleValue ContentLabel ContentDescription ContentCreatorName
@@ -166,15 +166,15 @@ STRUCTURES = """StructureSetLabel StructureSetDate StructureSetTime ReferencedFr
     ReferencedFrameOfReferenceUID ROIName ROIVolume ROIGenerationAlgorithm ROIContourSequence ReferencedROINumber
     ROIDisplayColor ContourSequence ContourNumber AttachedContours ContourGeometricType ContourSlabThickness
     ContourOffsetVector NumberOfContourPoints ContourData RTROIObservationsSequence ObservationNumber RTROIInterpretedType
-    ROIInterpreter RTROIIdentificationCodeSequence ApprovalStatus"""
+    ROIInterpreter RTROIIdentificationCodeSequence ApprovalStatus OperatorsName"""
 
 LISTS: Mapping[str, tuple[str, ...]] = {
     "1.2.840.10008.5.1.4.1.1.4": (PIXELS, PLANE, HEART, MR),
     "1.2.840.10008.5.1.4.1.1.4.1": (PIXELS, PLANE, HEART, MR, FRAMES, ENHANCED_MR, CONTRAST),
-    "1.2.840.10008.5.1.4.1.1.4.4": (PIXELS, PLANE, HEART, MR, FRAMES),
+    "1.2.840.10008.5.1.4.1.1.4.4": (PIXELS, PLANE, HEART, MR, FRAMES, "MRImageFrameTypeSequence"),
     "1.2.840.10008.5.1.4.1.1.2": (PIXELS, PLANE, HEART, CT),
     "1.2.840.10008.5.1.4.1.1.2.1": (PIXELS, PLANE, HEART, CT, FRAMES, ENHANCED_CT, CONTRAST),
-    "1.2.840.10008.5.1.4.1.1.2.2": (PIXELS, PLANE, HEART, CT, FRAMES),
+    "1.2.840.10008.5.1.4.1.1.2.2": (PIXELS, PLANE, HEART, CT, FRAMES, "CTImageFrameTypeSequence"),
     "1.2.840.10008.5.1.4.1.1.128": (PIXELS, PLANE, HEART, PET),
     "1.2.840.10008.5.1.4.1.1.66.4": (PIXELS, PLANE, FRAMES, SEGMENTATION),
     "1.2.840.10008.5.1.4.1.1.66.7": (PIXELS, PLANE, FRAMES, SEGMENTATION),
@@ -185,7 +185,9 @@ LISTS: Mapping[str, tuple[str, ...]] = {
 KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("PatientID", "PatientName"), "empty"),  # the pseudonym takes their place
     **dict.fromkeys(("PatientBirthDate", "AccessionNumber", "ReferringPhysicianName", "StudyID"), "empty"),
-    **dict.fromkeys(("PositionReferenceIndicator", "ContentDescription", "ContentCreatorName", "ROIInterpreter"), "empty"),
+    **dict.fromkeys(
+        ("PositionReferenceIndicator", "ContentDescription", "ContentCreatorName", "ROIInterpreter", "OperatorsName"), "empty"
+    ),
     **dict.fromkeys(("ReceiveCoilManufacturerName", "TransmitCoilManufacturerName"), "empty"),
     "AcquisitionContextSequence": "empty",
     "PatientSex": "sex",
@@ -199,7 +201,7 @@ KINDS: Mapping[str, Kind] = {
     "CodeValue": "code",
     "CodingSchemeDesignator": "scheme",
     "CodeMeaning": "words",
-    "StackID": "label",
+    **dict.fromkeys(("StackID", "TrackingID"), "label"),
     **dict.fromkeys(("ConvolutionKernel", "ImageFilter"), "kernel"),
     **dict.fromkeys(("ImagedNucleus", "RescaleType", "ModalityLUTType", "FilterType"), "term"),
     **dict.fromkeys(("PixelData", "LUTData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"), "bulk"),
@@ -212,7 +214,7 @@ KIND_OF: Mapping[str, Kind] = {
     **{"CS": "term", "UI": "uid", "DA": "date", "DT": "date", "TM": "time", "AS": "age", "SQ": "walk"},
 }
 
-CHANGED = frozenset({"uid", "date", "time", "sex", "age", "words", "device", "empty", "walk"})
+CHANGED = frozenset({"uid", "date", "time", "sex", "age", "words", "device", "label", "empty", "walk"})
 """Kinds that change a value, or let it pass only by an option that the site chose."""
 
 NEVER_EMPTY: Mapping[str, str] = {
