@@ -7,7 +7,7 @@ with the reason; one that is a patient's and of no use still makes that patient 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +18,13 @@ from pydicom.errors import InvalidDicomError
 from fl_client.intake.deidentify import Deidentifier, Unattributable
 from fl_client.intake.door import Progress, Reasons
 from fl_client.intake.endpoints import FILE as ENDPOINTS
+from fl_client.intake.multiframe import ENHANCED, Unframed, frames_of
 from fl_client.intake.volume import Frame
 
 MR, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2"
 SEG, LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
+RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
+DRAWN = (SEG, LABELMAP_SEG, RTSTRUCT)  # what a reader drew, as DICOM
 DIRECTORY = "1.2.840.10008.1.3.10"
 
 
@@ -33,11 +36,16 @@ class Patient:
     masks: list[Frame] = field(default_factory=list)
 
 
-def read_headers(folder: Path, reasons: Reasons, progress: Progress | None) -> dict[str, Patient]:
-    """De-identified headers by patient and series; files that are no images or masks of anybody are left out."""
+def read_headers(
+    folder: Path, reasons: Reasons, progress: Progress | None, *, skip: Collection[Path] = ()
+) -> dict[str, Patient]:
+    """De-identified headers by patient and series; files that are no images or masks of anybody are left out.
+
+    Those in `skip` are somebody else's to read.
+    """
     patients: dict[str, Patient] = {}
     seen: dict[str, Path] = {}  # SOP instance: first file
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ENDPOINTS]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ENDPOINTS and path not in skip]
     for done, path in enumerate(files, 1):
         handle = reasons.deidentify.handle(path.relative_to(folder).as_posix())
         try:
@@ -51,16 +59,21 @@ def read_headers(folder: Path, reasons: Reasons, progress: Progress | None) -> d
         else:
             # a patient whose every file is of no use still ends as a refusal
             patient = patients.setdefault(header.PatientID, Patient())
-            unfit = unsuitable(header)
+            unfit, frames = unsuitable(header), [Frame(path, header)]
+            if unfit is None and header.SOPClassUID in ENHANCED:
+                try:
+                    frames = frames_of(path, header)
+                except Unframed as reason:
+                    unfit = str(reason)
             instance = str(header.get("SOPInstanceUID", ""))
             if unfit is None and instance in seen and _digest(seen[instance]) == _digest(path):
                 unfit = "a copy of another file, byte by byte"
             if unfit is not None:
                 reasons.leave_out(handle, unfit, path)
-            elif header.SOPClassUID in (SEG, LABELMAP_SEG):
+            elif header.SOPClassUID in DRAWN:
                 patient.masks.append(Frame(path, header))
             else:
-                patient.series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(Frame(path, header))
+                patient.series.setdefault(str(header.get("SeriesInstanceUID", "")), []).extend(frames)
             seen.setdefault(instance, path)
         if progress:
             progress(done, len(files))
@@ -83,25 +96,72 @@ def read_header(path: Path, deidentify: Deidentifier) -> Dataset:
 def unsuitable(header: Dataset) -> str | None:
     """Why a readable file is neither a slice nor a mask, or None if it is one."""
     kind = header.get("SOPClassUID")
-    if kind in (SEG, LABELMAP_SEG):
+    if kind in DRAWN:
         return None
-    if kind not in (MR, CT):
+    if kind not in (MR, CT, *ENHANCED):
         # a private UID may carry a hospital's own root, so only the standard's names are repeated
         standard = str(kind or "").startswith("1.2.840.10008.")
         name = pydicom.uid.UID(str(kind)).name if standard else "an object of no standard class"
-        return f"{name} is neither MR or CT images, slice by slice, nor a segmentation"
+        return f"{name} is neither MR or CT images nor a segmentation or structure set"
     if header.get("BurnedInAnnotation") == "YES":
         return "BurnedInAnnotation is YES: names may stand in the pixels"
+    if "MOSAIC" in (header.get("ImageType") or ()):
+        return "a mosaic, all slices tiled in one image; exported as enhanced images or slice by slice it can be read"
     if header.get("Rows") is None or header.get("Columns") is None:
         return "an image header without Rows and Columns"
     return None
 
 
 def references(seg: Dataset) -> Iterator[str]:
-    """SOP instances of the images that a segmentation was drawn on."""
+    """Slices of the images that a segmentation or structure set was drawn on, as `Frame.key` calls them.
+
+    Of a multi-frame image these are its frames, where the segmentation says which; else the whole image, by its UID alone.
+    """
+    if seg.get("SOPClassUID") == RTSTRUCT:
+        yield from _structure_references(seg)
+        return
+    frames: dict[str, set[int]] = {}
+    groups = [*(seg.get("SharedFunctionalGroupsSequence") or []), *(seg.get("PerFrameFunctionalGroupsSequence") or [])]
+    for source in (
+        s for g in groups for d in g.get("DerivationImageSequence") or [] for s in d.get("SourceImageSequence") or []
+    ):
+        numbers = source.get("ReferencedFrameNumber")
+        if numbers not in (None, ""):
+            several = [numbers] if isinstance(numbers, int) else numbers
+            frames.setdefault(str(source.get("ReferencedSOPInstanceUID", "")), set()).update(map(int, several))
     for series in seg.get("ReferencedSeriesSequence", []):
         for item in series.get("ReferencedInstanceSequence", []):
-            yield str(item.get("ReferencedSOPInstanceUID", ""))
+            uid = str(item.get("ReferencedSOPInstanceUID", ""))
+            if uid not in frames:
+                yield uid
+    for uid, several in frames.items():
+        for number in sorted(several):
+            yield f"{uid}#{number}"
+
+
+def structure_series(structures: Dataset) -> Iterator[tuple[str, Dataset]]:
+    """Series that a structure set refers to, each with its UID."""
+    for frame in structures.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            for series in study.get("RTReferencedSeriesSequence") or []:
+                yield str(series.get("SeriesInstanceUID", "")), series
+
+
+def _structure_references(structures: Dataset) -> Iterator[str]:
+    contours = [c for item in structures.get("ROIContourSequence") or [] for c in item.get("ContourSequence") or []]
+    for item in [*(series for _, series in structure_series(structures)), *contours]:
+        for image in item.get("ContourImageSequence") or []:
+            uid, frames = str(image.get("ReferencedSOPInstanceUID", "")), image.get("ReferencedFrameNumber")
+            if frames in (None, ""):
+                yield uid
+            else:
+                yield from (f"{uid}#{int(frame)}" for frame in ([frames] if isinstance(frames, int) else frames))
+
+
+def is_drawn(frames: list[Frame], masks: list[Frame]) -> bool:
+    """Whether a mask refers to any of these images."""
+    drawn = {key for mask in masks for key in references(mask.header)}
+    return any(key in drawn for frame in frames for key in frame.keys)
 
 
 def _digest(path: Path) -> bytes:

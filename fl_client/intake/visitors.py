@@ -77,9 +77,9 @@ def _series(
     pseudonym: str, patient: Patient, rules: SeriesRules, wanted: Collection[str], reasons: Reasons
 ) -> dict[str, list[Frame]]:
     matched = {uid: rules.match(frames[0].header) for uid, frames in patient.series.items()}
-    asked = {uid: patient.series[uid] for uid, rule in matched.items() if rule and _names(rule) & set(wanted)}
+    asked = {uid: patient.series[uid] for uid, fit in matched.items() if any(_names(rule) & set(wanted) for rule in fit)}
     if not asked:
-        others = sorted({name for rule in matched.values() if rule for name in _names(rule)})
+        others = sorted({name for fit in matched.values() for rule in fit for name in _names(rule)})
         there = f"{len(patient.series)} series, of which the series rules know {', '.join(others) or 'none'}"
         raise Refused(f"none of the series that the model reads ({', '.join(wanted)}); there are {there}")
     parts = chosen(pseudonym, Patient(asked, patient.masks), rules, reasons)

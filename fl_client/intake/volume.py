@@ -1,6 +1,6 @@
 """The geometry gate: a heap of DICOM slices becomes one volume on a true grid, or is refused with the reason.
 
-Whether slices form a volume is decided by highdicom's `get_series_volume_positions` (regular spacing, one orientation,
+Whether slices form a volume is decided by highdicom's `get_volume_positions` (regular spacing, one orientation,
 stacked along the normal, no position twice). Readers that warn and go on have moved slices by centimetres (a gantry tilt)
 or stretched a spacing (a missing slice), and training on such a volume fails without a sound.
 """
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
-from highdicom.spatial import get_series_volume_positions
+from highdicom.spatial import get_volume_positions
 from pydicom.dataset import Dataset
 
+from fl_client.intake.decode import Undecodable, decode
 from tasks.case import Volume
 
 SPACING_TOLERANCE = 0.01  # relative; highdicom's default, written out because it is part of the promise
@@ -30,10 +31,26 @@ class GeometryRefused(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One slice: where its file lies, and its de-identified header."""
+    """One slice: where its file lies, its de-identified header, and which frame of a multi-frame file it is."""
 
     path: Path
     header: Dataset
+    number: int = 0  # from 1; 0: the file is this one slice
+
+    @property
+    def key(self) -> str:
+        """What a mask calls the slice: its SOP instance, and behind a # the number of a frame."""
+        return f"{self.header.get('SOPInstanceUID', '')}{f'#{self.number}' if self.number else ''}"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All that a mask may call the slice: a multi-frame image can be meant as a whole."""
+        return (self.key, str(self.header.SOPInstanceUID)) if self.number else (self.key,)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where the slice stands in its series: the file's instance number, and the number within it."""
+        return int(self.header.get("InstanceNumber") or 0), self.number
 
 
 def stack(frames: Sequence[Frame], *, one_frame_of_reference: bool = True) -> tuple[list[Frame], npt.NDArray[np.float64]]:
@@ -65,8 +82,7 @@ def stack(frames: Sequence[Frame], *, one_frame_of_reference: bool = True) -> tu
     along_columns, along_rows = orientations[0][:3], orientations[0][3:]
     normal = np.cross(along_columns, along_rows)
     order = list(np.argsort(positions @ normal))
-    numbers = [int(headers[i].get("InstanceNumber") or 0) for i in order]
-    if len(numbers) > 1 and all(np.diff(numbers) < 0):
+    if len(order) > 1 and all(frames[i].place > frames[j].place for i, j in pairwise(order)):
         order.reverse()
     if len(frames) == 1:
         thickness = headers[0].get("SpacingBetweenSlices") or headers[0].get("SliceThickness")
@@ -104,9 +120,14 @@ def _gate(
     if np.ptp(orientations, axis=0).max() > 1e-4:
         kinds = len(np.unique(orientations.round(3), axis=0))
         raise GeometryRefused(f"images of {kinds} orientations in one series, such as a localizer among the slices")
-    spacing, _ = get_series_volume_positions(
-        headers, rtol=SPACING_TOLERANCE, perpendicular_tol=TILT_TOLERANCE, orientation_tol=1e-4
-    )
+    spacing: float | None = 1.0  # of a single image there is nothing to compare
+    if len(headers) > 1:
+        spacing, _ = get_volume_positions(
+            image_positions=positions.tolist(),
+            image_orientation=orientations[0].tolist(),
+            rtol=SPACING_TOLERANCE,
+            perpendicular_tol=TILT_TOLERANCE,
+        )
     if spacing is None:
         raise GeometryRefused(_why_no_volume(positions, np.cross(cosines[0], cosines[1])))
     stated = float(headers[0].get("SpacingBetweenSlices") or 0)
@@ -144,12 +165,11 @@ def _why_no_volume(positions: npt.NDArray[np.float64], normal: npt.NDArray[np.fl
 
 
 def read_pixels(frames: Sequence[Frame]) -> npt.NDArray[np.int16] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]:
-    """Pixel values of the frames, (slices, rows, columns), after rescale slope and intercept; one file open at a time.
+    """Pixel values of the frames, (slices, rows, columns), rescaled slice by slice; one file open at a time.
 
     Stored integers stay integers where the rescaled values fit in 16 bits; else float32. Raises `GeometryRefused` for
     pixel data that is absent, short, in colour, inverted or can't be decoded, and for values that aren't finite.
     """
-    slices = []
     for number, frame in enumerate(frames, 1):
         meaning = frame.header.get("PhotometricInterpretation")
         if meaning != "MONOCHROME2":
@@ -157,31 +177,28 @@ def read_pixels(frames: Sequence[Frame]) -> npt.NDArray[np.int16] | npt.NDArray[
                 f"image {number} of {len(frames)} has PhotometricInterpretation {meaning or 'absent'}; MONOCHROME2 is read, "
                 "in which larger numbers are brighter"
             )
-        syntax = "an unknown transfer syntax"
+    in_file: dict[Path, list[int]] = {}
+    for index, frame in enumerate(frames):
+        in_file.setdefault(frame.path, []).append(index)
+    slices: list[npt.NDArray[np.generic]] = [np.empty(0, np.uint16)] * len(frames)
+    for path, indices in in_file.items():
         try:
-            dataset = pydicom.dcmread(frame.path)
-            syntax = transfer_syntax(dataset)
-            if "PixelData" not in dataset:
-                raise GeometryRefused(f"image {number} of {len(frames)} has no pixel data")
-            stored = dataset.pixel_array
-        except GeometryRefused:
-            raise
-        except Exception as error:  # decoders raise whatever they like; their texts may repeat the header
-            raise GeometryRefused(
-                f"the pixel data of image {number} of {len(frames)} can't be decoded ({syntax}; {type(error).__name__})"
-            ) from None
-        slope, intercept = float(frame.header.get("RescaleSlope", 1)), float(frame.header.get("RescaleIntercept", 0))
-        if stored.shape != (int(frame.header.Rows), int(frame.header.Columns)):
-            raise GeometryRefused(f"image {number} of {len(frames)} is no single grey-scale slice but has shape {stored.shape}")
-        slices.append(_fitting(stored, slope, intercept))
+            several = decode(path, [frames[index].number for index in indices])
+        except Undecodable as reason:
+            raise GeometryRefused(f"the pixel data of image {indices[0] + 1} of {len(frames)} {reason}") from None
+        for index, stored in zip(indices, several, strict=True):
+            header = frames[index].header
+            if stored.shape != (int(header.Rows), int(header.Columns)):
+                raise GeometryRefused(
+                    f"image {index + 1} of {len(frames)} is no single grey-scale slice but has shape {stored.shape}"
+                )
+            slope, intercept = (
+                default if header.get(name) in (None, "") else float(header[name].value)
+                for name, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+            )
+            slices[index] = _fitting(stored, slope, intercept)
     kind = np.result_type(*slices)
     return np.stack(slices).astype(kind if kind in (np.int16, np.uint16) else np.float32)
-
-
-def transfer_syntax(dataset: Dataset) -> str:
-    """How a file's pixels are encoded, by the standard's name; a private UID may carry a hospital's own root."""
-    uid = pydicom.uid.UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
-    return uid.name if uid.startswith("1.2.840.10008.") else "a transfer syntax outside the standard"
 
 
 def _fitting(stored: npt.NDArray[np.generic], slope: float, intercept: float) -> npt.NDArray[np.generic]:

@@ -1,0 +1,352 @@
+"""One series taken apart into candidate volumes, and the one of them that a rule asks for.
+
+Scanners put into one series what belongs to several volumes: magnitude and phase, several echoes, b-values, planes, localizers
+in front. Each part is a volume by itself; stacked together they would be none, or a wrong one. A part that isn't asked for is
+named, and where more than one is left the patient is refused with what there is and what to say in the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from pydicom.dataset import Dataset
+
+from conf.study import Frozen
+from fl_client.intake.instants import instants
+from fl_client.intake.volume import Frame, GeometryRefused
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+SAME_DIRECTION = 0.01
+"""Slices whose direction cosines differ by less (0.6 degrees) are of one plane; the geometry gate is stricter and tells."""
+
+SAME_ECHO = (0.05, 0.1)
+"""Echo times that differ by less than so much of the shorter one, or so many ms, are one echo: some scanners adapt them."""
+
+SAME_B = 25.0
+"""b-values within so many s/mm² are one: some vendors add the imaging gradients' share."""
+
+STACK = 3
+"""Positions that make a plane the stack of the series, beside which planes of one position each are scouts."""
+
+COMPONENTS: Mapping[str, tuple[str, ...]] = {
+    "magnitude": ("MAGNITUDE", "MAG", "M", "M_SE", "M_FFE", "M_IR", "M_TSE", "M_PCA"),
+    "phase": ("PHASE", "PHS", "P", "P_SE", "P_FFE", "P_IR", "PHASE_MAP", "VELOCITY", "VELOCITY_MAP", "PCA"),
+    "real": ("REAL", "R", "R_SE", "R_FFE", "R_IR", "CR", "CR_IR"),
+    "imaginary": ("IMAGINARY", "I", "I_SE", "I_FFE", "I_IR"),
+}
+"""Which part of the complex signal an image shows, by words of its ImageType or its ComplexImageComponent (PS3.3 C.8.13.3)."""
+
+GE_COMPONENT = ("magnitude", "phase", "real", "imaginary")  # (0043,xx2F) of GEMS_PARM_01 counts them from 0
+
+
+class Part(Frozen):
+    """Which part of a series is meant, where it holds more than one. What isn't said has to be unambiguous."""
+
+    image_type: tuple[str, ...] = ()  # words that all stand in ImageType, such as M, P, ADC; none: the magnitude, the original
+    plane: Plane | None = None
+    echo: int | None = Field(default=None, ge=1)  # 1 is the one with the shortest echo time
+    b_value: float | None = Field(default=None, ge=0)  # s/mm²
+    direction: int | None = Field(default=None, ge=1)  # of the diffusion gradient, in the order of acquisition
+    time_point: int | None = Field(default=None, ge=1)  # of several images at every position; 1 is the earliest
+
+
+@dataclass
+class Split:
+    """The frames that are left, and what was put aside: (a short name for the line, the reason)."""
+
+    frames: list[Frame]
+    aside: list[tuple[str, str]] = field(default_factory=list)
+
+    def keep(self, frames: list[Frame], what: str, reason: str) -> None:
+        """Go on with these frames; the others are named."""
+        self.aside.append((what, reason))
+        self.frames = frames
+
+
+def asked_for(header: Dataset, part: Part) -> bool:
+    """Whether an image can belong to the part at all, as far as its ImageType says: no localizer, all words of the rule."""
+    words = _words(header)
+    return set(part.image_type) <= words and ("LOCALIZER" not in words or "LOCALIZER" in part.image_type)
+
+
+def one_part(frames: Sequence[Frame], part: Part) -> Split:
+    """The frames of one series that the part names, one per position unless they differ in time, and what was put aside.
+
+    In this order: localizers, ImageType, original or derived, plane, echo, b-value, gradient direction. Raises
+    `GeometryRefused` where several candidates are left, with what distinguishes them, and where there is no such part.
+    """
+    split = Split(list(frames))
+    _localizers(split, part)
+    _component(split, part)
+    _original(split)
+    _plane(split, part)
+    _one_kind(split)
+    _numbered(split, "echo", "echoes", "ms", _echo_times(split.frames), part.echo)
+    _b_value(split, part)
+    _numbered(split, "direction", "gradient directions", "", _directions(split.frames), part.direction)
+    return split
+
+
+def one_time(frames: Sequence[Frame], part: Part) -> list[Frame]:
+    """One frame per position, where several differ in time: the one that `time_point` names.
+
+    Raises `GeometryRefused` if nothing names one. Frames that stand twice and differ in nothing are left to the geometry gate.
+    """
+    try:
+        found = instants(frames)
+    except GeometryRefused:
+        return list(frames)
+    if len(found.frames) == 1:
+        return found.frames[0]
+    if part.time_point is None:
+        raise GeometryRefused(
+            f"{len(found.frames)} images at each of {len(found.frames[0])} positions, which differ in {found.by}; "
+            "say time_point in the series rule, or phases if it is a cine"
+        )
+    if part.time_point > len(found.frames):
+        raise GeometryRefused(f"time_point {part.time_point} is asked for; there are {len(found.frames)}")
+    return found.frames[part.time_point - 1]
+
+
+def _type(header: Dataset) -> tuple[str, ...]:
+    types = header.get("ImageType") or ()
+    return (types,) if isinstance(types, str) else tuple(map(str, types))
+
+
+def _words(header: Dataset) -> set[str]:
+    """What ImageType and the like say of an image."""
+    return {*_type(header), *([str(header.ComplexImageComponent)] if header.get("ComplexImageComponent") else [])}
+
+
+def _localizers(split: Split, part: Part) -> None:
+    if "LOCALIZER" in part.image_type:
+        return
+    rest = [frame for frame in split.frames if "LOCALIZER" not in _words(frame.header)]
+    marked = len(split.frames) - len(rest)
+    if not rest:
+        raise GeometryRefused(f"all {marked} images are localizers by their ImageType")
+    if marked:
+        split.keep(rest, "localizer", f"{_images(marked)} of a localizer among the slices, by ImageType")
+
+
+def component(header: Dataset) -> str:
+    """`magnitude`, `phase`, `real`, `imaginary`, or nothing where an image doesn't say."""
+    words = _words(header)
+    for name, known in COMPONENTS.items():
+        if words & set(known):
+            return name
+    number = _private(header, 0x0043, "GEMS_PARM_01", 0x2F)
+    return GE_COMPONENT[int(number)] if number is not None and number in range(4) else ""
+
+
+def _component(split: Split, part: Part) -> None:
+    if part.image_type:
+        wanted = [frame for frame in split.frames if asked_for(frame.header, part)]
+        others = len(split.frames) - len(wanted)
+        if not wanted:
+            raise GeometryRefused(f"no image has {' and '.join(part.image_type)} in its ImageType; there are {_types(split)}")
+        if others:
+            split.keep(wanted, "image-type", f"{_images(others)} of another ImageType than {' '.join(part.image_type)}")
+        return
+    found = _by(split.frames, component)
+    if len(found) < 2:
+        return
+    if "magnitude" not in found:
+        raise GeometryRefused(
+            f"{_listed(found)} images in one series and no magnitude; say image_type in the series rule, such as [R]"
+        )
+    split.keep(
+        found.pop("magnitude"),
+        "component",
+        f"{_listed(found)} images beside the magnitude; image_type in the series rule would ask for them",
+    )
+
+
+def _original(split: Split) -> None:
+    """Derived images are put aside where there are original ones."""
+    found = _by(split.frames, lambda header: _type(header)[0] if _type(header) else "")
+    if "ORIGINAL" in found and len(found) > 1:
+        split.keep(found.pop("ORIGINAL"), "derived", f"derived images beside the original ones: {_listed(found)}")
+
+
+def _one_kind(split: Split) -> None:
+    """Images of different ImageType aren't comparable in their values."""
+    if len(_by(split.frames, lambda header: "\\".join(_type(header)))) > 1:
+        raise GeometryRefused(f"several kinds of image in one series: {_types(split)}; say image_type in the series rule")
+
+
+def _types(split: Split) -> str:
+    return _listed(_by(split.frames, lambda header: "\\".join(_type(header))))
+
+
+def _plane(split: Split, part: Part) -> None:
+    planes = _planes(split.frames)
+    if part.plane:
+        wanted = [frames for name, frames in planes if name == part.plane]
+        if len(wanted) != 1:
+            raise GeometryRefused(f"{len(wanted)} stacks are {part.plane}; there are {_of_planes(planes)}")
+    elif len(planes) > 1:
+        stacks = [frames for _, frames in planes if _positions(frames) > 1]
+        if len(stacks) != 1 or _positions(stacks[0]) < STACK:
+            raise GeometryRefused(
+                f"images of {len(planes)} orientations in one series, such as a localizer among the slices: "
+                f"{_of_planes(planes)}; say plane in the series rule if their planes have different names"
+            )
+        wanted = stacks
+    else:
+        return
+    others = [(name, frames) for name, frames in planes if frames is not wanted[0]]
+    if others:
+        split.keep(wanted[0], "plane", f"images of another orientation than the stack: {_of_planes(others)}")
+
+
+def _planes(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
+    """Frames by orientation, with the plane's name; those without an orientation are left for the gate to refuse."""
+    found: list[tuple[np.ndarray[tuple[int], np.dtype[np.float64]], list[Frame]]] = []
+    for frame in frames:
+        cosines = np.array(frame.header.get("ImageOrientationPatient") or [0.0] * 6, float)
+        if cosines.shape != (6,) or not np.isfinite(cosines).all():
+            cosines = np.zeros(6)
+        for known, same in found:
+            if np.abs(cosines - known).max() <= SAME_DIRECTION:
+                same.append(frame)
+                break
+        else:
+            found.append((cosines, [frame]))
+    return [(_plane_name(cosines), same) for cosines, same in found]
+
+
+def _plane_name(cosines: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
+    """The anatomical plane to which the slice is nearest."""
+    normal = np.abs(np.cross(cosines[:3], cosines[3:]))
+    return ("sagittal", "coronal", "axial")[int(normal.argmax())] if normal.any() else "of no orientation"
+
+
+def _positions(frames: Sequence[Frame]) -> int:
+    return len({tuple(np.round(np.array(f.header.get("ImagePositionPatient") or [], float), 2)) for f in frames})
+
+
+def _of_planes(planes: Sequence[tuple[str, list[Frame]]]) -> str:
+    return ", ".join(f"{name} ({_images(len(frames))} at {_positions(frames)} positions)" for name, frames in planes)
+
+
+def _numbered(
+    split: Split, name: str, several: str, unit: str, found: Sequence[tuple[str, list[Frame]]], wanted: int | None
+) -> None:
+    """Take the one with the wanted number of an ordered choice, or refuse."""
+    listed = ", ".join(label for label, _ in found) + (f" {unit}" if unit else "")
+    if wanted is not None and wanted > max(len(found), 1):
+        raise GeometryRefused(f"{name} {wanted} is asked for; there {'are' if len(found) > 1 else 'is'} {len(found) or 1}")
+    if len(found) < 2:
+        return
+    if wanted is None:
+        raise GeometryRefused(f"{len(found)} {several}: {listed}; say {name} in the series rule")
+    others = len(split.frames) - len(found[wanted - 1][1])
+    reason = f"{_images(others)} of other {several} than number {wanted} of {len(found)} ({listed})"
+    split.keep(found[wanted - 1][1], name, reason)
+
+
+def _echo_times(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
+    """Frames by echo, in order of echo time; by number where a scanner tells that alone."""
+    relative, absolute = SAME_ECHO
+    found = _by_number(frames, lambda h: _number(h, "EchoTime"), lambda a, b: b - a < max(absolute, relative * a))
+    if len(found) > 1:
+        return found
+    return _by_number(frames, lambda h: _number(h, "EchoNumbers"), lambda a, b: a == b)
+
+
+def b_value(header: Dataset) -> float | None:
+    """Diffusion weighting in s/mm², from the standard element or the one that Siemens, GE, Philips or United Imaging wrote."""
+    if _number(header, "DiffusionBValue") is not None:
+        return _number(header, "DiffusionBValue")
+    if header.get("DiffusionDirectionality") == "NONE":
+        return 0.0
+    for group, creator, element in (
+        (0x0019, "SIEMENS MR HEADER", 0x0C),
+        (0x0043, "GEMS_PARM_01", 0x39),
+        (0x2001, "Philips Imaging DD 001", 0x03),
+        (0x0065, "Image Private Header", 0x09),
+    ):
+        value = _private(header, group, creator, element)
+        if value is not None:
+            return value % 1e9  # GE adds a thousand millions
+    return None
+
+
+def _b_value(split: Split, part: Part) -> None:
+    if part.b_value is None and len({b_value(frame.header) for frame in split.frames}) < 2:
+        return
+    found = _by_number(split.frames, lambda h: b_value(h) or 0.0, lambda a, b: b - a < SAME_B)
+    listed = f"{', '.join(label for label, _ in found)} s/mm²"
+    if part.b_value is None:
+        if len(found) > 1:
+            raise GeometryRefused(f"{len(found)} b-values: {listed}; say b_value in the series rule")
+        return
+    wanted = [frames for _, frames in found if any(abs((b_value(f.header) or 0.0) - part.b_value) < SAME_B for f in frames)]
+    if len(wanted) != 1:
+        raise GeometryRefused(f"b-value {part.b_value:g} is asked for; there {'are' if len(found) > 1 else 'is'} {listed}")
+    if len(found) > 1:
+        others = len(split.frames) - len(wanted[0])
+        split.keep(wanted[0], "b-value", f"{_images(others)} of other b-values than {part.b_value:g}, of {listed}")
+
+
+def _directions(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
+    """Frames by diffusion gradient direction, in the order in which they stand in the series."""
+    found: dict[str, list[Frame]] = {}
+    for frame in sorted(frames, key=lambda frame: frame.place):
+        value = frame.header.get("DiffusionGradientOrientation") or ()
+        found.setdefault("/".join(f"{float(number):.2f}" for number in value) or "none", []).append(frame)
+    return list(found.items())
+
+
+def _by(frames: Sequence[Frame], aspect: Callable[[Dataset], str]) -> dict[str, list[Frame]]:
+    found: dict[str, list[Frame]] = {}
+    for frame in frames:
+        found.setdefault(aspect(frame.header), []).append(frame)
+    return dict(sorted(found.items()))
+
+
+def _by_number(
+    frames: Sequence[Frame], aspect: Callable[[Dataset], float | None], same: Callable[[float, float], bool]
+) -> list[tuple[str, list[Frame]]]:
+    """Frames by a number, ascending; neighbours that count as the same together. Without a number they come first."""
+    found: list[tuple[float, list[Frame]]] = []
+    for frame in sorted(frames, key=lambda frame: aspect(frame.header) or 0.0):
+        value = aspect(frame.header) or 0.0
+        if found and same(found[-1][0], value):
+            found[-1][1].append(frame)
+        else:
+            found.append((value, [frame]))
+    return [(f"{value:g}", some) for value, some in found]
+
+
+def _listed(found: Mapping[str, list[Frame]]) -> str:
+    return ", ".join(f"{len(frames)} {name or 'unmarked'}" for name, frames in found.items())
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' if count > 1 else ''}"
+
+
+def _number(header: Dataset, keyword: str) -> float | None:
+    return _first(header.get(keyword))
+
+
+def _private(header: Dataset, group: int, creator: str, element: int) -> float | None:
+    """The first number of a private element, or None where it isn't there."""
+    try:
+        return _first(header.private_block(group, creator)[element].value)
+    except KeyError:
+        return None
+
+
+def _first(value: object) -> float | None:
+    """A number, or the first of several."""
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    one = (value[0] if value else None) if several else value  # type: ignore[index]
+    return None if one in (None, "") else float(one)  # type: ignore[arg-type]
