@@ -72,7 +72,8 @@ class Arrivals(Frozen):
     series_rules: Path | None = None  # as --series-rules of konsil-site admit
     labels: str | None = None  # as --labels
     columns: Path | None = None  # as --columns
-    retain: tuple[Literal["dates", "device", "descriptors"], ...] = ("dates", "descriptors")  # PS3.15 options
+    retain: tuple[Literal["dates", "device", "descriptors", "characteristics"], ...] = ("dates", "descriptors")  # of PS3.15
+    accept_faces: bool = False  # let images of the head in, from which a face can be made; else they go to quarantine
 
 
 class Coordinator(Frozen):

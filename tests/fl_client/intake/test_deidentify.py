@@ -55,7 +55,7 @@ def test_a_broken_date_becomes_empty() -> None:
 def test_only_the_positive_list_passes_at_every_depth() -> None:
     inner = Dataset()
     inner.SegmentNumber, inner.SegmentDescription, inner.SegmentLabel = 1, "Abendroth's heart", "blood_pool of Abendroth"
-    inner.TrackingID = "Abendroth 1"
+    inner.TrackingID = "Abendroth 1"  # passes as a keyed label
     creator = Dataset()
     creator.PersonName = "Abendroth^A"
     inner.OperatorIdentificationSequence = [creator]
@@ -73,7 +73,7 @@ def test_only_the_positive_list_passes_at_every_depth() -> None:
     assert result.Manufacturer == "other"
     kept = {element.keyword for element in result.iterall()}
     assert kept == {
-        "SOPClassUID", "Modality", "Rows", "SegmentSequence", "SegmentNumber", "SegmentLabel", "Manufacturer", "ImageType",
+        "SOPClassUID", "Modality", "Rows", "SegmentSequence", "SegmentNumber", "SegmentLabel", "Manufacturer", "ImageType", "TrackingID",
         "SeriesDescription", "StudyTime", "PatientID", "PatientName", "PatientBirthDate", "PatientIdentityRemoved",
         "DeidentificationMethod", "DeidentificationMethodCodeSequence", "CodeValue", "CodingSchemeDesignator", "CodeMeaning",
         "LongitudinalTemporalInformationModified",
