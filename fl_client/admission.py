@@ -91,8 +91,8 @@ def admit(
 ) -> int:
     """Let a folder in, or a table, and print what became of it; 0 if any patient was admitted.
 
-    With `masks` it is a folder of NIfTI or NRRD images of the series `series`; with `link.csv`, `dicom/` and `contours/` in it
-    the Sunnybrook layout; otherwise DICOM. `rules` is a YAML file of series rules, `labels` the name or file of a label map
+    With `masks` it is a folder of NIfTI or NRRD images of the series `series`, or of DICOM whose masks lie there; with
+    `link.csv`, `dicom/` and `contours/` in it the Sunnybrook layout; otherwise DICOM. `rules` is a YAML file of series rules, `labels` the name or file of a label map
     (default: `sunnybrook` for that layout, else `cardiac`). A file instead of a folder is a table of patients without images.
     `columns` is a YAML file that says which columns of it, or of `endpoints.csv` beside DICOM, may pass; `id_column` is the
     one that holds the identifiers (default: what the file says, else a table's first).
@@ -104,15 +104,25 @@ def admit(
     wanted = series_rules(rules)
     if folder.is_file():
         found = admit_table(folder, cohort, key=key, rules=column_rules(columns, id_column=id_column, first=""))
-    elif masks is not None:
+    elif masks is not None and not _is_dicom(folder):
         found = admit_pairs(folder, masks, cohort, key=key, labels=meanings, series_name=series)
     elif contours:
         found = admit_sunnybrook(folder, cohort, key=key, labels=meanings)
     else:
         endpoints = column_rules(columns, id_column=id_column, first="patient_id")
-        found = admit_folder(folder, cohort, key=key, labels=meanings, series=wanted, endpoints=endpoints)
+        found = admit_folder(folder, cohort, key=key, labels=meanings, series=wanted, endpoints=endpoints, masks=masks)
     _tell(found, quiet=quiet)
     return 0 if found.admitted else 1
+
+
+def _is_dicom(folder: Path) -> bool:
+    """Whether any file of the folder begins as DICOM files do: `DICM` after 128 bytes."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                if file.read(132)[128:] == b"DICM":
+                    return True
+    return False
 
 
 def label_map(said: str) -> LabelMap:

@@ -21,13 +21,15 @@ class Volume:
     """One 3D image of a patient and what a reader drew on it.
 
     `image` and `mask` have shape (slices, rows, columns). `affine` (4, 4) takes the index (slice, row, column, 1) to
-    patient coordinates in millimetres, LPS (the DICOM convention; highdicom's `Volume` uses the same).
+    patient coordinates in millimetres, LPS (the DICOM convention; highdicom's `Volume` uses the same). Where the mask is 0
+    none of the `annotated` structures is; of a structure that the reader didn't look for, it says nothing.
     """
 
     series: str  # what kind of image this is: cine_ed, cine_es, lge, t1
     image: npt.NDArray[np.float32] | npt.NDArray[np.int16] | npt.NDArray[np.uint16]
     affine: npt.NDArray[np.float64]
     mask: npt.NDArray[np.uint8] | None = None
+    annotated: tuple[int, ...] | None = None  # mask values that the reader looked for; None: all that there are
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3:

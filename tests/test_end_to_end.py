@@ -14,7 +14,8 @@ from conf.study import LocalTraining, Privacy, Strategy, Study
 from fl_client.cohort import Cohort
 from fl_client.intake.admit import admit_folder
 from fl_client.intake.labels import LabelMap
-from fl_client.intake.mask import onto_grid, read_seg
+from fl_client.intake.mask import onto_grid
+from fl_client.intake.seg import read_seg
 from fl_client.intake.write_back import write_nifti, write_seg
 from fl_client.privacy import Ledger
 from fl_client.site import Budget, Site
@@ -139,7 +140,6 @@ def test_archives_become_a_private_model_whose_masks_go_back_into_an_archive(tmp
     seg = pydicom.dcmread(tmp_path / "mask.dcm")
     assert seg.PatientName == images[0].PatientName == Identity.invent(patient).name
     assert seg.StudyInstanceUID == images[0].StudyInstanceUID
-    mask, affine = read_seg(seg, labels)
-    returned, resampled = onto_grid(mask, affine, volume)
+    returned, resampled = onto_grid(read_seg(seg, labels), volume)
     assert not resampled
     assert np.array_equal(returned, found.mask)

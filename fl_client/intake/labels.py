@@ -1,11 +1,15 @@
 """The label map: which label of a source means which structure of the task.
 
 Hospitals name the same structure in many ways: by text in a DICOM SEG, by a SNOMED code, by a number in a NIfTI file. One
-YAML per source says what each means. A label that stands nowhere in it is an error and never silently background.
+YAML per source says what each means. A label that stands nowhere in it is an error and never silently background. The map
+also says what can't be read off a mask: which structures a reader looked for, which one has a voxel that two were drawn on,
+and where in the body a structure lies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -41,11 +45,16 @@ class Structure(Frozen):
     role: Role = "organ"
     code: Code
     sources: tuple[int | str, ...]
+    may_be_absent: bool = False  # a mask without it says that there is none, as of a scar; else that nobody drew it
+    right_of: str | None = None  # it lies on the patient's right of this structure, unless the mask is mirrored
+    volume_ml: tuple[float, float] | None = None  # least and most that a whole one can have
 
     @model_validator(mode="after")
-    def _unknown_is_255(self) -> Self:
+    def _is_possible(self) -> Self:
         if (self.role == "unknown") != (self.value == UNKNOWN):
             raise ValueError(f"value {UNKNOWN} and role unknown belong together, not value {self.value} and role {self.role}")
+        if self.volume_ml is not None and not 0 <= self.volume_ml[0] < self.volume_ml[1]:
+            raise ValueError(f"volume_ml is the least and the most in millilitres, not {list(self.volume_ml)}")
         return self
 
 
@@ -54,6 +63,8 @@ class LabelMap(Frozen):
 
     structures: dict[str, Structure]
     ignored: tuple[int | str, ...] = ()  # known labels that count as background
+    annotated: dict[str, tuple[str, ...]] = Field({})  # series: what its readers draw. Others: what a mask holds was drawn
+    priority: tuple[str, ...] = ()  # these may be drawn over each other; the first has the voxel
 
     @model_validator(mode="after")
     def _nothing_stands_twice(self) -> Self:
@@ -68,6 +79,21 @@ class LabelMap(Frozen):
             twice = sorted({str(entry) for entry in entries if entries.count(entry) > 1})
             if twice:
                 raise ValueError(f"each {what} may stand for one structure only; {', '.join(twice)} stands for two")
+        return self
+
+    @model_validator(mode="after")
+    def _names_its_own_structures(self) -> Self:
+        sided = [structure.right_of for structure in self.structures.values() if structure.right_of]
+        named = {
+            "right_of": sided,
+            "priority": self.priority,
+            "annotated": [n for some in self.annotated.values() for n in some],
+        }
+        known = [name for name, structure in self.structures.items() if structure.role != "unknown"]
+        for where, names in named.items():
+            strangers = sorted(set(names) - set(known))
+            if strangers:
+                raise ValueError(f"{where} names {', '.join(strangers)}; the structures are {', '.join(known)}")
         return self
 
     @classmethod
@@ -122,6 +148,38 @@ class LabelMap(Frozen):
             if (structure.code.scheme, structure.code.value) == (scheme, value):
                 return structure.value
         return None
+
+    def of_segment(self, what: str, text: str, codes: Collection[tuple[str, str]]) -> int:
+        """Mask value of something drawn, by the name that a reader gave it and its coded concepts (scheme, value).
+
+        Raises `UnmappedLabel` if neither stands in the map, or if they contradict each other. `what` is a number such as
+        "segment 2": the text itself isn't repeated, since whatever a reader typed may hold a name.
+        """
+        by_text: int | None = None
+        with suppress(UnmappedLabel):
+            by_text = self.of_source(text) if text.strip() else None
+        by_code = next((value for code in codes if (value := self.of_code(*code)) is not None), None)
+        if by_text is not None and by_code is not None and by_text not in (0, UNKNOWN, by_code):
+            raise UnmappedLabel(f"{what} is {self.name(by_text)} by its label and {self.name(by_code)} by its code")
+        value = by_text if by_text is not None else by_code
+        if value is None:
+            raise UnmappedLabel(
+                f"{what} has a label and a code that stand nowhere in the label map, which knows {', '.join(self.structures)}"
+            )
+        return value
+
+    def looked_for(self, series: str, present: Collection[int]) -> tuple[int, ...] | None:
+        """Mask values that the reader of this mask looked for, given those that it holds; None is all of the map.
+
+        What the map says of the series counts; if it says nothing, a structure that the mask doesn't hold was not drawn,
+        unless it may be absent.
+        """
+        structures = {name: item for name, item in self.structures.items() if item.role != "unknown"}
+        if series in self.annotated:
+            values = {structures[name].value for name in self.annotated[series]}
+        else:
+            values = {item.value for item in structures.values() if item.value in present or item.may_be_absent}
+        return None if len(values) == len(structures) else tuple(sorted(values))
 
     def translate(self, mask: npt.NDArray[np.integer] | npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
         """A source's label volume in the task's values; 0 stays background. Raises `UnmappedLabel` (also for 1.5)."""

@@ -1,111 +1,119 @@
-"""What a reader drew, put on the image's own grid and looked at for plausibility.
+"""What a reader drew, whatever program it was drawn with, and how it gets onto the image's own grid.
 
-A DICOM SEG is read by highdicom and lands on the grid of the images it refers to; a mask on another grid is resampled to
-the nearest neighbour only where that loses nothing, and refused otherwise. The check looks at what a label map declares: a
-cavity lies inside its wall, structures hang together. It catches masks that fit the grid and not the patient, such as
-the displaced epicardial contours of one Sunnybrook patient.
+Readers of files (`seg`, `rtstruct`, `mask_file`) give a `Drawing`. On the image's grid, or on whole steps of it, it is moved;
+on another it is resampled to the nearest neighbour only where that loses nothing, and refused otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-import highdicom as hd
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
-from scipy import ndimage
 
-from fl_client.intake.labels import LabelMap, UnmappedLabel
+from fl_client.intake.labels import LabelMap
 from fl_client.intake.volume import same_grid
 from tasks.case import UNKNOWN, Volume
 
-CAVITY_OUTSIDE = 0.05
-"""Largest share of a slice's cavity that may lie outside the epicardium. Sunnybrook: 0 if sound, 0.2 to 0.62 if displaced."""
-
-OPEN_BOUNDARY = 0.4
-"""Largest share of the cavity's in-plane outline that may touch background instead of wall, over the slices that show a
-wall. Basal slices open towards the outflow tract, so that some of it is sound."""
-
-LARGEST_PIECE = 0.75
-"""A structure whose largest connected piece holds less of it than this is in pieces."""
-
-KEPT_INSIDE = 0.99  # share of a resampled mask's voxels that must fall inside the image
+KEPT_INSIDE = 0.99  # share of a mask's voxels that must fall inside the image
 KEPT_VOLUME = 0.05  # relative change of a structure's volume that resampling may make
+CONTESTED = 0.01
+"""Share of the smaller of two structures that may be drawn over by the other without a priority. Those voxels are unknown."""
 
 Mask = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
+Affine = npt.NDArray[np.float64]
+Notes = dict[str, float | bool | str]
 
 
 class MaskRefused(ValueError):
     """The mask can't be used; the text says why."""
 
 
-def read_seg(seg: Dataset, labels: LabelMap) -> tuple[Mask, npt.NDArray[np.float64]]:
-    """A de-identified DICOM SEG with its pixels, as canonical labels on its own grid, and that grid's affine.
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A mask on its own grid: canonical values (slices, rows, columns), the affine index → LPS mm, what to remember of it."""
 
-    Raises `MaskRefused` for overlapping or fractional segments and frames that form no volume, `UnmappedLabel` for a segment
-    whose label and code the map doesn't know.
+    mask: Mask
+    affine: Affine
+    notes: Mapping[str, float | bool | str] = field(default_factory=dict)
+
+
+def flatten(layers: Iterable[tuple[int, Flags]], shape: tuple[int, ...], labels: LabelMap) -> tuple[Mask, Notes]:
+    """One mask of structures that were drawn one by one, as (canonical value, where); and what to remember of it.
+
+    Where two were drawn, unknown counts first, then the label map's priority. Two without one may share up to 1 % of the
+    smaller, as neighbours drawn by hand do, and those voxels are unknown. Raises `MaskRefused` if they share more.
     """
-    if "SegmentSequence" not in seg or not seg.SegmentSequence:
-        raise MaskRefused("the segmentation names no segments")
-    values = {int(item.SegmentNumber): _segment_value(item, labels) for item in seg.SegmentSequence}
-    if seg.get("SegmentationType") not in ("BINARY", "LABELMAP"):
-        raise MaskRefused("the segmentation is fractional; a mask needs one label per voxel")
-    try:
-        volume = hd.seg.Segmentation.from_dataset(seg, copy=False).get_volume(combine_segments=True, dtype=np.uint16)
-    except Exception as error:  # highdicom raises many kinds; the texts may hold identifiers
-        words = "segments overlap" if "overlap" in str(error).lower() else f"its frames form no volume ({type(error).__name__})"
-        raise MaskRefused(f"the segmentation can't be read: {words}") from None
-    mask = np.zeros(volume.array.shape, np.uint8)
-    for number, value in values.items():
-        mask[volume.array == number] = value
-    return mask, np.asarray(volume.affine, np.float64)
+    mask = np.zeros(shape, np.uint8)
+    rank = {labels.structures[name].value: number for number, name in enumerate(labels.priority)}
+    drawn: dict[int, int] = {}
+    contested: dict[tuple[int, int], int] = {}
+    overlapping = 0
+    for value, where in layers:
+        if value == 0:
+            continue
+        new = where & (mask != value)
+        drawn[value] = drawn.get(value, 0) + int(new.sum())
+        under = np.unique(mask[new & (mask > 0)])
+        taken = new & (mask == 0)
+        for other in map(int, under):
+            both = new & (mask == other)
+            if value == UNKNOWN or (value in rank and other in rank and rank[value] < rank[other]):
+                taken |= both
+            elif other != UNKNOWN and not (value in rank and other in rank):
+                contested[min(value, other), max(value, other)] = contested.get(
+                    (min(value, other), max(value, other)), 0
+                ) + int(both.sum())
+                mask[both] = UNKNOWN
+            overlapping += int(both.sum())
+        mask[taken] = value
+    for (one, other), count in contested.items():
+        share = count / min(drawn[one], drawn[other])
+        if share > CONTESTED:
+            raise MaskRefused(
+                f"segments overlap: {labels.name(one)} and {labels.name(other)} share {share:.0%} of the smaller; without a "
+                f"priority in the label map at most {CONTESTED:.0%} may be"
+            )
+    return mask, {"overlapping": round(overlapping / max(1, int((mask > 0).sum())), 4)} if overlapping else {}
 
 
-def _segment_value(segment: Dataset, labels: LabelMap) -> int:
-    label = str(segment.get("SegmentLabel", "") or "")
-    by_text: int | None = None
-    with suppress(UnmappedLabel):
-        by_text = labels.of_source(label) if label else None
-    types = segment.get("SegmentedPropertyTypeCodeSequence") or []
-    by_code = (
-        labels.of_code(str(types[0].get("CodingSchemeDesignator", "")), str(types[0].get("CodeValue", ""))) if types else None
-    )
-    number = int(segment.SegmentNumber)
-    if by_text is not None and by_code is not None and by_text not in (0, by_code):
-        raise UnmappedLabel(f"segment {number} is {labels.name(by_text)} by its label and {labels.name(by_code)} by its code")
-    value = by_text if by_text is not None else by_code
-    if value is None:
-        # the text itself isn't repeated: whatever a reader typed may hold a name
-        known = ", ".join(labels.structures)
-        raise UnmappedLabel(f"segment {number} has a label and a code that stand nowhere in the label map, which knows {known}")
-    return value
+def fit(drawing: Drawing, image: Volume) -> Literal["exact", "inside", "outside"]:
+    """How a drawing lies in an image: voxel on voxel, with 99 % of its voxels inside, or neither. An empty one is outside."""
+    if drawing.mask.shape == image.image.shape and same_grid(drawing.affine, image.affine):
+        return "exact"
+    indices = _indices(drawing, image)
+    if not len(indices) or _inside(indices, image) < KEPT_INSIDE:
+        return "outside"
+    return "exact" if _on_voxels(drawing, image) else "inside"
 
 
-def onto_grid(mask: Mask, affine: npt.NDArray[np.float64], image: Volume) -> tuple[Mask, bool]:
+def onto_grid(drawing: Drawing, image: Volume) -> tuple[Mask, bool]:
     """The mask on the image's grid, and whether it had to be resampled (nearest neighbour).
 
-    A mask on a part of the image's grid, or with an axis reversed, is moved without resampling. Raises `MaskRefused` if
-    less than 99 % of its voxels fall inside the image, or a structure's volume changes by more than 5 %.
+    A mask on a part of the image's grid, or with an axis reversed, is moved without resampling. Raises `MaskRefused` if it is
+    empty, if less than 99 % of its voxels fall inside the image, if a structure's volume changes by more than 5 %, and for a
+    mask of the image's own size with an axis the other way round, whose voxels don't fall on the image's.
     """
+    mask, affine = drawing.mask, drawing.affine
     if mask.shape == image.image.shape and same_grid(affine, image.affine):
         return mask, False
-    labelled = np.argwhere(mask)
-    if not len(labelled):
+    indices = _indices(drawing, image)
+    if not len(indices):
         raise MaskRefused("the mask is empty")
-    to_image = np.linalg.inv(image.affine) @ affine
-    indices = labelled @ to_image[:3, :3].T + to_image[:3, 3]
-    inside = ((indices > -0.5) & (indices < np.array(image.image.shape) - 0.5)).all(axis=1).mean()
+    inside = _inside(indices, image)
+    exact = inside >= KEPT_INSIDE and _on_voxels(drawing, image)
+    if not exact and (turned := _turned(drawing, image)):
+        raise MaskRefused(turned)
     if inside < KEPT_INSIDE:
         raise MaskRefused(f"only {inside:.1%} of the mask lies inside the image; at least {KEPT_INSIDE:.0%} must")
-    resampled = _nearest(mask, np.linalg.inv(to_image).astype(np.float64), image.image.shape)
-    # whole steps along the image's own axes, for every labelled voxel: nothing was interpolated
-    if np.abs(indices - indices.round()).max() <= 0.01 and np.count_nonzero(resampled) == len(labelled):
+    resampled = _nearest(mask, np.linalg.inv(affine) @ image.affine, image.image.shape)
+    if exact and np.count_nonzero(_is_structure(resampled)) == len(indices):
         return resampled, False
     before, after = abs(np.linalg.det(affine[:3, :3])), abs(np.linalg.det(image.affine[:3, :3]))
-    for value in np.unique(mask[mask > 0]):
+    for value in np.unique(mask[_is_structure(mask)]):
         old, new = float((mask == value).sum() * before), float((resampled == value).sum() * after)
         if abs(new - old) > KEPT_VOLUME * old:
             raise MaskRefused(
@@ -115,7 +123,48 @@ def onto_grid(mask: Mask, affine: npt.NDArray[np.float64], image: Volume) -> tup
     return resampled, True
 
 
-def _nearest(mask: Mask, to_mask: npt.NDArray[np.float64], shape: tuple[int, ...]) -> Mask:
+def _is_structure(mask: Mask) -> Flags:
+    flags: Flags = (mask > 0) & (mask != UNKNOWN)
+    return flags
+
+
+def _indices(drawing: Drawing, image: Volume) -> npt.NDArray[np.float64]:
+    """Where the labelled voxels lie in the image, as indices (n, 3) that needn't be whole."""
+    to_image = np.linalg.inv(image.affine) @ drawing.affine
+    indices: npt.NDArray[np.float64] = np.argwhere(_is_structure(drawing.mask)) @ to_image[:3, :3].T + to_image[:3, 3]
+    return indices
+
+
+def _inside(indices: npt.NDArray[np.float64], image: Volume) -> float:
+    return float(((indices > -0.5) & (indices < np.array(image.image.shape) - 0.5)).all(axis=1).mean())
+
+
+def _on_voxels(drawing: Drawing, image: Volume) -> bool:
+    """Whether the drawing's grid is a part of the image's, continued, with axes reversed or exchanged at most."""
+    steps = (np.linalg.inv(image.affine) @ drawing.affine).round()
+    turned = np.abs(steps[:3, :3])
+    return np.array_equal(turned @ turned.T, np.eye(3)) and same_grid(image.affine @ steps, drawing.affine)
+
+
+def _turned(drawing: Drawing, image: Volume) -> str:
+    """In words, that a mask of the image's size has its axes exchanged or reversed against the image's; empty if it hasn't."""
+    if sorted(drawing.mask.shape) != sorted(image.image.shape):
+        return ""
+    sizes, own = (np.linalg.norm(affine[:3, :3], axis=0) for affine in (drawing.affine, image.affine))
+    if not np.allclose(np.sort(sizes), np.sort(own), atol=1e-3):
+        return ""
+    cosines = (image.affine[:3, :3] / own).T @ (drawing.affine[:3, :3] / sizes)
+    steps = cosines.round()
+    if np.abs(cosines - steps).max() > 0.02 or np.array_equal(steps, np.eye(3)):
+        return ""
+    handed = "mirrored" if np.linalg.det(steps) < 0 else "turned"
+    return (
+        f"the mask has the image's size and voxels, but is {handed} against it: its axes run another way and its voxels don't "
+        "fall on the image's; one of the two was written with wrong directions"
+    )
+
+
+def _nearest(mask: Mask, to_mask: Affine, shape: tuple[int, ...]) -> Mask:
     """Value of the nearest voxel of `mask` for every voxel of a grid; 0 outside. One slice at a time, to save memory."""
     result = np.zeros(shape, np.uint8)
     rows, columns = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
@@ -125,72 +174,3 @@ def _nearest(mask: Mask, to_mask: npt.NDArray[np.float64], shape: tuple[int, ...
         valid = ((nearest >= 0) & (nearest < np.array(mask.shape))).all(axis=-1)
         result[z][valid] = mask[tuple(nearest[valid].T)]
     return result
-
-
-def check_mask(
-    mask: Mask,
-    spacing_mm: Collection[float],
-    labels: LabelMap,
-    *,
-    epicardium: Flags | None = None,
-    cavity: Flags | None = None,
-) -> None:
-    """Raise `MaskRefused` for a mask that can't be right.
-
-    `mask` is (slices, rows, columns) in canonical values. `epicardium` and `cavity` are the filled contours, where a reader
-    drew those: a label volume can't show a cavity that sticks out of its epicardium.
-    """
-    known = {structure.value for structure in labels.structures.values()}
-    strangers = sorted(set(np.unique(mask).tolist()) - known - {0})
-    if strangers:
-        raise MaskRefused(f"the mask holds the values {strangers}, which no structure has; there are {sorted(known)}")
-    if not ((mask > 0) & (mask != UNKNOWN)).any():
-        raise MaskRefused("the mask is empty: nothing is labelled")
-    if len(tuple(spacing_mm)) != 3 or min(spacing_mm) <= 0:
-        raise MaskRefused(f"voxel size {tuple(spacing_mm)} mm is not three positive numbers")
-    if epicardium is not None and cavity is not None:
-        _check_contours(epicardium, cavity)
-    walls, cavities = labels.role("wall"), labels.role("cavity")
-    if walls and cavities:
-        _check_wall(np.isin(mask, walls), np.isin(mask, cavities), mask == UNKNOWN)
-    for value in sorted(known & set(np.unique(mask).tolist()) - {UNKNOWN}):
-        pieces, count = ndimage.label(mask == value, np.ones((3, 3, 3)))
-        sizes = np.bincount(pieces.ravel())[1:]
-        if sizes.max() < LARGEST_PIECE * sizes.sum():
-            share = sizes.max() / sizes.sum()
-            raise MaskRefused(
-                f"{labels.name(value)} lies in {count} pieces, the largest with {share:.0%} of it; "
-                f"at least {LARGEST_PIECE:.0%} must hang together"
-            )
-
-
-def _check_contours(epicardium: Flags, cavity: Flags) -> None:
-    """The endocardial contour lies inside the epicardial one, on each slice that has both."""
-    outside = [
-        float((inner & ~outer).sum() / inner.sum())
-        for outer, inner in zip(epicardium, cavity, strict=True)
-        if inner.any() and outer.any()
-    ]
-    bad = [share for share in outside if share > CAVITY_OUTSIDE]
-    if bad:
-        raise MaskRefused(
-            f"on {len(bad)} of {len(outside)} slices {min(bad):.0%} to {max(bad):.0%} of the cavity lies outside the "
-            f"epicardium; at most {CAVITY_OUTSIDE:.0%} may: the contours are displaced against each other"
-        )
-
-
-def _check_wall(wall: Flags, cavity: Flags, unknown: Flags) -> None:
-    """The cavity's outline touches wall, not background, on slices that show both."""
-    edges = open_edges = 0
-    for z in np.flatnonzero(wall.any(axis=(1, 2)) & cavity.any(axis=(1, 2))):
-        padded = np.pad(cavity[z], 1)
-        neighbours = np.pad(~(wall[z] | cavity[z] | unknown[z]), 1, constant_values=False)
-        outline = np.pad(~cavity[z] & ~unknown[z], 1, constant_values=False)
-        for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
-            edges += int((padded & np.roll(outline, step, axis)).sum())
-            open_edges += int((padded & np.roll(neighbours, step, axis)).sum())
-    if edges and open_edges > OPEN_BOUNDARY * edges:
-        raise MaskRefused(
-            f"{open_edges / edges:.0%} of the cavity's outline touches background where a wall is drawn; "
-            f"at most {OPEN_BOUNDARY:.0%} may: cavity and wall don't belong together"
-        )

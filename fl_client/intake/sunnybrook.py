@@ -23,12 +23,13 @@ from fl_client.intake.deidentify import Deidentifier, discreet
 from fl_client.intake.door import Door, Intake, Progress
 from fl_client.intake.headers import read_header, unsuitable
 from fl_client.intake.labels import LabelMap, UnmappedLabel
-from fl_client.intake.mask import MaskRefused, check_mask
+from fl_client.intake.mask import MaskRefused
+from fl_client.intake.plausibility import check_volume
+from fl_client.intake.polygon import FINE, covered
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
 from tasks.case import UNKNOWN, Case, Volume
 
 ENDO, EPI = "icontour", "ocontour"
-FINE = 4  # points per pixel and axis
 Flags = npt.NDArray[np.bool_]
 
 
@@ -141,8 +142,9 @@ def _drawn(volume: Volume, stems: Sequence[str], endo: dict[str, Path], epi: dic
     mask[epicardium.any(axis=(1, 2))] = 0
     mask[epicardium] = labels.of_source(EPI)
     mask[cavity] = labels.of_source(ENDO)
-    check_mask(mask, volume.spacing_mm, labels, epicardium=epicardium, cavity=cavity)
-    return Volume(volume.series, volume.image, volume.affine, mask)
+    drawn = Volume(volume.series, volume.image, volume.affine, mask)
+    check_volume(drawn, labels, epicardium=epicardium, cavity=cavity)
+    return drawn
 
 
 def read_contour(path: Path) -> npt.NDArray[np.float64]:
@@ -169,13 +171,5 @@ def fill(points: npt.NDArray[np.float64], shape: Sequence[int]) -> Flags:
     rows, columns = shape
     if points.min() < -0.5 or points[:, 0].max() > columns - 0.5 or points[:, 1].max() > rows - 0.5:
         raise ContourRefused(f"a contour leaves the image of {rows} x {columns} pixels")
-    inside = np.zeros((rows * FINE, columns * FINE), bool)
-    x0, y0 = ((points + 0.5) * FINE - 0.5).T  # the finer grid's own pixel centres are whole numbers again
-    x1, y1 = np.roll(x0, -1), np.roll(y0, -1)
-    for row in range(max(0, int(np.ceil(y0.min()))), min(len(inside) - 1, int(np.floor(y0.max()))) + 1):
-        crosses = (np.minimum(y0, y1) <= row) & (row < np.maximum(y0, y1))
-        at = np.sort(x0[crosses] + (row - y0[crosses]) * (x1 - x0)[crosses] / (y1 - y0)[crosses])
-        for left, right in zip(at[::2], at[1::2], strict=True):
-            inside[row, int(np.ceil(left)) : int(np.ceil(right))] = True
-    covered: Flags = inside.reshape(rows, FINE, columns, FINE).sum(axis=(1, 3)) >= FINE * FINE / 2
-    return covered
+    half: Flags = covered([points[:, ::-1]], shape) >= FINE * FINE / 2
+    return half

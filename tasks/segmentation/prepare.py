@@ -32,7 +32,7 @@ def prepare(case: Case, settings: Settings) -> Arrays:
     images, masks, centres = [], [], []
     for volume in volumes:
         image, mask = working_image(volume, settings), working_mask(volume, settings)
-        known = (np.asarray(volume.mask) != UNKNOWN).reshape(len(mask), -1).any(axis=1)
+        known = (classes_of(volume, settings) != UNKNOWN).reshape(len(mask), -1).any(axis=1)
         images.append(image[known].astype(np.float16))
         masks.append(mask[known])
         centres.append(np.repeat(_centre_mm(mask, settings)[None], known.sum(), axis=0))
@@ -72,18 +72,25 @@ def working_mask(volume: Volume, settings: Settings) -> npt.NDArray[np.uint8]:
 
     Outside the image is background, so that the network learns to find nothing there.
     """
+    classes = classes_of(volume, settings).astype(np.float32)
+    return _to_working(classes, volume, settings, nearest=True).astype(np.uint8)
+
+
+def classes_of(volume: Volume, settings: Settings) -> npt.NDArray[np.uint8]:
+    """Mask values -> classes 0, 1, 2, ... in the settings' order; 255 stays, labels of no structure become 0.
+
+    If the reader didn't look for one of the settings' structures, an unlabelled voxel may belong to it and is unknown. Raises
+    `ValueError` if there is no mask.
+    """
     if volume.mask is None:
         raise ValueError(f"{volume.series} has no mask")
-    return _to_working(classes_of(volume.mask, settings).astype(np.float32), volume, settings, nearest=True).astype(np.uint8)
-
-
-def classes_of(mask: npt.NDArray[np.uint8], settings: Settings) -> npt.NDArray[np.uint8]:
-    """Mask values -> classes 0, 1, 2, ... in the settings' order; 255 stays, labels of no structure become 0."""
     table = np.zeros(256, np.uint8)
     table[UNKNOWN] = UNKNOWN
+    if volume.annotated is not None and not set(settings.structures.values()) <= set(volume.annotated):
+        table[0] = UNKNOWN
     for number, label in enumerate(settings.structures.values(), start=1):
         table[label] = number
-    return table[np.asarray(mask)]
+    return table[np.asarray(volume.mask)]
 
 
 def image_size_mm(volume: Volume) -> tuple[float, ...]:

@@ -37,12 +37,12 @@ def oblique_affine() -> np.ndarray:
 
 
 def ring_mask(shape: tuple[int, int, int]) -> np.ndarray:
-    """A cavity in its wall on all slices but the first and last, and a right ventricle beside it."""
+    """A cavity in its wall on all slices but the first and last, and a right ventricle on the patient's right of it."""
     rows, columns = np.mgrid[: shape[1], : shape[2]]
     radius = np.hypot(rows - 20, columns - 21)
     mask = np.zeros(shape, np.uint8)
     mask[1:-1] = np.where(radius < 8, 1, np.where(radius < 12, 2, 0))
-    mask[1:-1, 18:22, 34:39] = 3
+    mask[1:-1, 18:22, 4:9] = 3
     return mask
 
 

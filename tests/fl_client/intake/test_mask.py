@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fl_client.intake.labels import LabelMap
-from fl_client.intake.mask import MaskRefused, check_mask, onto_grid
+from fl_client.intake.mask import Drawing, MaskRefused, onto_grid
+from fl_client.intake.plausibility import check_mask
 from tasks.case import Volume
 
 SPACING = (8.0, 1.4, 1.4)
@@ -108,7 +109,7 @@ def test_a_mask_on_part_of_the_grid_with_slices_reversed_is_moved_without_resamp
     affine = image().affine.copy()
     affine[:3, 3] = affine[:3, :3] @ [3, 0, 0]
     affine[:3, 0] *= -1
-    moved, resampled = onto_grid(part, affine, image())
+    moved, resampled = onto_grid(Drawing(part, affine), image())
     assert not resampled
     assert np.array_equal(moved[1:4], mask[1:4])
     assert not moved[0].any()
@@ -118,7 +119,7 @@ def test_a_mask_on_part_of_the_grid_with_slices_reversed_is_moved_without_resamp
 def test_a_mask_half_a_pixel_off_is_resampled_and_said_so() -> None:
     affine = image().affine.copy()
     affine[1, 3] += 0.6
-    moved, resampled = onto_grid(heart(), affine, image())
+    moved, resampled = onto_grid(Drawing(heart(), affine), image())
     assert resampled
     assert np.array_equal(moved, heart())  # 0.6 mm of 1.4 mm: the nearest voxel is the same
 
@@ -127,11 +128,11 @@ def test_a_mask_off_the_grid_is_refused() -> None:
     outside = image().affine.copy()
     outside[1, 3] += 1.4 * 25
     with pytest.raises(MaskRefused, match=r"only \d+\.\d% of the mask lies inside the image"):
-        onto_grid(heart(), outside, image())
+        onto_grid(Drawing(heart(), outside), image())
     thin = heart()
     thin[:] = 0
     thin[3] = disc(20, 20, 8)
     fine = image().affine.copy()
     fine[:3, 0] /= 4  # a mask on slices of 2 mm, the labelled one at 6 mm, between the image's at 0 and 8
     with pytest.raises(MaskRefused, match="resampling would change label 1"):
-        onto_grid(np.concatenate([thin, thin * 0]), fine, image())
+        onto_grid(Drawing(np.concatenate([thin, thin * 0]), fine), image())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -120,8 +121,6 @@ def other_format(folder: Path) -> None:
     [
         (lambda folder: (folder / "masks/one.nii.gz").unlink(), "an image without a mask"),
         (lambda folder: (folder / "images/one.nii.gz").unlink(), "a mask without an image"),
-        (shifted, "the mask lies on another grid than the image (origins 0.01 mm apart)"),
-        (cropped, "the mask has shape (6, 40, 43), the image (6, 40, 44)"),
         (stranger, "label 7 stands nowhere in the label map"),
         (not_finite, "the image holds values that are not finite numbers"),
         (flat, "every voxel has the same value, 0"),
@@ -201,6 +200,22 @@ def test_two_images_of_one_patient_and_foreign_files_are_refused(let_pairs_in: A
     intake, _ = let_pairs_in(patient_of=lambda stem: stem.split("_")[0])
     assert list(intake.refused.values()) == ["2 images of one patient; this intake reads one per patient"]
     assert "neither NIfTI nor NRRD" in next(iter(intake.left_out.values()))
+
+
+def test_a_mask_on_another_grid_is_resampled_and_a_cropped_one_moved_and_the_cohort_says_so(
+    let_pairs_in: Admit, folder: Path, case: Case
+) -> None:
+    for spoil, resampled in ((shifted, True), (cropped, True)):
+        spoil(folder)
+        intake, cohort = let_pairs_in()
+        assert np.array_equal(cohort.case(intake.admitted[0]).volumes[0].mask, case.volumes[0].mask)
+        text = json.loads((cohort.folder / "quality" / f"{intake.admitted[0]}.json").read_text())
+        assert text["mask_resampled/t1"] is resampled
+    assert case.volumes[0].mask is not None
+    write_nifti(case.volumes[0].mask, case.volumes[0], folder / "masks/one.nii.gz")
+    cropped(folder)
+    intake, cohort = let_pairs_in()
+    assert json.loads((cohort.folder / "quality" / f"{intake.admitted[0]}.json").read_text())["mask_resampled/t1"] is False
 
 
 def test_file_names_do_not_reach_the_cohort(let_pairs_in: Admit, folder: Path) -> None:

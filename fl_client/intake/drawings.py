@@ -1,0 +1,145 @@
+"""A patient's masks, of whatever kind, each with the series that it was drawn on.
+
+DICOM masks refer to their images, and those references decide; one without any, and every other file, is placed by its name and
+by where its voxels lie (`drawn_on`). What belongs to a series that the study doesn't ask for is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from fl_client.intake.door import Reasons, Refused
+from fl_client.intake.drawn_on import MaskFile, drawn_on, words_of
+from fl_client.intake.headers import RTSTRUCT, Patient, references, structure_series
+from fl_client.intake.labels import LabelMap, UnmappedLabel
+from fl_client.intake.mask import Drawing, MaskRefused
+from fl_client.intake.mask_file import read_mask_file
+from fl_client.intake.rtstruct import read_rtstruct
+from fl_client.intake.seg import read_seg
+from fl_client.intake.volume import Frame, GeometryRefused
+from tasks.case import Volume
+
+OTHER_FRAME = "its frame of reference is not that of the images: their coordinates can't be compared"
+Frames = Mapping[str, Sequence[Frame]]
+
+
+class Drawings:
+    """The masks of one patient. `volumes` and `frames` are the wanted series by name, `owners` whose a series UID is."""
+
+    def __init__(
+        self,
+        pseudonym: str,
+        patient: Patient,
+        volumes: Mapping[str, Volume],
+        frames: Frames,
+        *,
+        labels: LabelMap,
+        owners: Mapping[str, str],
+        reasons: Reasons,
+    ) -> None:
+        self._pseudonym, self._patient, self._volumes, self._frames = pseudonym, patient, dict(volumes), frames
+        self._labels, self._owners, self._reasons = labels, owners, reasons
+        self._names: dict[str, set[str]] = {}  # what a mask may call a slice: series names
+        for name, several in frames.items():
+            for key in (key for frame in several for key in frame.keys):
+                self._names.setdefault(key, set()).add(name)
+
+    def __iter__(self) -> Iterator[tuple[str, Drawing, bool]]:
+        """Series name, mask, and whether its place alone says so, for each DICOM mask. Raises the refusals."""
+        for number, mask in enumerate(self._patient.masks, 1):
+            found = self._referring(number, mask) if any(references(mask.header)) else self._by_place(number, mask)
+            if found is not None:
+                yield found
+
+    def of_files(self, files: Sequence[MaskFile]) -> Iterator[tuple[str, Drawing, bool]]:
+        """The same for masks in files of their own."""
+        for number, file in enumerate(files, 1):
+            among = self._volumes
+            if file.series:
+                among = {
+                    name: self._volumes[name]
+                    for name, several in self._frames.items()
+                    if file.series in {str(frame.header.get("SeriesInstanceUID", "")) for frame in several}
+                }
+                if not among:
+                    where = f"{self._pseudonym}-mask-file-{number}"
+                    self._reasons.leave_out(where, "drawn on a series that the study doesn't ask for", file.path)
+                    continue
+            try:
+                drawing = read_mask_file(file.path, self._labels)
+                name = next(iter(among)) if file.series and len(among) == 1 else drawn_on(drawing, file.words, among)
+            except (MaskRefused, UnmappedLabel, GeometryRefused) as reason:
+                raise MaskRefused(f"mask file {number} of {len(files)}: {reason}") from None
+            yield name, drawing, True
+
+    def _referring(self, number: int, mask: Frame) -> tuple[str, Drawing, bool] | None:
+        uids = set(references(mask.header))
+        series = {str(item.get("SeriesInstanceUID", "")) for item in mask.header.get("ReferencedSeriesSequence") or []}
+        series |= {uid for uid, _ in structure_series(mask.header)}
+        strangers = {self._owners[uid] for uid in series if uid in self._owners} - {self._pseudonym}
+        if strangers:
+            raise Refused(f"mask {number} refers to images of another patient, {', '.join(sorted(strangers))}")
+        names = set[str]().union(*(self._names.get(uid, set()) for uid in uids))
+        if not names and series and series <= self._patient.series.keys():
+            self._reasons.leave_out(
+                f"{self._pseudonym}-mask-{number}", "drawn on a series that the study doesn't ask for", mask.path
+            )
+            return None
+        if len(names) != 1 or not uids <= self._names.keys():
+            absent = len(uids - self._names.keys())
+            raise Refused(
+                f"mask {number} refers to {len(uids)} images, of which {absent} are not here, in {len(names)} wanted series; "
+                "a mask belongs to the images of one"
+            )
+        name = names.pop()
+        try:
+            return name, self._read(mask, name), False
+        except (MaskRefused, UnmappedLabel) as reason:
+            raise MaskRefused(f"the mask of {name}: {reason}") from None
+
+    def _by_place(self, number: int, mask: Frame) -> tuple[str, Drawing, bool]:
+        """A mask that names no image: one of the series in its frame of reference."""
+        here = {name for name in self._volumes if self._frame_of_reference(name) in _stated(mask)}
+        words = words_of(str(mask.header.get("SeriesDescription", "") or ""))
+        try:
+            if not here:
+                raise MaskRefused(f"it refers to no images, and {OTHER_FRAME}")
+            drawings: dict[str, Drawing] = {}
+            refusals: list[MaskRefused] = []
+            for name in sorted(here):
+                try:
+                    drawings[name] = self._read(mask, name)
+                except MaskRefused as reason:
+                    refusals.append(reason)
+            if not drawings:
+                raise refusals[0]
+            among = {name: self._volumes[name] for name in drawings}
+            name = drawn_on(drawings[min(drawings)], words, among)
+            return name, drawings[name], True
+        except (MaskRefused, UnmappedLabel) as reason:
+            raise MaskRefused(f"mask {number}: {reason}") from None
+
+    def _read(self, mask: Frame, name: str) -> Drawing:
+        """Raises `MaskRefused` and `UnmappedLabel`."""
+        frame = self._frame_of_reference(name)
+        if mask.header.SOPClassUID == RTSTRUCT:
+            return read_rtstruct(mask.header, self._volumes[name], self._labels, frame_of_reference=frame)
+        if str(mask.header.get("FrameOfReferenceUID", "")) != frame:
+            raise MaskRefused(OTHER_FRAME)
+        return read_seg(mask.header, self._labels)
+
+    def _frame_of_reference(self, name: str) -> str:
+        return str(self._frames[name][0].header.get("FrameOfReferenceUID", ""))
+
+
+def _stated(mask: Frame) -> set[str]:
+    """Frames of reference that a DICOM mask states."""
+    items = [
+        mask.header,
+        *(mask.header.get("ReferencedFrameOfReferenceSequence") or []),
+    ]
+    stated = {str(item.get("FrameOfReferenceUID", "") or "") for item in items}
+    stated |= {
+        str(item.get("ReferencedFrameOfReferenceUID", "") or "") for item in mask.header.get("StructureSetROISequence") or []
+    }
+    return stated - {""}
