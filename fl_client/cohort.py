@@ -48,6 +48,10 @@ class CaseUnreadable(KeyError):
         return f"{self.folder} can't be read: {self.reason}"
 
 
+class Withdrawn(ValueError):
+    """The patient has withdrawn."""
+
+
 class Cohort:
     """The cases of one hospital. Patients are listed in sorted order, so nothing depends on the order of arrival."""
 
@@ -82,18 +86,21 @@ class Cohort:
                 old.rename(place)
                 _sync(self._cases)
         for part in self._cases.glob(".*.part"):
-            shutil.rmtree(part)
+            _remove(part)
 
     # -- the door in's last step -------------------------------------------------------------------------------------
 
     def admit(self, case: Case) -> None:
         """Store the case, or replace it: one patient is one case. All of it is stored or nothing (`OSError`).
 
-        A folder in its place that can't be read is not thrown away: it goes to `damaged/`.
+        A folder in its place that can't be read is not thrown away: it goes to `damaged/`. Raises `Withdrawn` for a patient
+        who doesn't take part any more.
         """
         place = self._cases / _folder_name(case.patient)
         part, old = self._cases / f".{uuid4().hex}.part", self._cases / f".{place.name}.old"
         with self._lock(fcntl.LOCK_EX):
+            if place.name in self.withdrawn:
+                raise Withdrawn("this patient has withdrawn and is not let in again")
             self._tidy()
             part.mkdir()
             try:
@@ -153,6 +160,38 @@ class Cohort:
                 prepared.rename(away)
                 shutil.rmtree(away)
 
+    def withdraw(self, patient: str) -> bool:
+        """Take the patient out for good: excluded when this begins, and gone from the cohort when it returns.
+
+        The pseudonym goes on the list of those who don't take part, which is on the disk before anything is removed, so that
+        whatever happens in between nobody can use them. Returns whether anything of them was here. May be asked again.
+        """
+        name = _folder_name(patient)
+        with self._lock(fcntl.LOCK_EX):
+            if name not in self.withdrawn:
+                with open(self.folder / "withdrawn", "a") as file:
+                    file.write(f"{name}\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                _sync(self.folder)
+            self._tidy()
+            self._forget_prepared(name)
+            theirs = [self._cases / name, self.folder / "quality" / f"{name}.json"]
+            theirs += [path for path in self.damaged_folder.glob(f"{name}*") if path.name.partition(".")[0] == name]
+            found = [path for path in theirs if path.exists()]
+            for path in found:
+                away = self._cases / f".{uuid4().hex}.part"
+                path.rename(away)  # no half of it is ever served
+                _remove(away)
+            _sync(self._cases)
+        return bool(found)
+
+    @property
+    def withdrawn(self) -> frozenset[str]:
+        """Pseudonyms of those who have withdrawn: they are in no list of patients, and are not let in again."""
+        path = self.folder / "withdrawn"
+        return frozenset(path.read_text().split()) if path.exists() else frozenset()
+
     def refuse(self, what: str, reason: str) -> None:
         """Write down that `what` (a pseudonym, never a name) did not get in, and why."""
         with open(self.folder / "refused.jsonl", "a") as file:
@@ -170,8 +209,10 @@ class Cohort:
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Pseudonyms of all admitted patients, sorted."""
-        return tuple(sorted(entry.name for entry in self._cases.iterdir() if not entry.name.startswith(".")))
+        """Pseudonyms of all admitted patients who haven't withdrawn, sorted."""
+        away = self.withdrawn
+        names = (entry.name for entry in self._cases.iterdir())
+        return tuple(sorted(name for name in names if not name.startswith(".") and name not in away))
 
     def __len__(self) -> int:
         return len(self.patients)
@@ -236,6 +277,8 @@ class Cohort:
 
     def _text(self, patient: str) -> bytes:
         place = self._cases / patient
+        if patient in self.withdrawn:
+            raise KeyError(f"the patient '{patient}' has withdrawn from the cohort {self.folder}")
         try:
             return (place / "case.json").read_bytes()
         except FileNotFoundError:
@@ -349,6 +392,13 @@ def _save(path: Path, array: npt.NDArray[Any]) -> str:
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(array.data)
     return digest.hexdigest()
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
 
 
 def _sync(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The house itself: `konsil-site init, status, audit-log, pause, resume, stop-now`."""
+"""The house itself: `konsil-site init, status, audit-log, withdraw, pause, resume, stop-now`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def add(commands: Commands) -> None:
     log = commands.add_parser("audit-log", help="check and print the log of decisions and of everything that left the house")
     log.add_argument("--last", type=int, default=50, help="so many lines (default 50; 0: all)")
     log.set_defaults(run=_audit_log)
+    away = commands.add_parser("withdraw", help="a patient withdraws: out of every later round, and removed from the house")
+    away.add_argument("patient", help="the hospital's number, or the pseudonym")
+    away.add_argument("--who", default=getpass.getuser(), help="who asks for it (default: the user's name)")
+    away.set_defaults(run=_withdraw)
     switches = (
         ("pause", "decline whatever is asked, until resume; images still come in"),
         ("resume", "work again"),
@@ -60,6 +64,14 @@ def _audit_log(site: Site, options: argparse.Namespace) -> int:
     for line in lines:
         print(line)
     print(f"{len(lines)} lines shown, the chain is unbroken" if lines else "nothing has happened yet")
+    return 0
+
+
+def _withdraw(site: Site, options: argparse.Namespace) -> int:
+    from fl_client.withdrawal import tell, withdraw  # here: image readers take seconds to import
+
+    for line in tell(withdraw(site, options.patient, who=options.who), site):
+        print(line)
     return 0
 
 

@@ -72,6 +72,9 @@ class Door(Reasons):
 
         A patient whose stored case can't be read is refused: the new images alone would take the place of more.
         """
+        if case.patient in self.cohort.withdrawn:
+            self.refuse(case.patient, "this patient has withdrawn and is not let in again")
+            return
         merged, lost = case, tuple[str, ...]()
         try:
             merged, lost = merge(self.cohort.case(case.patient), case)
@@ -136,4 +139,4 @@ def _with_known_mask(volume: Volume, before: Volume | None) -> Volume:
     if volume.mask is not None or before is None:
         return volume
     same = np.array_equal(volume.image, before.image) and np.array_equal(volume.affine, before.affine)
-    return replace(volume, mask=before.mask) if same else volume
+    return replace(volume, mask=before.mask, annotated=before.annotated) if same else volume
