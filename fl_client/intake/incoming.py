@@ -1,0 +1,213 @@
+"""Originals as they arrived, in the identity zone: the very bytes, on the disk before anybody is told that they are safe.
+
+    <identity>/incoming/<study>/<instance>-<content>.dcm   one original, a Part 10 file (PS3.10 7.1)
+    <identity>/incoming/<study>/done.jsonl                 what became of each original of this study
+    <identity>/incoming/.parts/                            files being written; what lies here at the start is swept away
+
+All names are our own: the first 128 bits of SHA-256 of a UID or of the bytes, never text from the network. Since the content
+stands in the name, the same bytes again are recognised, other bytes under the same UID too, and a file that a power failure
+cut short can be told from a whole one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Condition
+from typing import Any, Literal
+from uuid import uuid4
+
+from fl_client.intake.part10 import look
+from fl_client.intake.quarantine import Bytes, Quarantine, append_line, lines_of, sync_folder, write_whole
+
+Kept = Literal["stored", "again", "conflict"]
+
+DONE, PARTS = "done.jsonl", ".parts"
+CONFLICT = "another file with the same SOP Instance UID arrived before it; the first one counts"
+STUDIES_IN_MIND = 64  # whose names are remembered between two images
+
+
+class NoRoom(OSError):
+    """There is less room on the disk than the hospital wants to keep free."""
+
+    def __init__(self, free: int) -> None:
+        super().__init__(errno.ENOSPC, f"only {free / 2**30:.1f} GiB are free, which is less than arrivals.min_free_gib")
+
+
+@dataclass(frozen=True)
+class Named:
+    """Where an original belongs: digests of its study, its instance and its bytes, 32 hexadecimal digits each."""
+
+    study: str
+    instance: str
+    content: str
+
+    @property
+    def file(self) -> str:
+        """The name of the original's file within its study's folder."""
+        return f"{self.instance}-{self.content}.dcm"
+
+
+class Incoming:
+    """The folder of originals. One process writes here; `fsync=False` is for measurements only."""
+
+    def __init__(self, identity: Path, *, clean: Path, min_free_bytes: int = 0, fsync: bool = True) -> None:
+        """`clean` is the folder of the de-identified copies: an original whose copy has gone from there may come again."""
+        self.folder = Path(identity) / "incoming"
+        self._min_free, self._clean, self._fsync = min_free_bytes, clean, fsync
+        self._turn = Condition()
+        self._writing: set[tuple[str, str]] = set()  # study and instance
+        self._in_mind: OrderedDict[str, dict[str, set[str]]] = OrderedDict()
+        Path(identity).mkdir(mode=0o700, parents=True, exist_ok=True)
+        Path(identity).chmod(0o700)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self._parts.mkdir(mode=0o700, exist_ok=True)
+        self.quarantine = Quarantine(Path(identity) / "quarantine", fsync=fsync)
+
+    @property
+    def _parts(self) -> Path:
+        return self.folder / PARTS
+
+    def sweep(self) -> int:
+        """Remove what killed processes were writing; nobody was told that it is safe. Gives how many files."""
+        left = list(self._parts.iterdir())
+        for part in left:
+            part.unlink()
+        return len(left) + self.quarantine.sweep()
+
+    def keep(self, header: Bytes, dataset: Bytes, *, transfer_syntax: str, instance: str) -> Kept:
+        """Put one original on the disk. When this returns, it is there, whatever happens to this machine's power.
+
+        `header` is the preamble and the file meta information, `dataset` what follows it, `instance` the SOP Instance UID by
+        which the sender calls it. "again": the same bytes lie here or were worked off; "conflict": other bytes under this
+        UID came before, these lie in the quarantine. Raises `NoRoom`, and `OSError` for a disk that can't take it; then
+        nothing of it is left.
+        """
+        free = self.free_bytes()
+        if free - len(dataset) < self._min_free:
+            raise NoRoom(free)
+        named = name_of(dataset, transfer_syntax=transfer_syntax, instance=instance)
+        one = (named.study, named.instance)
+        with self._turn:
+            self._turn.wait_for(lambda: one not in self._writing)  # two senders may bring the same image at once
+            self._writing.add(one)
+            known = self._known(named.study)
+        try:
+            return self._keep(named, header, dataset, known.get(named.instance, set()))
+        except BaseException:
+            with self._turn:
+                self._in_mind.pop(named.study, None)
+            raise
+        finally:
+            with self._turn:
+                self._writing.discard(one)
+                self._turn.notify_all()
+
+    def _keep(self, named: Named, header: Bytes, dataset: Bytes, before: set[str]) -> Kept:
+        if named.content in before and self._is_here(named, dataset):
+            return "again"
+        folder = self.folder / named.study
+        if any(self._counts(named, content) for content in before - {named.content}):
+            self.quarantine.keep(named.file, (header, dataset), CONFLICT)
+            return "conflict"
+        if not folder.exists():
+            with self._turn:
+                folder.mkdir(mode=0o700, exist_ok=True)
+            if self._fsync:
+                sync_folder(self.folder)
+        write_whole(self._parts / uuid4().hex, folder / named.file, (header, dataset), fsync=self._fsync)
+        before.add(named.content)
+        with self._turn:
+            self._in_mind.get(named.study, {})[named.instance] = before
+        return "stored"
+
+    def free_bytes(self) -> int:
+        """Room on the disk that the originals lie on."""
+        disk = os.statvfs(self.folder)
+        return disk.f_bavail * disk.f_frsize
+
+    def studies(self) -> list[Path]:
+        """The folders of all studies that ever arrived."""
+        return sorted(path for path in self.folder.iterdir() if path.is_dir() and path.name != PARTS)
+
+    def _known(self, study: str) -> dict[str, set[str]]:
+        """Contents by instance, of all that has ever arrived of this study."""
+        if study in self._in_mind:
+            self._in_mind.move_to_end(study)
+            return self._in_mind[study]
+        known: dict[str, set[str]] = {}
+        for name in [path.name for path in originals(self.folder / study)] + list(done(self.folder / study)):
+            instance, _, content = name.removesuffix(".dcm").partition("-")
+            known.setdefault(instance, set()).add(content)
+        self._in_mind[study] = known
+        if len(self._in_mind) > STUDIES_IN_MIND:
+            self._in_mind.popitem(last=False)
+        return known
+
+    def _is_here(self, named: Named, dataset: Bytes) -> bool:
+        """The same bytes are safe already. A file that a power failure cut short is not."""
+        try:
+            return (self.folder / named.study / named.file).read_bytes().endswith(bytes(dataset))
+        except FileNotFoundError:
+            return self._worked_off(named.study, named.file)
+
+    def _counts(self, named: Named, content: str) -> bool:
+        """Other bytes under the same UID are really there, and not only remembered."""
+        file = f"{named.instance}-{content}.dcm"
+        return (self.folder / named.study / file).exists() or self._worked_off(named.study, file)
+
+    def _worked_off(self, study: str, file: str) -> bool:
+        became = done(self.folder / study).get(file)
+        if became is None:
+            return False
+        if became["clean"]:
+            return (self._clean / str(became["clean"])).exists()
+        return (self.quarantine.folder / file).exists()
+
+
+def name_of(dataset: Bytes, *, transfer_syntax: str, instance: str) -> Named:
+    """The names under which these bytes are kept. Bytes that can't be understood get names, too."""
+    seen = look(dataset, transfer_syntax)
+    study = b"study\0" + seen.study if seen.study else b"patient\0" + seen.patient  # of no study: one folder per patient
+    content = hashlib.sha256(transfer_syntax.encode("utf-8", "replace") + b"\0")
+    content.update(dataset)
+    return Named(
+        _digest(study),
+        _digest(b"instance\0" + (seen.instance or instance.encode("utf-8", "replace"))),
+        content.hexdigest()[:32],
+    )
+
+
+def originals(study: Path) -> list[Path]:
+    """The originals that lie in a study's folder."""
+    try:
+        return sorted(path for path in study.iterdir() if path.suffix == ".dcm")
+    except FileNotFoundError:
+        return []
+
+
+def done(study: Path) -> dict[str, dict[str, Any]]:
+    """What became of the study's originals, by file name: `clean` is the copy's place, empty for the quarantine."""
+    return {line["file"]: line for line in lines_of(study / DONE)}
+
+
+def mark_done(study: Path, file: str, *, clean: str) -> None:
+    """Write down, on the disk, what became of an original. Raises `OSError`."""
+    append_line(study / DONE, {"file": file, "clean": clean})
+
+
+def is_whole(original: Path, header: int, transfer_syntax: str) -> bool:
+    """Whether the file's bytes after its first `header` ones are those that its name promises."""
+    content = hashlib.sha256(transfer_syntax.encode("utf-8", "replace") + b"\0")
+    with open(original, "rb") as file:
+        file.seek(header)
+        content.update(file.read())
+    return original.stem.partition("-")[2] == content.hexdigest()[:32]
+
+
+def _digest(what: bytes) -> str:
+    return hashlib.sha256(what).hexdigest()[:32]

@@ -1,0 +1,131 @@
+"""Originals that may not pass: kept in the identity zone, each with the reason, until a person has looked at them.
+
+    <identity>/quarantine/<name>.dcm          the bytes as they came
+    <identity>/quarantine/quarantine.jsonl    one line each: file, reason, when, and whose it is by pseudonym
+
+Reasons are our own sentences; they name no person and repeat nothing of a header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from uuid import uuid4
+
+Bytes = bytes | bytearray | memoryview
+LIST, PART = "quarantine.jsonl", ".part"
+
+
+class Quarantine:
+    """The folder of originals that may not pass. `fsync=False` is for measurements only."""
+
+    def __init__(self, folder: Path, *, fsync: bool = True) -> None:
+        self.folder, self._fsync = Path(folder), fsync
+        self._lock = Lock()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def keep(self, file: str, parts: Sequence[Bytes], reason: str, *, pseudonym: str = "") -> None:
+        """Put the bytes here as `file`, on the disk, with the reason. Once more changes nothing. Raises `OSError`."""
+        place = self.folder / file
+        if not place.exists():
+            write_whole(self.folder / f".{uuid4().hex}{PART}", place, parts, fsync=self._fsync)
+        self.note(file, reason, pseudonym=pseudonym)
+
+    def note(self, what: str, reason: str, *, pseudonym: str = "") -> None:
+        """Write a reason down; `what` is a file here, or a handle of something that stays where it is. Raises `OSError`."""
+        with self._lock:
+            if all((line["file"], line["reason"]) != (what, reason) for line in self.lines()):
+                line = {"file": what, "reason": reason, "pseudonym": pseudonym, "when": _now()}
+                append_line(self.folder / LIST, line, fsync=self._fsync)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What is written down, oldest first."""
+        return list(lines_of(self.folder / LIST))
+
+    def sweep(self) -> int:
+        """Remove what killed processes were writing. Gives how many files."""
+        left = list(self.folder.glob(f".*{PART}"))
+        for part in left:
+            part.unlink()
+        return len(left)
+
+    def __len__(self) -> int:
+        """How many things are written down, each counted once."""
+        return len({line["file"] for line in self.lines()})
+
+
+def lines_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file of JSON objects. One cut short by a power failure is left out."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+def append_line(path: Path, line: dict[str, Any], *, fsync: bool = True) -> None:
+    """Add a JSON object as a line, on the disk. Raises `OSError`."""
+    new = not path.exists()
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        end = os.lseek(file, 0, os.SEEK_END)
+        broken = end > 0 and os.pread(file, 1, end - 1) != b"\n"  # a line that a power failure cut short
+        text = (b"\n" if broken else b"") + json.dumps(line).encode() + b"\n"
+        if os.write(file, text) < len(text):
+            raise OSError(errno.ENOSPC, "the disk took a part of a line only")
+        if fsync:
+            os.fsync(file)
+            if new:
+                sync_folder(path.parent)
+    finally:
+        os.close(file)
+
+
+def write_whole(part: Path, place: Path, parts: Sequence[Bytes], *, fsync: bool = True) -> None:
+    """All of the bytes at `place`, on the disk, or nothing at all (`OSError`). `part` is a name on the same file system.
+
+    The file takes its name before it is flushed, so that one commit of the file system's journal carries both; a power failure
+    in between can leave a cut file that nobody was told is safe.
+    """
+    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    named = False
+    try:
+        left = [memoryview(piece).cast("B") for piece in parts if len(piece)]
+        while left:
+            written = os.writev(file, left)
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if left:
+                left[0] = left[0][written:]
+        part.rename(place)
+        named = True
+        if fsync:
+            os.fsync(file)
+            sync_folder(place.parent)
+    except BaseException:
+        (place if named else part).unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in the folder are on the disk."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
