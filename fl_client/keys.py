@@ -25,9 +25,7 @@ def make_key(path: Path, *, comment: str) -> str:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(file, "wb") as out:
         out.write(
-            private.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-            )
+            private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
         )
         out.flush()
         os.fsync(file)
@@ -42,7 +40,7 @@ def public_key(path: Path) -> str:
     Raises `FileNotFoundError`, `PermissionError` if other users may read it, and `ValueError` for what is no such key.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: it is the key that the coordinator knows this hospital by (konsil-site join)")
+        raise FileNotFoundError(f"{path} is missing: the coordinator knows this hospital by it (konsil-site join makes it)")
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
         raise PermissionError(f"{path} has mode {mode:04o}, so others may read it; do: chmod 600 {path}")

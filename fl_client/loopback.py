@@ -66,7 +66,9 @@ class Loopback:
         write_private(made.secret_file, secrets.token_bytes(32))
         write_private(made.certificate_key, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         write_private(made.certificate, _self_signed(private).public_bytes(Encoding.PEM))
-        write_private(folder / "address.json", json.dumps({"port": made.port, "pid": os.getpid()}).encode())  # last: all is there
+        write_private(
+            folder / "address.json", json.dumps({"port": made.port, "pid": os.getpid()}).encode()
+        )  # last: all is there
         return made
 
     @classmethod

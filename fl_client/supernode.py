@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from fl_client.loopback import HOST, Loopback
 from fl_client.site import Coordinator, Site
 
@@ -74,6 +76,40 @@ def require_this_machine(address: str) -> None:
             f"coordinator.root_certificates is missing and {host} is another machine: without TLS anybody could "
             "pretend to be the coordinator; put down the file that the coordinator gave you"
         )
+
+
+def is_registered(coordinator: Coordinator) -> bool:
+    """Whether the coordinator takes requests that are signed with our key. Raises `httpx.HTTPError` if it gives no answer.
+
+    Asks for a run that doesn't exist: the one signed question that changes nothing. An unknown key is turned away before it.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from flwr.proto.run_pb2 import GetRunRequest
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    private = load_ssh_private_key(coordinator.key.read_bytes(), None)
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"{coordinator.key} is no elliptic-curve key")
+    talk = FleetHttpClient.from_server_address(
+        coordinator.address,
+        insecure=False,
+        root_certificates=str(coordinator.root_certificates),
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="konsil"),
+            NodeAuthHttpInterceptor(private, private.public_key()),
+        ],
+    )
+    with talk:
+        try:
+            talk.GetRun(GetRunRequest(run_id=0))
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in (502, 503, 504):
+                raise
+            return error.response.status_code != httpx.codes.UNAUTHORIZED
+    return True
 
 
 def impatient(pull: Callable[..., int | None]) -> Callable[..., int | None]:

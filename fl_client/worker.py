@@ -18,9 +18,7 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -72,6 +70,26 @@ class Worker:
                 self.stop.wait(0.5 * pause_s(time.monotonic() - self._last))
         return 0
 
+    def warm(self) -> None:
+        """Import and build once what the approved studies need, so that their first round does not wait for it."""
+        from fl_client.app import task_of
+        from fl_client.approval import Approvals
+        from fl_client.price import planned
+        from tasks.task import GradientTask
+
+        approvals = Approvals(self.site.folder)
+        for key, decision in approvals.decisions.items():
+            if decision.decision != "approved" or key not in approvals.studies:
+                continue
+            study = approvals.studies[key]
+            try:
+                task = task_of(self.site, study)
+                planned(self.site, study, task)
+                if isinstance(task, GradientTask):
+                    task.model()
+            except Exception as error:  # the study will say so itself, should it be asked for
+                log.info("study %s can't be prepared: %s", study.name, type(error).__name__)
+
     def _acquire(self) -> str:
         """The token of the next message, or nothing: no message, or no SuperNode for the time being."""
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
@@ -106,7 +124,6 @@ class Worker:
         from flwr.common.constant import SubStatus
         from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-        assert_door = self._door
         door = self._door or Loopback.read(runtime_folder(self.site))
         if door is None:
             return
@@ -122,7 +139,7 @@ class Worker:
             self._note(question, run_id=run.run_id, bundle=digest)
             self._tell("working", run=str(run.run_id), message=question.metadata.message_type)
             answer = self._answered(question, context)
-            if halted(self.site.folder) == "stopped":  # nothing leaves any more
+            if halted(self.site.folder) == "stopped" and not answer.has_error():  # nothing leaves any more but words
                 log.warning("stopped by the hospital's switch; the answer to run %s was not handed over", run.run_id)
                 self.stop.set()
                 return
@@ -137,30 +154,24 @@ class Worker:
             client.close()
 
     def _answered(self, question: Message, context: Context) -> Message:
-        """The app's answer; a refusal if the hospital pauses or the question's time is over; a bare failure if it raised."""
+        """The app's answer, or a refusal if the question's time is over. Told to end while it works, the worker says so."""
         from fl_client import release
 
         try:
-            if halted(self.site.folder):
-                return self._refusal(question, f"{self.site.name} takes no part in studies for the time being")
-            meta = question.metadata
-            if time.time() > meta.created_at + meta.ttl:  # nobody waits for it: to work on it would cost privacy for nothing
-                return self._refusal(question, "the time for this question was over before it came to its turn here")
-            return self.app(question, context)
+            return release.guarded(self._work)(question, context)
         except BaseException as error:
-            release.write_log(context, traceback.format_exc())
-            answer = release.failure(question)
-            if not isinstance(error, Exception):  # told to end while it worked: say so on the way out
-                self.stop.set()
-            return answer
+            if isinstance(error, Exception):
+                raise
+            self.stop.set()
+            return release.guarded(_ended)(question, context)
 
-    def _refusal(self, question: Message, reason: str) -> Message:
-        """`reason`, in the form in which the question's kind is refused."""
-        from fl_client import release
+    def _work(self, question: Message, context: Context) -> Message:
+        from fl_client.approval import Declined
 
-        if question.metadata.message_type == "query.enroll":
-            return release.enrolment(question, self.site, konsil=version("konsil"), refusal=reason, epsilon=0.0)
-        return release.decline(question, reason)
+        meta = question.metadata
+        if time.time() > meta.created_at + meta.ttl:  # nobody waits for it: to work on it would cost privacy for nothing
+            raise Declined("the time for this question was over before it came to its turn here")
+        return self.app(question, context)
 
     def _note(self, question: Message, *, run_id: int, bundle: str) -> None:
         """A line in the audit log before anything is done. Raises `OSError`: what can't be written down isn't done."""
@@ -255,9 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("no_proxy", None)
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
-    worker = Worker(settings)
-    log.info("%s is ready", site.name)
     try:
+        worker = Worker(settings)
+        worker.warm()
+        log.info("%s is ready", site.name)
         return worker.run()
     except Leave:
         return 0
@@ -265,6 +277,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class Leave(BaseException):
     """The process was told to end. No `except Exception` on the way may swallow it."""
+
+
+def _ended(question: Message, context: Context) -> Message:
+    raise InterruptedError("the worker was told to end while it worked on this")
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

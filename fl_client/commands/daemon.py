@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
     key.set_defaults(run=_public_key)
     looked = commands.add_parser("check", help="whether this hospital can work, and what to mend")
     looked.set_defaults(run=_check)
-    begun = commands.add_parser("start", help="run: receive images, take part in studies; in the foreground, until told to stop")
+    begun = commands.add_parser("start", help="run until told to stop: receive images, take part in studies")
     begun.add_argument("--only", choices=("intake", "trainer", "page"), default="", help="one role alone (default: all)")
     begun.set_defaults(run=_start)
 
@@ -28,9 +28,7 @@ def add(commands: Commands) -> None:
 def _join(site: Site, options: argparse.Namespace) -> int:
     from fl_client.joining import join
 
-    return join(
-        options.site, token=options.token, address=options.coordinator, root_certificates=options.root_certificates
-    )
+    return join(options.site, token=options.token, address=options.coordinator, root_certificates=options.root_certificates)
 
 
 def _public_key(site: Site, options: argparse.Namespace) -> int:

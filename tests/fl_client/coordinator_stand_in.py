@@ -50,7 +50,7 @@ def write_authority(folder: Path, *, days: int = 30) -> None:
         )
 
     authority, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
-    usage = {name: False for name in ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")}
+    usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
     usage |= {"encipher_only": False, "decipher_only": False}
     ca = (
         start("test ca", "test ca", authority, now + datetime.timedelta(days=365))
@@ -99,7 +99,7 @@ class StandIn:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> StandIn:
-        self.log = open(self.folder / "superlink.log", "ab")  # noqa: SIM115: lives as long as the process
+        self.log = open(self.folder / "superlink.log", "ab")  # noqa: SIM115
         command = [BIN / "flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth"]
         command += ["--ssl-ca-certfile", self.ca, "--ssl-certfile", self.folder / "server.pem"]
         command += ["--ssl-keyfile", self.folder / "server.key", "--database", self.folder / "state.db"]
@@ -137,7 +137,12 @@ class StandIn:
     def flwr(self, *arguments: str, timeout_s: float = 60) -> str:
         """Flower's own command against this SuperLink."""
         done = subprocess.run(
-            [str(BIN / "flwr"), *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False
+            [str(BIN / "flwr"), *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
         if done.returncode:
             raise RuntimeError(f"flwr {arguments}: {done.stdout}{done.stderr}")

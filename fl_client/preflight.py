@@ -1,0 +1,210 @@
+"""`konsil-site check`: whether a hospital can work, one line per thing, with what to do about what is wrong.
+
+Everything is looked at as the hospital itself would find it, and nothing is changed. What is printed names files, ports and
+numbers, never a patient.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from fl_client.daemon import ROLES, running
+from fl_client.finding import Finding
+from fl_client.halt import halted
+from fl_client.site import DicomDoor, Site
+
+GIB = 2**30
+
+
+Look = Callable[[Site, Path], Iterator[Finding]]
+
+
+def check(site: Site, settings: Path) -> int:
+    """Print every finding; 1 if something has to be mended before the hospital can work, else 0."""
+    levels = []
+    for finding in findings(site, settings):
+        print(f"{finding.level:4}  {finding.what:12}  {finding.text}", flush=True)
+        levels.append(finding.level)
+    mend, warn = levels.count("mend"), levels.count("warn")
+    print(f"{mend} to mend, {warn} to look at, {levels.count('ok')} in order")
+    return 1 if mend else 0
+
+
+def findings(site: Site, settings: Path) -> Iterator[Finding]:
+    """All findings, from the inside of the house to the outside."""
+    from fl_client.reach import coordinator  # here: it imports what a start doesn't need
+
+    looks: tuple[Look, ...] = (rules, keys, disk, books, cohort, device, dicom, coordinator)
+    for look in looks:
+        try:
+            yield from look(site, settings)
+        except PermissionError as error:
+            yield Finding("warn", look.__name__, f"this user may not look at {error.filename}; ask the one who runs that role")
+        except OSError as error:
+            yield Finding("mend", look.__name__, f"{error.filename or ''} {error.strerror or error}".strip())
+
+
+def rules(site: Site, settings: Path) -> Iterator[Finding]:
+    """The settings file, who can change it, and the switch."""
+    mode = settings.stat().st_mode & 0o777
+    if mode & 0o022:
+        yield Finding("mend", "settings", f"{settings} has mode {mode:04o}, so others may change it; do: chmod 600 {settings}")
+    else:
+        yield Finding("ok", "settings", f"{settings}: {site.name}, {', '.join(_has(site)) or 'no role yet'}")
+    loose = {
+        "approve_all: nobody is asked": site.approve_all,
+        "accept_no_privacy: updates may leave without noise": site.accept_no_privacy,
+        "noise_seed: the noise can be repeated and protects nobody": site.noise_seed is not None,
+    }
+    for text in (text for text, is_set in loose.items() if is_set):
+        yield Finding("warn", "settings", f"for rehearsals only: {text}")
+    if site.page is not None and site.page.host not in ("127.0.0.1", "::1", "localhost"):
+        yield Finding("warn", "settings", f"page.host {site.page.host}: other machines reach the page, without TLS")
+    state = halted(site.folder)
+    if state:
+        level: Literal["warn", "mend"] = "mend" if state == "stopped" else "warn"
+        yield Finding(level, "switch", f"this hospital has {state}; konsil-site resume takes the switch away")
+    now = running(site)
+    for role in ROLES:
+        if role in now:
+            yield Finding("ok", "running", f"{role}, process {now[role]}")
+
+
+def keys(site: Site, settings: Path) -> Iterator[Finding]:
+    """Secrets: there, and closed to other users."""
+    secret = {"pseudonym key": site.key_file}
+    for name, tls in (
+        ("dicom", site.dicom.tls if site.dicom else None),
+        ("archive", site.archive.tls if site.archive else None),
+    ):
+        if tls is not None:
+            secret[f"{name} key"] = tls.key
+    for name, path in secret.items():
+        if not path.exists():
+            yield Finding("mend", "keys", f"the {name} {path} is missing")
+            continue
+        mode = path.stat().st_mode & 0o777
+        closed = not mode & 0o077
+        text = f"{name} {path}" if closed else f"the {name} {path} has mode {mode:04o}; do: chmod 600 {path}"
+        yield Finding("ok" if closed else "mend", "keys", text)
+    if site.identity_folder.exists() and (mode := site.identity_folder.stat().st_mode & 0o777) & 0o077:
+        text = f"{site.identity_folder} holds identities and has mode {mode:04o}; do: chmod 700 {site.identity_folder}"
+        yield Finding("mend", "keys", text)
+
+
+def disk(site: Site, settings: Path) -> Iterator[Finding]:
+    """Room for what arrives and what is made of it."""
+    least = site.arrivals.min_free_gib
+    for path in dict.fromkeys((site.folder, site.identity_folder)):
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        free = shutil.disk_usage(there).free / GIB
+        text = f"{free:.1f} GiB free for {path}; below arrivals.min_free_gib {least:g} nothing is accepted"
+        yield Finding("mend" if free < least else "warn" if free < 2 * least else "ok", "disk", text)
+    watch = site.arrivals.watch
+    if watch is not None and not watch.is_dir():
+        yield Finding("mend", "disk", f"arrivals.watch {watch} is no folder")
+    for name in ("series_rules", "columns"):
+        file: Path | None = getattr(site.arrivals, name)
+        if file is not None and not file.is_file():
+            yield Finding("mend", "disk", f"arrivals.{name} {file} is missing")
+
+
+def books(site: Site, settings: Path) -> Iterator[Finding]:
+    """The ledger, the audit log and the decisions: whole, as they were written."""
+    from fl_client.approval import Approvals
+    from fl_client.audit import AuditLog
+    from fl_client.privacy import Ledger
+
+    budget = site.budget
+    try:
+        book = Ledger(site.ledger_path, epsilon=budget.epsilon, delta=budget.delta, accept_no_privacy=site.accept_no_privacy)
+        spent, releases = book.epsilon, len(book.events)
+        text = f"ledger unbroken, {releases} releases, epsilon {spent:.4g} of {budget.epsilon:g} (delta {budget.delta:g})"
+        yield Finding("warn" if spent > 0.9 * budget.epsilon else "ok", "books", text)
+        yield Finding("ok", "books", f"audit log unbroken, {len(AuditLog(site.folder / 'audit.jsonl').lines)} lines")
+        decided, asked = Approvals(site.folder).decisions, Approvals(site.folder).studies
+        waiting = len(set(asked) - set(decided))
+        yield Finding(
+            "warn" if waiting else "ok", "books", f"{len(decided)} studies decided, {waiting} waiting (konsil-site studies)"
+        )
+    except ValueError as error:
+        yield Finding("mend", "books", str(error))
+
+
+def cohort(site: Site, settings: Path) -> Iterator[Finding]:
+    """How many patients there are, against what the settings say."""
+    from fl_client.cohort import Cohort
+
+    if not site.cohort_folder.exists():
+        yield Finding("warn", "cohort", "nobody has been let in yet (konsil-site admit, or the DICOM port)")
+        return
+    count, declared, least = len(Cohort(site.cohort_folder)), site.declared_size, site.minimum_cohort
+    if count < least:
+        yield Finding("warn", "cohort", f"{count} patients; with fewer than minimum_cohort {least} no study can be approved")
+    else:
+        yield Finding("ok", "cohort", f"{count} patients, at least minimum_cohort {least}")
+    if not declared / 2 <= count <= declared * 2:
+        text = f"declared_size is {declared} in public, and {count} are inside: noise and weights are made for about {declared}"
+        yield Finding("warn", "cohort", text)
+
+
+def device(site: Site, settings: Path) -> Iterator[Finding]:
+    """Where the training would run."""
+    import torch
+
+    from fl_client.device import device_of
+
+    try:
+        chosen = device_of(site)
+    except (ValueError, RuntimeError) as error:
+        yield Finding("mend", "device", f"{error}")
+        return
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        yield Finding("mend", "device", f"device is {site.device}, but torch finds no GPU here; auto takes one if there is one")
+    elif chosen.type == "cuda":
+        free, total = torch.cuda.mem_get_info(chosen)
+        text = f"{torch.cuda.get_device_name(chosen)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        yield Finding("ok", "device", text)
+    else:
+        yield Finding("ok", "device", f"CPU with {torch.get_num_threads()} threads (device: {site.device}); a GPU is faster")
+
+
+def dicom(site: Site, settings: Path) -> Iterator[Finding]:
+    """The port for images: free, or ours."""
+    door = site.dicom
+    if door is None:
+        return
+    where = f"{door.host}:{door.port}"
+    if not door.peers:
+        yield Finding("warn", "dicom", "dicom.peers is empty: nobody may send images")
+    if _is_free(door):
+        yield Finding("ok", "dicom", f"{where} is free for {door.ae_title}")
+        return
+    if "intake" not in running(site):
+        text = f"{where} can't be opened: another program listens there, or the address is not this machine's"
+        yield Finding("mend", "dicom", f"{text}; change dicom.host or dicom.port, or end that program")
+        return
+    from fl_client.intake.echo import echo
+
+    answer = echo(door)
+    yield Finding("ok" if answer.startswith("ours") else "mend", "dicom", f"{where}: {answer}")
+
+
+def _is_free(door: DicomDoor) -> bool:
+    family = socket.AF_INET6 if ":" in door.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the intake does
+        try:
+            probe.bind((door.host, door.port))
+        except OSError:
+            return False
+    return True
+
+
+def _has(site: Site) -> list[str]:
+    has = {"dicom": site.dicom, "watch": site.arrivals.watch, "coordinator": site.coordinator, "page": site.page}
+    return [name for name, setting in has.items() if setting is not None]

@@ -1,0 +1,125 @@
+"""The outward half of `konsil-site check`: the coordinator can be reached, is who it should be, and knows this hospital."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import ssl
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+from cryptography import x509
+
+from fl_client.finding import Finding
+from fl_client.joining import client, reason, tls_context
+from fl_client.keys import public_key
+from fl_client.site import Coordinator, Site
+from fl_client.supernode import is_registered
+
+WRONG_CLOCK_S, AHEAD_S = 60.0, 4.0
+"""A clock that is further off is wrong; one that is ahead by more has its signatures refused (the coordinator allows 5 s)."""
+
+SOON_DAYS = 30
+"""A certificate that ends earlier is told."""
+
+TIMEOUT_S = 10.0
+
+
+def coordinator(site: Site, settings: Path) -> Iterator[Finding]:
+    """Our key, the connection, the certificate, versions, the clock, and whether our key is registered."""
+    whom = site.coordinator
+    if whom is None:
+        yield Finding("warn", "coordinator", "none yet: konsil-site join adds it, and only then can studies come")
+        return
+    try:
+        if whom.root_certificates is not None:
+            public_key(whom.key)
+            yield Finding("ok", "coordinator", f"our key {whom.key}")
+            yield from _certificate(whom)
+        else:
+            yield Finding("warn", "coordinator", "for rehearsals only: no root_certificates, so no TLS and no key")
+        before = datetime.datetime.now(datetime.UTC)
+        with client(whom, timeout_s=TIMEOUT_S) as talk:
+            answer = talk.get("/konsil/info")
+        after = datetime.datetime.now(datetime.UTC)
+    except (ValueError, PermissionError, FileNotFoundError) as error:
+        yield Finding("mend", "coordinator", str(error))
+        return
+    except (httpx.HTTPError, OSError) as error:
+        yield Finding("mend", "coordinator", f"{whom.address}: {_words(error)}")
+        return
+    try:
+        told = {str(key): str(value) for key, value in answer.raise_for_status().json().items()}
+        theirs = datetime.datetime.fromisoformat(told["time"])
+        ahead = (before + (after - before) / 2 - theirs).total_seconds()
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError, AttributeError):
+        yield Finding("mend", "coordinator", f"{whom.address} is no coordinator of konsil: {reason(answer)}")
+        return
+    yield Finding("ok", "coordinator", f"{whom.address} answers in {(after - before).total_seconds():.2f} s")
+    yield _versions(told)
+    yield _clock(ahead)
+    if whom.root_certificates is not None:
+        yield _registered(whom)
+
+
+def _certificate(whom: Coordinator) -> Iterator[Finding]:
+    """The chain to the authority, and how long it is good for. Raises `OSError`, `ssl.SSLError` for one that isn't."""
+    host, _, port = whom.address.rpartition(":")
+    host = host.strip("[]")
+    with (
+        socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as line,
+        tls_context(whom).wrap_socket(line, server_hostname=host) as secure,
+    ):
+        shown = secure.getpeercert(binary_form=True) or b""
+        spoken = secure.version()
+    ends = {"the coordinator's certificate": x509.load_der_x509_certificate(shown).not_valid_after_utc}
+    authority = whom.root_certificates
+    if authority is not None:
+        authorities = x509.load_pem_x509_certificates(authority.read_bytes())
+        ends["its authority's"] = min(one.not_valid_after_utc for one in authorities)
+    now = datetime.datetime.now(datetime.UTC)
+    for what, end in ends.items():
+        days = (end - now).days
+        text = f"{what} is good until {end:%Y-%m-%d}, {days} days" + ("; it has to be renewed" if days < SOON_DAYS else "")
+        yield Finding("warn" if days < SOON_DAYS else "ok", "tls", f"{spoken}: {text}")
+
+
+def _versions(told: dict[str, str]) -> Finding:
+    ours = {"konsil": version("konsil"), "flwr": version("flwr")}
+    theirs = {name: told.get(name, "unknown") for name in ours}
+    text = ", ".join(f"{name} {ours[name]} here, {theirs[name]} there" for name in ours)
+    same = theirs["konsil"] == ours["konsil"] and theirs["flwr"].split(".")[:2] == ours["flwr"].split(".")[:2]
+    return Finding("ok" if same else "mend", "versions", text + ("" if same else "; both sides need the same"))
+
+
+def _clock(ahead_s: float) -> Finding:
+    text = f"{abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} the coordinator's"
+    if ahead_s > AHEAD_S or abs(ahead_s) > WRONG_CLOCK_S:
+        return Finding("mend", "clock", f"{text}; set it (timedatectl set-ntp true), else our requests are refused")
+    return Finding("warn" if abs(ahead_s) > 2 else "ok", "clock", text)
+
+
+def _registered(whom: Coordinator) -> Finding:
+    """Whether the coordinator takes requests that are signed with our key."""
+    try:
+        if is_registered(whom):
+            return Finding("ok", "coordinator", "it knows this hospital's key")
+        return Finding("mend", "coordinator", "it does not know our key (or the clock is wrong): konsil-site join TOKEN")
+    except httpx.HTTPError as error:
+        return Finding("warn", "coordinator", f"whether it knows this hospital's key can't be told: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    """What went wrong with a connection, in words that say what to do."""
+    text = str(error)
+    inner = error if isinstance(error, ssl.SSLCertVerificationError) else error.__cause__
+    while inner is not None and not isinstance(inner, ssl.SSLCertVerificationError):
+        inner = inner.__cause__
+    if isinstance(inner, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not good: {inner.verify_message}; is coordinator.root_certificates the coordinator's own "
+            "authority, is the address the one in the certificate, is the clock right?"
+        )
+    return f"can't be reached: {text or type(error).__name__}; is the address right, does the firewall let us out?"
