@@ -87,7 +87,7 @@ def _mr(volume: Volume, pixel_mm: float, parallel_imaging: bool) -> tuple[dict[s
     if not scene.darkest_is_zero:  # where zero is unknown, so are air and ratios to it
         why |= dict.fromkeys(("snr", "snr_air", "uniformity", "ghosting", "air_artifacts", "truncation"), NOT_ZERO)
     else:
-        values["truncation"] = touching(scene.field[0], scene.tissue)
+        values["truncation"] = touching(scene.field[0], scene.body)
         values["uniformity"] = mr.uniformity(scene)
         values["snr"] = scene.level / sigma if sigma else None
         if no_air := "parallel imaging is declared" if parallel_imaging else scene.why_no_air:

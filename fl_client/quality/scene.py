@@ -52,6 +52,12 @@ class Scene:
     level: float
 
     @property
+    def body(self) -> Flags:
+        """The field without the air: tissue and the lungs between."""
+        beside = ndimage.binary_dilation(self.air, _IN_PLANE, iterations=MARGIN + 1) & ~self.tissue
+        return self.field & ~beside
+
+    @property
     def darkest_is_zero(self) -> bool:
         """Whether no signal is value zero: neither a signed image, nor a cut-out without anything dark in it."""
         return 0 <= self.floor < 0.25 * (self.floor + self.level)
@@ -64,7 +70,7 @@ class Scene:
         if (self.image[self.air] == self.image.min()).mean() > 0.5:
             return "the scanner blanked out the air"
         mean, sd = self.quiet_air
-        if sd == 0:
+        if sd <= 1e-4 * (self.floor + self.level):
             return "the scanner blanked out the air, or left pieces of less than 8 x 8 pixels"
         if not MAGNITUDE[0] <= mean / sd <= MAGNITUDE[1]:
             return "its noise is not that of a magnitude image"
