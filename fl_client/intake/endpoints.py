@@ -2,7 +2,8 @@
 
 The rules are a positive list, as for DICOM headers: a column that isn't declared stays outside, because a table exported from
 a hospital's system holds names, addresses and remarks beside what the study asked for. Dates move by the same days as the
-patient's DICOM dates. What stands for a missing value beside an empty cell is declared too, and never guessed.
+patient's DICOM dates, or become days from an index day, which is how times to an event should be told: no date stays in them.
+What stands for a missing value beside an empty cell is declared too, and never guessed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,10 +30,21 @@ SEGMENTS = tuple(f"{what}_{number:02d}" for number in range(1, 18) for what in (
 """Readings of the 17 AHA segments: what is there, what the reader called, how certain the reader was (1 to 5)."""
 
 
+class TimeToEvent(Frozen):
+    """Two columns of dates that become days from the index day and 1, if the event happened, or 0 on the day last seen."""
+
+    event_on: str  # empty where nothing happened
+    last_seen: str
+    time: str = "time_days"
+    event: str = "event"
+
+
 class EndpointRules(Frozen):
     """Which columns may pass, and how the table is written.
 
     `patient_id` is the column with the identifier that the DICOM headers carry as PatientID; empty means the first column.
+    `index` is a column with the day from which times are counted; `days` (name of the value: column of dates) and `survival`
+    are counted from it, and their columns don't pass themselves.
     `missing` names, by column or for `every column`, what stands for a value that nobody has: codes such as -9, or a
     cholesterol of 0. Numbers are compared as numbers (0 is also 0.0), words to the letter.
     """
@@ -43,6 +56,9 @@ class EndpointRules(Frozen):
         default={"disease": ("normal", "myocarditis", "infarct", "hcm", "dcm", "amyloid"), "sex": ("F", "M", "O")}
     )
     dates: tuple[str, ...] = ()  # YYYYMMDD or YYYY-MM-DD
+    index: str = ""
+    days: dict[str, str] = Field(default={})
+    survival: tuple[TimeToEvent, ...] = ()
     missing: dict[str, tuple[float | str, ...]] = Field(default={})
     separator: Literal[",", ";", "\t"] = ","
     decimal: Literal[".", ","] = "."
@@ -62,9 +78,20 @@ class EndpointRules(Frozen):
         """All columns that may pass as values."""
         return frozenset({*self.numbers, *self.capped, *self.categories, *self.dates})
 
+    @property
+    def counted(self) -> frozenset[str]:
+        """Columns of dates that become days, and don't pass themselves."""
+        pairs = {column for one in self.survival for column in (one.event_on, one.last_seen)}
+        return frozenset({*self.days.values(), *pairs, *({self.index} if self.index else ())})
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if strange := sorted(set(self.missing) - self.columns - {EVERY_COLUMN}):
+        made = [*self.days, *(name for one in self.survival for name in (one.time, one.event))]
+        if made and not self.index:
+            raise ValueError(f"{', '.join(sorted(made))} is counted from an index day, and 'index' names no column")
+        if twice := sorted({name for name in made if made.count(name) > 1 or name in self.columns}):
+            raise ValueError(f"{', '.join(twice)} is given twice: counted in days, and as a column or another time")
+        if strange := sorted(set(self.missing) - self.columns - self.counted - {EVERY_COLUMN}):
             raise ValueError(f"missing names {', '.join(strange)}, which is no declared column; for all: '{EVERY_COLUMN}'")
         declared = [*{*self.numbers, *self.capped}, *self.categories, *self.dates]
         if twice := sorted({column for column in declared if declared.count(column) > 1}):
@@ -99,9 +126,11 @@ def read_endpoints(
     header, lines = _lines(path, rules, called)
     key = None if by_line else _identifier(header, rules, called)
     allowed = rules.columns
-    if called != FILE and not allowed & set(header):  # beside images it merely adds nothing
+    if called != FILE and not (allowed | rules.counted) & set(header):  # beside images it merely adds nothing
         raise EndpointsUnreadable(f"{called} has no column that is declared; which may pass stands in a YAML file (--columns)")
-    outside = [str(number) for number, column in enumerate(header, 1) if column not in allowed | {key}]
+    outside = [str(number) for number, column in enumerate(header, 1) if column not in allowed | rules.counted | {key}]
+    if absent := sorted(rules.counted - set(header)):
+        raise EndpointsUnreadable(f"{called} has no column {', '.join(absent)}, from which the rules count days")
     notes = [f"columns number {', '.join(outside)} of {called} are not declared in the endpoint rules"] if outside else []
     result: dict[str, Row] = {}
     for line, cells in lines:
@@ -123,6 +152,7 @@ def read_endpoints(
                     for column in header
                     if column in allowed
                 }
+                | _times(raw, rules)
             )
         except ValueError as problem:
             row = Row({}, f"line {line} of {called}: {problem}")
@@ -183,6 +213,46 @@ def _value(column: str, text: str, rules: EndpointRules, deidentify: Deidentifie
         raise ValueError(f"{column} is not a finite number")
     number = min(number, rules.capped.get(column, number))
     return int(number) if number.is_integer() and rules.decimal not in text and "e" not in text.lower() else number
+
+
+def _times(raw: Mapping[str, str], rules: EndpointRules) -> dict[str, Value]:
+    """What is counted in days from the index day; None where a day isn't known. Errors name the column alone."""
+    day = {column: _day(column, raw.get(column, "").strip(), rules) for column in rules.counted}
+    index = day.get(rules.index)
+    found: dict[str, Value] = {}
+    for name, column in rules.days.items():
+        at = day[column]
+        found[name] = None if index is None or at is None else (at - index).days
+    for one in rules.survival:
+        try:
+            pair = time_to_event(index=index, event=day[one.event_on], last_seen=day[one.last_seen])
+        except ValueError as problem:
+            raise ValueError(f"{one.event_on}: {problem}") from None
+        found[one.time], found[one.event] = pair or (None, None)
+    return found
+
+
+def time_to_event(*, index: date | None, event: date | None, last_seen: date | None) -> tuple[int, int] | None:
+    """Days from the index day, and 1 for the event or 0 for the day last seen; None if either end isn't known.
+
+    Raises `ValueError` for an event before the index day: one of the two is wrong.
+    """
+    if index is None:
+        return None
+    if event is not None:
+        if event < index:
+            raise ValueError("the event lies before the index day")
+        return (event - index).days, 1
+    return None if last_seen is None or last_seen < index else ((last_seen - index).days, 0)
+
+
+def _day(column: str, text: str, rules: EndpointRules) -> date | None:
+    if text.lower() in NO_VALUE or _is_missing(text, column, rules):
+        return None
+    try:
+        return datetime.strptime(text.replace("-", ""), "%Y%m%d").date()
+    except ValueError:
+        raise ValueError(f"{column} is no date YYYY-MM-DD") from None
 
 
 def _number(text: str, rules: EndpointRules) -> float | None:
