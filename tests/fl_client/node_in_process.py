@@ -47,7 +47,9 @@ def bundle(marker: str) -> bytes:
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
         archive.writestr("pyproject.toml", PROJECT)
-        archive.writestr("evil.py", f"open({marker!r}, 'w').write('I ran')\nfrom flwr.clientapp import ClientApp\napp = ClientApp()\n")
+        archive.writestr(
+            "evil.py", f"open({marker!r}, 'w').write('I ran')\nfrom flwr.clientapp import ClientApp\napp = ClientApp()\n"
+        )
         archive.writestr("fl_client/app.py", f"open({marker!r}, 'w').write('I ran')\n")
     return held.getvalue()
 
