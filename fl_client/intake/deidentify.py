@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,8 +47,10 @@ OPTIONS = {
 }
 """PS3.16 CID 7050: code and meaning of what was done beyond the basic profile."""
 
-_DIGITS = re.compile(rb"[0-9+\-.eE \\\0]*")
+_PIXELS = 0x7FE00010
+_DIGITS = {"DS": re.compile(rb"[0-9+\-.eE \\\0]*"), "IS": re.compile(rb"[0-9+\- \\\0]*")}
 _SIZES = {"US": 2, "SS": 2, "US or SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "AT": 4, "UV": 8, "SV": 8}
+_SPELLED = re.compile(rb"[\x20-\x7e]+\0*")
 _TEXT = re.compile(r"[\x20-\x7e]{1,64}")
 _AGE = re.compile(r"(\d{3})([DWMY])")
 
@@ -140,10 +143,14 @@ class Deidentifier(Pseudonyms):
         raw = cast("DataElement | RawDataElement", dataset.get_item(tag))
         if raw.value in (None, "", b"") and rule.kind != "walk":
             return raw if not rule.instead else None
-        if rule.kind == "number" and isinstance(raw, RawDataElement) and raw.VR != "UN":
-            return raw if _is_raw_number(raw, rule) else None
-        if rule.kind == "bulk" and isinstance(raw, RawDataElement):
-            return raw if raw.VR in (None, "OB", "OW", "US", "OV") else dataset[tag] if raw.VR == "UN" else None
+        if rule.kind == "number" and isinstance(raw, RawDataElement):
+            if not _is_raw_number(raw if raw.VR != "UN" else raw._replace(VR=rule.vr), rule):
+                return None
+            if raw.VR != "UN":
+                return raw
+        if rule.kind == "bulk" and isinstance(raw, RawDataElement) and raw.VR != "UN":
+            fits = raw.VR in (None, "OB", "OW", "US", "OV") and (tag == _PIXELS or not _is_spelled(raw.value or b"", "OW"))
+            return raw if fits else None
         element = dataset[tag]
         if rule.kind == "walk":
             if element.VR != "SQ":
@@ -238,10 +245,22 @@ def _is_raw_number(raw: RawDataElement, rule: Rule) -> bool:
     """Whether the bytes of an unconverted element are numbers, and as many as the standard has."""
     vr, value = raw.VR or rule.vr, raw.value or b""
     if vr in ("DS", "IS"):
-        numbers = _DIGITS.fullmatch(value) is not None and (b"e" not in value.lower() or _is_decimal(value))
+        numbers = _DIGITS[vr].fullmatch(value) is not None and (b"e" not in value.lower() or _is_decimal(value))
         return numbers and (not rule.most or value.count(b"\\") < rule.most)
     size = _SIZES.get(vr)
-    return size is not None and len(value) % size == 0 and (not rule.most or len(value) <= size * rule.most)
+    if size is None or len(value) % size or (rule.most and len(value) > size * rule.most):
+        return False
+    return not _is_spelled(value, vr, raw.is_little_endian)
+
+
+def _is_spelled(value: bytes, vr: str, little: bool = True) -> bool:
+    """Whether binary numbers spell a text instead: letters, digits and signs give integers that no index reaches, and doubles
+    that no measurement gives.
+    """
+    if vr == "FD":
+        doubles = struct.unpack(f"{'<' if little else '>'}{len(value) // 8}d", value)
+        return any(number != 0 and not 1e-30 < abs(number) < 1e9 for number in doubles)
+    return len(value) >= (12 if vr in ("FL", "OB", "OW", "OV") else 4) and _SPELLED.fullmatch(value) is not None
 
 
 def _is_decimal(value: bytes) -> bool:
@@ -257,8 +276,10 @@ def _is_number(element: DataElement, rule: Rule) -> bool:
     values: Sequence[Any] = element.value if isinstance(element.value, (MultiValue, list)) else [element.value]
     if rule.most and len(values) > rule.most:
         return False
+    if element.VR == "FD" and _is_spelled(struct.pack(f"<{len(values)}d", *values), "FD"):
+        return False
     return element.VR not in ("DS", "IS") or all(
-        _DIGITS.fullmatch(str(value).encode()) for value in values if value is not None
+        _DIGITS[element.VR].fullmatch(str(value).encode()) for value in values if value is not None
     )
 
 
