@@ -47,6 +47,7 @@ GROUPS = (
     "CardiacSynchronizationSequence",
     "TemporalPositionSequence",
     "CTAcquisitionDetailsSequence",
+    "ConversionSourceAttributesSequence",  # which classic slice it was: a mask may have been drawn on that
 )
 """Functional groups whose elements are laid flat, in this order: a later one overrides what an earlier one says."""
 

@@ -86,9 +86,9 @@ def one_part(frames: Sequence[Frame], part: Part) -> Split:
     _original(split)
     _plane(split, part)
     _one_kind(split)
-    _numbered(split, "echo", "echoes", "ms", _echo_times(split.frames), part.echo)
+    _numbered(split, "echo", "echoes", _echoes(split.frames), part.echo)
     _b_value(split, part)
-    _numbered(split, "direction", "gradient directions", "", _directions(split.frames), part.direction)
+    _numbered(split, "direction", "gradient directions", _directions(split.frames), part.direction)
     return split
 
 
@@ -232,14 +232,16 @@ def _positions(frames: Sequence[Frame]) -> int:
 
 
 def _of_planes(planes: Sequence[tuple[str, list[Frame]]]) -> str:
-    return ", ".join(f"{name} ({_images(len(frames))} at {_positions(frames)} positions)" for name, frames in planes)
+    texts = []
+    for name, frames in planes:
+        places = _positions(frames)
+        texts.append(f"{name} ({_images(len(frames))} at {places} position{'s' if places > 1 else ''})")
+    return ", ".join(texts)
 
 
-def _numbered(
-    split: Split, name: str, several: str, unit: str, found: Sequence[tuple[str, list[Frame]]], wanted: int | None
-) -> None:
+def _numbered(split: Split, name: str, several: str, found: Sequence[tuple[str, list[Frame]]], wanted: int | None) -> None:
     """Take the one with the wanted number of an ordered choice, or refuse."""
-    listed = ", ".join(label for label, _ in found) + (f" {unit}" if unit else "")
+    listed = ", ".join(label for label, _ in found)
     if wanted is not None and wanted > max(len(found), 1):
         raise GeometryRefused(f"{name} {wanted} is asked for; there {'are' if len(found) > 1 else 'is'} {len(found) or 1}")
     if len(found) < 2:
@@ -251,13 +253,14 @@ def _numbered(
     split.keep(found[wanted - 1][1], name, reason)
 
 
-def _echo_times(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
+def _echoes(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
     """Frames by echo, in order of echo time; by number where a scanner tells that alone."""
     relative, absolute = SAME_ECHO
     found = _by_number(frames, lambda h: _number(h, "EchoTime"), lambda a, b: b - a < max(absolute, relative * a))
     if len(found) > 1:
-        return found
-    return _by_number(frames, lambda h: _number(h, "EchoNumbers"), lambda a, b: a == b)
+        return [(f"{time} ms", some) for time, some in found]
+    numbers = _by_number(frames, lambda h: _number(h, "EchoNumbers"), lambda a, b: a == b)
+    return [(f"number {number}", some) for number, some in numbers]
 
 
 def b_value(header: Dataset) -> float | None:

@@ -32,14 +32,16 @@ class Visitor:
     patient: str
     series: Mapping[str, list[Frame]] = field(default_factory=dict)
 
-    def read(self, series: str) -> tuple[Volume, Originals]:
-        """The series as a volume, and its original headers in slice order.
+    def read(self, series: str) -> tuple[Volume, Originals | None]:
+        """The series as a volume, and its original headers in slice order; None for frames of a multi-frame image.
 
         Raises `GeometryRefused` with the reason if the slices form no volume or can't be understood.
         """
         with discreet():
             try:
                 volume, frames = to_volume(series, self.series[series])
+                if any(frame.number for frame in frames):
+                    return volume, None
                 return volume, [pydicom.dcmread(frame.path, stop_before_pixels=True) for frame in frames]
             except GeometryRefused:
                 raise

@@ -44,8 +44,11 @@ class Frame:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All that a mask may call the slice: a multi-frame image can be meant as a whole."""
-        return (self.key, str(self.header.SOPInstanceUID)) if self.number else (self.key,)
+        """All that a mask may call the slice: the multi-frame image as a whole, too, and the slice it was converted from."""
+        if not self.number:
+            return (self.key,)
+        source = str(self.header.get("ReferencedSOPInstanceUID", "") or "")
+        return (self.key, str(self.header.SOPInstanceUID), *([source] if source else []))
 
     @property
     def place(self) -> tuple[int, int]:
