@@ -92,8 +92,9 @@ def admit(
     """Let a folder in, or a table, and print what became of it; 0 if any patient was admitted.
 
     With `masks` it is a folder of NIfTI or NRRD images of the series `series`, or of DICOM whose masks lie there; with
-    `link.csv`, `dicom/` and `contours/` in it the Sunnybrook layout; otherwise DICOM. `rules` is a YAML file of series rules, `labels` the name or file of a label map
-    (default: `sunnybrook` for that layout, else `cardiac`). A file instead of a folder is a table of patients without images.
+    `link.csv`, `dicom/` and `contours/` in it the Sunnybrook layout; otherwise DICOM. `rules` is a YAML file of
+    series rules, `labels` the name or file of a label map (default: `sunnybrook` for that layout, else `cardiac`). A file
+    instead of a folder is a table of patients without images.
     `columns` is a YAML file that says which columns of it, or of `endpoints.csv` beside DICOM, may pass; `id_column` is the
     one that holds the identifiers (default: what the file says, else a table's first).
     """

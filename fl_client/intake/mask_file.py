@@ -1,7 +1,7 @@
 """A mask in a file of its own: 3D Slicer's `.seg.nrrd`, or a label volume with or without ITK-SNAP's label descriptions.
 
-Label volumes are NIfTI, NRRD or MetaImage. Whose a file is and on which image it was drawn, `drawn_on` finds out; here it is read,
-each format by its own rules.
+Label volumes are NIfTI, NRRD or MetaImage. Whose a file is and on which image it was drawn, `drawn_on` finds out; here it is
+read, each format by its own rules.
 """
 
 from __future__ import annotations

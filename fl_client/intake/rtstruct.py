@@ -16,13 +16,14 @@ from pydicom.dataset import Dataset
 from fl_client.intake.headers import references
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.mask import CONTESTED, Drawing, Flags, Mask, MaskRefused
-from fl_client.intake.polygon import FINE, inside, per_pixel
+from fl_client.intake.polygon import inside, per_pixel
 from tasks.case import UNKNOWN, Volume
 
 OFF_PLANE = 0.1
 """Largest distance of a contour's point from the plane of an image, as a share of the distance between images."""
 
 OFF_PLANE_MM = 0.5  # and in millimetres, for thick slices
+FINE = 5  # points per pixel and axis; odd, so that no pixel is covered by exactly half
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 CROSSING = 0.02  # share of a contour that may cross another of its structure: neither inside it nor outside
 Points = npt.NDArray[np.float64]
@@ -31,7 +32,7 @@ Points = npt.NDArray[np.float64]
 def read_rtstruct(dataset: Dataset, image: Volume, labels: LabelMap, *, frame_of_reference: str) -> Drawing:
     """The structures of a de-identified RT structure set on the grid of `image`, whose frame of reference is given.
 
-    A pixel belongs to a structure if half or more of it is covered. Raises `MaskRefused` for contours of another frame of
+    A pixel belongs to structures if more than half of it is covered, and among them to the one with most of it. Raises `MaskRefused` for contours of another frame of
     reference, outside the image, off its planes or not closed, for contours that cross, and structures that overlap without a
     priority in the label map; `UnmappedLabel` for a structure that the label map doesn't know.
     """
@@ -149,7 +150,7 @@ def _filled(
 
 def _even_odd(polygons: Sequence[Points], shape: Sequence[int], name: str) -> Flags:
     """Fine points inside one structure's contours of one plane; refuses contours that cross each other."""
-    areas = sorted((inside([points], shape) for points in polygons), key=lambda area: -int(area.sum()))
+    areas = sorted((inside([points], shape, fine=FINE) for points in polygons), key=lambda area: -int(area.sum()))
     result = np.zeros_like(areas[0])
     for area in areas:
         total, within = int(area.sum()), int((area & result).sum())
@@ -175,8 +176,8 @@ def _laid_over(fine: dict[int, Flags], labels: LabelMap) -> dict[tuple[int, int]
 
 
 def _by_most(fine: dict[int, Flags]) -> Mask:
-    """Each pixel to the structure with most of its points, if half of them lie in any structure at all."""
-    counts = np.stack([per_pixel(area) for area in fine.values()])
+    """Each pixel to the structure with most of its points, if most of them lie in any structure at all."""
+    counts = np.stack([per_pixel(area, fine=FINE) for area in fine.values()])
     most = np.array(list(fine), np.uint8)[counts.argmax(axis=0)]
-    mask: Mask = np.where(counts.sum(axis=0) * 2 >= FINE * FINE, most, 0).astype(np.uint8)
+    mask: Mask = np.where(counts.sum(axis=0) * 2 > FINE * FINE, most, 0).astype(np.uint8)
     return mask

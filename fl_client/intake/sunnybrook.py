@@ -25,11 +25,12 @@ from fl_client.intake.headers import read_header, unsuitable
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import MaskRefused
 from fl_client.intake.plausibility import check_volume
-from fl_client.intake.polygon import FINE, covered
+from fl_client.intake.polygon import covered
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
 from tasks.case import UNKNOWN, Case, Volume
 
 ENDO, EPI = "icontour", "ocontour"
+FINE = 4  # points per pixel and axis
 Flags = npt.NDArray[np.bool_]
 
 
@@ -171,5 +172,5 @@ def fill(points: npt.NDArray[np.float64], shape: Sequence[int]) -> Flags:
     rows, columns = shape
     if points.min() < -0.5 or points[:, 0].max() > columns - 0.5 or points[:, 1].max() > rows - 0.5:
         raise ContourRefused(f"a contour leaves the image of {rows} x {columns} pixels")
-    half: Flags = covered([points[:, ::-1]], shape) >= FINE * FINE / 2
+    half: Flags = covered([points[:, ::-1]], shape, fine=FINE) >= FINE * FINE / 2
     return half
