@@ -29,11 +29,11 @@ from pydantic import ValidationError
 
 from conf.study import words
 from fl_client.chain import ChainBroken
-from fl_client.commands import daemon, house, images, quality, studies
+from fl_client.commands import daemon, house, images, intake, quality, studies
 from fl_client.privacy import BudgetSpent
 from fl_client.site import Site
 
-MODULES = (house, images, quality, studies, daemon)
+MODULES = (house, images, intake, quality, studies, daemon)
 """Where the commands stand, in the order of the help."""
 
 

@@ -12,9 +12,12 @@ cut short can be told from a whole one.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition
@@ -23,6 +26,7 @@ from uuid import uuid4
 
 from fl_client.intake.part10 import look
 from fl_client.intake.quarantine import Bytes, Quarantine, append_line, lines_of, sync_folder, write_whole
+from fl_client.site import Site
 
 Kept = Literal["stored", "again", "conflict"]
 
@@ -36,6 +40,10 @@ class NoRoom(OSError):
 
     def __init__(self, free: int) -> None:
         super().__init__(errno.ENOSPC, f"only {free / 2**30:.1f} GiB are free, which is less than arrivals.min_free_gib")
+
+
+class InUse(RuntimeError):
+    """Another process does this work already."""
 
 
 @dataclass(frozen=True)
@@ -173,13 +181,8 @@ def name_of(dataset: Bytes, *, transfer_syntax: str, instance: str) -> Named:
     """The names under which these bytes are kept. Bytes that can't be understood get names, too."""
     seen = look(dataset, transfer_syntax)
     study = b"study\0" + seen.study if seen.study else b"patient\0" + seen.patient  # of no study: one folder per patient
-    content = hashlib.sha256(transfer_syntax.encode("utf-8", "replace") + b"\0")
-    content.update(dataset)
-    return Named(
-        _digest(study),
-        _digest(b"instance\0" + (seen.instance or instance.encode("utf-8", "replace"))),
-        content.hexdigest()[:32],
-    )
+    called = b"instance\0" + (seen.instance or instance.encode("utf-8", "replace"))
+    return Named(_digest(study), _digest(called), _content(dataset, transfer_syntax))
 
 
 def originals(study: Path) -> list[Path]:
@@ -195,18 +198,39 @@ def done(study: Path) -> dict[str, dict[str, Any]]:
     return {line["file"]: line for line in lines_of(study / DONE)}
 
 
-def mark_done(study: Path, file: str, *, clean: str) -> None:
-    """Write down, on the disk, what became of an original. Raises `OSError`."""
-    append_line(study / DONE, {"file": file, "clean": clean})
+def mark_done(study: Path, file: str, *, clean: str, when: float) -> None:
+    """Write down, on the disk, what became of an original at this time (seconds since 1970). Raises `OSError`."""
+    append_line(study / DONE, {"file": file, "clean": clean, "when": when})
 
 
-def is_whole(original: Path, header: int, transfer_syntax: str) -> bool:
-    """Whether the file's bytes after its first `header` ones are those that its name promises."""
+def is_whole(original: Path, dataset: Bytes, transfer_syntax: str) -> bool:
+    """Whether these are the bytes that the file's name promises."""
+    return original.stem.partition("-")[2] == _content(dataset, transfer_syntax)
+
+
+def clean_folder(site: Site) -> Path:
+    """Where the de-identified files lie."""
+    return site.folder / "clean"
+
+
+@contextmanager
+def only_one(path: Path, words: str) -> Iterator[None]:
+    """Hold the lock at `path` until the end, which comes with the process at the latest. Raises `InUse` with `words`."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(words) from None
+        yield
+    finally:
+        os.close(file)
+
+
+def _content(dataset: Bytes, transfer_syntax: str) -> str:
     content = hashlib.sha256(transfer_syntax.encode("utf-8", "replace") + b"\0")
-    with open(original, "rb") as file:
-        file.seek(header)
-        content.update(file.read())
-    return original.stem.partition("-")[2] == content.hexdigest()[:32]
+    content.update(dataset)
+    return content.hexdigest()[:32]
 
 
 def _digest(what: bytes) -> str:

@@ -17,6 +17,7 @@ Bytes = bytes | bytearray | memoryview
 DEFLATED, BIG_ENDIAN, IMPLICIT = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2"
 INSTANCE, PATIENT, STUDY = 0x00080018, 0x00100020, 0x0020000D
 ITEM, ITEM_END, ITEMS_END, UNDEFINED = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD, 0xFFFFFFFF
+PREAMBLE = 132  # bytes before the file meta information
 HEAD = 64 * 1024  # bytes in which the identifiers nearly always stand
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")  # PS3.5 table 7.1-1
 IMPLEMENTATION = "2.25.300107014186142215520799056950851349038"  # ours, made from a random UUID (PS3.5 B.2)
@@ -120,7 +121,7 @@ def split(file: Bytes) -> tuple[int, str]:
     """Where the dataset of a DICOM file begins, and its transfer syntax (empty: not said). Raises `NotPart10`."""
     if bytes(file[128:132]) != b"DICM":
         raise NotPart10("no DICOM file: DICM does not stand at byte 128")
-    at, syntax = 132, ""
+    at, syntax = PREAMBLE, ""
     while at + 8 <= len(file) and bytes(file[at : at + 2]) == b"\2\0":
         element, vr, length = struct.unpack_from("<H2sH", file, at + 2)
         start = at + 8

@@ -18,6 +18,7 @@ import ssl
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -86,7 +87,8 @@ class DicomReceiver:
             request_handler=_Connection,
         )
         entity._servers.append(self._server)
-        self._server.allowed, self._server.tell = frozenset(self._titles), self._tell
+        own = {"127.0.0.1", "::1", _address(self._settings.host)}  # konsil-site check calls, and is told whom it has called
+        self._server.allowed, self._server.told = frozenset(self._titles) | own, self._tell
         self._server.most_connections = self._settings.max_associations + SPARE_CONNECTIONS
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
 
@@ -96,6 +98,11 @@ class DicomReceiver:
         if self._server is None:
             raise RuntimeError("the door is not open")
         return int(self._server.server_address[1])
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is inside."""
+        return self._server is None or not self._server.active_associations
 
     def stop(self) -> None:
         """Close the door: who is inside is told so (A-ABORT), an image that is being written is finished first."""
@@ -208,7 +215,7 @@ def _be_silent() -> None:
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 
-class _Server(ThreadedAssociationServer):
+class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom is read without its types
     """pynetdicom's server, which looks at the address first, shakes hands in the caller's own thread, and stays silent."""
 
     daemon_threads = True
@@ -217,9 +224,7 @@ class _Server(ThreadedAssociationServer):
     allowed: frozenset[str] = frozenset()
     most_connections = 1
 
-    @staticmethod
-    def tell(what: str, words: str) -> None:
-        """Replaced by the receiver's own."""
+    told: Callable[[str, str], None]  # what is counted, and the sentence for the log
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept only: TLS shakes hands later, so that a caller who says nothing keeps nobody else waiting."""
@@ -231,10 +236,10 @@ class _Server(ThreadedAssociationServer):
         """Addresses that are not listed are not even listened to."""
         address = _address(client_address[0])
         if address not in self.allowed:
-            self.tell("refused", f"refused a connection from {address}, which is not among dicom.peers")
+            self.told("refused", f"refused a connection from {address}, which is not among dicom.peers")
             return False
         if len(self.active_associations) >= self.most_connections:
-            self.tell("refused", f"refused a connection from {address}: {self.most_connections} are open already")
+            self.told("refused", f"refused a connection from {address}: {self.most_connections} are open already")
             return False
         return True
 
@@ -245,7 +250,7 @@ class _Server(ThreadedAssociationServer):
             try:
                 request = self.ssl_context.wrap_socket(request, server_side=True)
             except OSError as error:  # ssl.SSLError, too
-                self.tell(
+                self.told(
                     "refused", f"refused a connection from {_address(client_address[0])}: no TLS ({type(error).__name__})"
                 )
                 self.shutdown_request(request)
@@ -255,10 +260,10 @@ class _Server(ThreadedAssociationServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Instead of a traceback on the screen."""
-        self.tell("failed", f"a connection from {_address(client_address[0])} failed")
+        self.told("failed", f"a connection from {_address(client_address[0])} failed")
 
 
-class _Connection(RequestHandler):
+class _Connection(RequestHandler):  # type: ignore[misc]  # pynetdicom is read without its types
     """Makes the association of one connection, with a socket that does not poll."""
 
     def _create_association(self) -> Association:
@@ -279,7 +284,7 @@ class _Connection(RequestHandler):
         return association
 
 
-class _Socket(AssociationSocket):
+class _Socket(AssociationSocket):  # type: ignore[misc]  # pynetdicom is read without its types
     """A socket that sleeps until something comes or something is to be sent, and reads a message part in one piece.
 
     pynetdicom looks every millisecond and reads 4 KiB at a time.

@@ -1,0 +1,240 @@
+"""What becomes of originals: a study that has gone quiet is de-identified file by file, and its patients are let in.
+
+    incoming/<study>/ → quiet → clean/<pseudonym>/… or quarantine/ → admit → the original goes when its time is over
+
+The state is in the files themselves: an original without a line in `done.jsonl` is still to do, a patient with a mark in
+`pending/` still to be let in. Every step can be repeated, so that a kill at any instant loses nothing and doubles nothing.
+What is told are counts; reasons stand in the quarantine's list and in the cohort's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pydicom
+
+from fl_client.admission import key_of, label_map, series_rules
+from fl_client.cohort import Cohort
+from fl_client.intake.admit import admit_folder
+from fl_client.intake.clean import Cleaned, Quarantined, deidentify_file, sweep
+from fl_client.intake.deidentify import Deidentifier, discreet
+from fl_client.intake.incoming import Incoming, clean_folder, done, is_whole, mark_done, only_one, originals
+from fl_client.intake.part10 import NotPart10, split
+from fl_client.intake.quarantine import sync_folder
+from fl_client.intake.way_back import WayBack
+from fl_client.site import Site
+
+RETRY_S = 300.0  # until a patient that could not be written is tried again
+DAMAGED = "its bytes are not those that arrived: cut short by a power failure, or damaged on the disk; send it again"
+DEADLY = "the process ended twice while this file was read"
+
+log = logging.getLogger("konsil.intake")
+
+
+class Arrivals:
+    """Works off what has arrived at one hospital. One process does it."""
+
+    def __init__(self, site: Site, *, clock: Callable[[], float] = time.time) -> None:
+        """Raises what `key_of` raises, and `ValueError` in words for series rules or a label map that are wrong."""
+        settings = site.arrivals
+        self._quiet_s, self._keep_s = settings.quiet_s, settings.keep_originals_days * 86400
+        self._accept_faces, self._clock = settings.accept_faces, clock
+        self._labels, self._rules = label_map(settings.labels or "cardiac"), series_rules(settings.series_rules)
+        words = self._rules.words | self._labels.words
+        self._deidentify = Deidentifier(key_of(site), words=words, retain=settings.retain)
+        self.clean = clean_folder(site)
+        self.incoming = Incoming(site.identity_folder, clean=self.clean)
+        self._pending = site.identity_folder / "pending"
+        self._pending.mkdir(mode=0o700, exist_ok=True)
+        self.clean.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._way_back = WayBack(site.identity_folder / "map.sqlite")
+        self._cohort = Cohort(site.cohort_folder)
+        self._at_work = self.incoming.folder / ".at-work"
+        self._idle: dict[Path, int] = {}  # study folders without work, by the time of their last change
+        self._seen: dict[Path, tuple[int, float]] = {}  # number of originals, and since when there are so many
+        self._not_before: dict[str, float] = {}  # patients that could not be written
+
+    def work(self, *, all_quiet: bool = False, stopped: Callable[[], bool] = lambda: False) -> Counter[str]:
+        """Work off what is quiet (`all_quiet`: what lies there) and give counts. Raises `OSError` if nothing can be read."""
+        counts: Counter[str] = Counter()
+        for study in self.incoming.studies():
+            changed = study.stat().st_mtime_ns
+            if self._idle.get(study) == changed and not self._keep_s:
+                continue
+            todo = self._to_do(study)
+            if todo and (all_quiet or self._is_quiet(study, todo)):
+                for original in todo:
+                    if stopped():
+                        return counts
+                    counts[self._one(study, original)] += 1
+                counts["studies"] += 1
+                todo = self._to_do(study)
+            self._remove_old(study)
+            if not todo and not originals(study):
+                self._idle[study] = study.stat().st_mtime_ns
+        for mark in sorted(self._pending.iterdir()):
+            if stopped():
+                return counts
+            if all_quiet or self._clock() >= self._not_before.get(mark.name, 0.0):
+                self._admit(mark, counts)
+        return counts
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock of this work and sweep up what killed processes left. Raises `InUse`."""
+        with only_one(self.incoming.folder / ".arrivals.lock", "originals are worked off by another process already"):
+            sweep(self.clean)
+            yield
+
+    def _to_do(self, study: Path) -> list[Path]:
+        """Originals whose de-identified copy isn't there. One that was quarantined and came again counts, too."""
+        became = done(study)
+        return [
+            path
+            for path in originals(study)
+            if not (line := became.get(path.name)) or not line["clean"] or not (self.clean / line["clean"]).exists()
+        ]
+
+    def _is_quiet(self, study: Path, todo: list[Path]) -> bool:
+        """Nothing of the study has come for `quiet_s`, by the files' times or, if those are ahead, by watching it."""
+        newest = 0.0
+        for path in todo:
+            with contextlib.suppress(FileNotFoundError):  # its patient withdrew just now
+                newest = max(newest, path.stat().st_mtime)
+        if self._clock() - newest >= self._quiet_s:
+            return True
+        number, since = self._seen.get(study, (0, 0.0))
+        if number != len(todo):
+            self._seen[study] = (len(todo), time.monotonic())
+            return False
+        return time.monotonic() - since >= self._quiet_s
+
+    def _one(self, study: Path, original: Path) -> str:
+        """One original to the clean store or the quarantine, and the line that says so; gives which."""
+        try:
+            if self._died_of(original):
+                return self._apart(study, original, Quarantined(DEADLY))
+            if not self._whole(original):
+                self._apart(study, original, Quarantined(DAMAGED), name=f"{uuid4().hex}.dcm")
+                return "quarantined"
+            if self._has_withdrawn(original):
+                original.unlink()
+                return "withdrawn"
+            became = deidentify_file(
+                original,
+                self.clean,
+                deidentify=self._deidentify,
+                way_back=self._way_back,
+                accept_faces=self._accept_faces,
+            )
+            if isinstance(became, Quarantined):
+                return self._apart(study, original, became)
+            self._note_pending(became)
+            mark_done(study, original.name, clean=became.path.relative_to(self.clean).as_posix(), when=self._clock())
+            return "cleaned"
+        except FileNotFoundError:  # its patient withdrew just now
+            return "withdrawn"
+        except OSError as error:
+            log.error("an original could not be worked off (%s); it stays and is tried again", type(error).__name__)
+            return "failed"
+        except Exception as error:  # the reader's own fault is one file's reason, never a traceback
+            log.error("an original could not be read (%s)", type(error).__name__)
+            return self._apart(study, original, Quarantined(f"it can't be read ({type(error).__name__})"))
+        finally:
+            self._at_work.unlink(missing_ok=True)
+
+    def _apart(self, study: Path, original: Path, reason: Quarantined, name: str = "") -> str:
+        """The original goes to the quarantine; the reason is written first, the line last."""
+        quarantine = self.incoming.quarantine
+        quarantine.note(name or original.name, reason.reason, pseudonym=reason.pseudonym)
+        original.rename(quarantine.folder / (name or original.name))
+        sync_folder(quarantine.folder)
+        if not name:
+            mark_done(study, original.name, clean="", when=self._clock())
+        return "quarantined"
+
+    def _died_of(self, original: Path) -> bool:
+        """Whether two processes have ended while they read this file; notes that this one begins to."""
+        times = 0
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            before = json.loads(self._at_work.read_text())
+            times = int(before["times"]) if before["file"] == original.name else 0
+        if times >= 2:
+            return True
+        self._at_work.write_text(json.dumps({"file": original.name, "times": times + 1}))
+        return False
+
+    def _whole(self, original: Path) -> bool:
+        data = original.read_bytes()
+        try:
+            start, syntax = split(data)
+        except NotPart10:
+            return False
+        return is_whole(original, data[start:], syntax)
+
+    def _has_withdrawn(self, original: Path) -> bool:
+        away = self._cohort.withdrawn
+        if not away:
+            return False
+        with discreet(), contextlib.suppress(Exception):  # what can't be read is quarantined in the next step
+            header = pydicom.dcmread(original, stop_before_pixels=True, specific_tags=["PatientID"])
+            return self._deidentify.pseudonym(str(header.get("PatientID", "") or "")) in away
+        return False
+
+    def _note_pending(self, became: Cleaned) -> None:
+        mark = self._pending / became.pseudonym
+        if not mark.exists():
+            mark.touch(mode=0o600)
+            sync_folder(self._pending)
+
+    def _admit(self, mark: Path, counts: Counter[str]) -> None:
+        """Make the patient's case from all that the clean store has of him."""
+        try:
+            if (self.clean / mark.name).is_dir():  # else the patient withdrew meanwhile
+                found = admit_folder(self.clean / mark.name, self._cohort, key=None, labels=self._labels, series=self._rules)
+                counts["admitted"] += len(found.admitted)
+                counts["refused"] += len(found.refused)
+            mark.unlink(missing_ok=True)
+        except Exception as error:  # one patient's failure never stops the others
+            log.error("a patient could not be let in (%s) and is tried again", type(error).__name__)
+            self._not_before[mark.name] = self._clock() + RETRY_S
+            counts["failed"] += 1
+
+    def _remove_old(self, study: Path) -> None:
+        """Originals whose copy is in the clean store go when their time is over."""
+        became = done(study)
+        for path in originals(study):
+            line = became.get(path.name)
+            if not line or not line["clean"] or not (self.clean / line["clean"]).exists():
+                continue
+            if self._clock() - float(line["when"]) >= self._keep_s:
+                path.unlink(missing_ok=True)
+
+
+def work_until(site: Site, stopped: Callable[[], bool]) -> None:
+    """Work off what arrives until `stopped`. Raises `InUse`, and what `Arrivals` raises."""
+    arrivals = Arrivals(site)
+    pause = min(2.0, max(0.1, site.arrivals.quiet_s / 4))
+    with arrivals.alone():
+        while not stopped():
+            try:
+                tell(arrivals.work(stopped=stopped))
+            except OSError as error:  # a disk that is full or away may come back
+                log.error("originals could not be worked off (%s)", type(error).__name__)
+                time.sleep(pause)
+            time.sleep(pause)
+
+
+def tell(counts: Counter[str]) -> None:
+    """One line for the site's log, in numbers."""
+    if counts:
+        names = ("studies", "cleaned", "quarantined", "withdrawn", "admitted", "refused", "failed")
+        log.info("worked off: %s", ", ".join(f"{counts[name]} {name}" for name in names if counts[name]))
