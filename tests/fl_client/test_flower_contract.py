@@ -31,7 +31,6 @@ from fl_client import supernode, worker
 from fl_client.loopback import Loopback
 from fl_client.site import Coordinator
 
-
 flower_supernode = importlib.import_module("flwr.supernode.cli.flower_supernode")  # a function of the same name hides it
 
 
