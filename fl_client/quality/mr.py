@@ -60,8 +60,8 @@ def ghosting(scene: Scene) -> float:
     """Amplitude of the strongest ghost over that of what it copies, 0..1; the larger of both axes.
 
     In the air the mean square is noise plus the square of the ghost, so the slope of squared air over the squared image shifted
-    by d is the square of the ghost's share at d, whatever the noise. All circular shifts at once, by Fourier transform; median
-    over slices.
+    by d is the square of the ghost's share at d, whatever the noise. All circular shifts at once, by Fourier transform; less
+    what noise alone would give; median over slices.
     """
     power = np.where(scene.field, scene.image, 0).astype(np.float32) ** 2
     source = np.where(scene.tissue, power, 0)
@@ -86,7 +86,10 @@ def _ghost(echo: Floats, air: Floats, source: Floats, axis: int) -> float:
     shift = np.arange(length)
     usable = np.minimum(shift, length - shift) >= length * NEAR
     usable = usable & (variance > 0.05 * (source**2).sum(axis=(1, 2))[:, None])  # enough of the copy would fall on air
-    slope = np.where(usable, covariance / np.where(usable, variance, 1), 0).max(axis=1)
+    spread = (echo**2).sum(axis=(1, 2))[:, None] / count - (echo.sum(axis=(1, 2))[:, None] / count) ** 2
+    safe = np.where(usable, variance, 1)
+    # the largest of a hundred slopes of mere noise is about 2.5 of their standard errors
+    slope = np.where(usable, covariance / safe - 2.5 * np.sqrt(np.maximum(spread, 0) / safe), 0).max(axis=1)
     return float(np.median(np.sqrt(np.maximum(slope, 0))))
 
 

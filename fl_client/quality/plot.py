@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from conf.quality import METRICS
-from fl_client.quality.reference import OUTLYING, Found, Reference, modified_z, values_of
+from fl_client.quality.reference import OUTLYING, Found, Reference, scores_of, values_of
 
 BAND, POINT, FAR, ONE = "#cfe3d4", "#33658a", "#c1440e", "#f0a202"
 GEOMETRY = ("slices", "pixel_mm", "slice_spacing_mm", "slice_gap_mm", "anisotropy")
@@ -30,7 +30,7 @@ def quality_plot(
     ranges = reference.ranges.get(series, {}) if reference else {}
     for axis, (metric, values) in zip(axes, strips.items(), strict=True):
         numbers = np.array(list(values.values()))
-        far = np.abs(modified_z(numbers)) > OUTLYING
+        far = np.abs(scores_of(metric, numbers)) > OUTLYING
         if metric in ranges:
             axis.axvspan(ranges[metric].low, ranges[metric].high, color=BAND, lw=0)
         heights = np.random.default_rng(0).uniform(-0.3, 0.3, len(numbers))  # so that equal values can be told apart

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 from pydantic import Field
 
@@ -27,6 +28,9 @@ Found = Mapping[str, Mapping[str, Quality]]
 
 OUTLYING = 3.5
 """Modified z-score beyond which a value is an outlier (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)."""
+
+RATIOS = ("noise_sigma", "snr", "snr_air", "cnr", "ghosting", "air_artifacts")
+"""Parameters that differ by factors: their logarithms are compared, or every good scanner would be an outlier."""
 
 FEWEST = 10
 """With fewer values nobody is called an outlier."""
@@ -55,7 +59,7 @@ class Reference(Frozen):
     def save(self, path: Path) -> None:
         """Write it as YAML to a new file (`FileExistsError`)."""
         with open(path, "x") as file:
-            file.write(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120))
+            file.write(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120))
 
 
 class Standing(NamedTuple):
@@ -121,7 +125,7 @@ def standings(found: Found, reference: Reference | None = None) -> list[Standing
     for series, metrics in ranges_of(found).items():
         for metric in metrics:
             values = values_of(found, series, metric)
-            scores = modified_z(np.array(list(values.values())))
+            scores = scores_of(metric, np.array(list(values.values())))
             known = reference.ranges.get(series, {}).get(metric) if reference else None
             ordered = np.sort(list(values.values()))
             for (patient, value), z in zip(values.items(), scores, strict=True):
@@ -130,7 +134,12 @@ def standings(found: Found, reference: Reference | None = None) -> list[Standing
     return result
 
 
-def modified_z(values: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
+def scores_of(metric: str, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Modified z-scores of one parameter's values, of logarithms for `RATIOS` that are all positive."""
+    return modified_z(np.log(values) if metric in RATIOS and (values > 0).all() else values)
+
+
+def modified_z(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Distance from the median over 1.4826 median absolute deviations; over 1.2533 mean ones where half are equal.
 
     0 for all where fewer than `FEWEST` are known.

@@ -55,7 +55,8 @@ class Scene:
     def body(self) -> Flags:
         """The field without the air: tissue and the lungs between."""
         beside = ndimage.binary_dilation(self.air, _IN_PLANE, iterations=MARGIN + 1) & ~self.tissue
-        return self.field & ~beside
+        body: Flags = self.field & ~beside
+        return body
 
     @property
     def darkest_is_zero(self) -> bool:
