@@ -12,6 +12,7 @@ import datetime
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -135,6 +136,7 @@ class Gate:
             (name, value) for name, value in scope["headers"] if name in _PASSED_ON or name.startswith(_FLOWERS.encode())
         ]
         request = self.upstream.build_request("POST", f"/v1/fleet/{call}", headers=headers, content=content)
+        start = time.monotonic()
         try:
             answer = await self.upstream.send(request, stream=True)
         except httpx.TimeoutException:
@@ -153,6 +155,7 @@ class Gate:
             async for chunk in answer.aiter_raw():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
+            log.debug("%s %s in %.3f s", call, answer.status_code, time.monotonic() - start)
         finally:
             await answer.aclose()
 

@@ -19,7 +19,7 @@ from fl_server.control import Control
 from fl_server.house import House
 from fl_server.record import Record, Round
 
-LOOK_S = 0.5
+LOOK_S = 1.0
 """Seconds between two looks at a record."""
 
 
