@@ -9,10 +9,9 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
-from fl_client.intake.decode import transfer_syntax
 from fl_client.intake.volume import Frame, GeometryRefused, read_pixels, same_grid, stack, to_volume
 from tasks.case import Case
 
@@ -218,13 +217,6 @@ def test_one_image_in_several_transfer_syntaxes_is_one_image(shared_data: Path) 
     first, *others = [read_pixels([Frame(path, pydicom.dcmread(path))]) for path in files if path is not None]
     assert len(others) == 2
     assert all(np.array_equal(first, other) for other in others)
-
-
-def test_a_private_transfer_syntax_is_not_repeated() -> None:
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = "1.2.276.0.7230010.3"
-    assert transfer_syntax(dataset) == "a transfer syntax outside the standard"
 
 
 def test_the_same_grid_is_the_same_to_the_tolerance_and_no_further() -> None:
