@@ -30,7 +30,7 @@ from pydicom.tag import BaseTag
 import conf
 from fl_client.intake.positive_list import SAFE_PRIVATE, Rule, rules
 from fl_client.intake.pseudonyms import Pseudonyms
-from fl_client.intake.terms import KERNEL, SCHEMES, TERMS, vendor
+from fl_client.intake.terms import KERNEL, SCHEMES, TERMS, is_code, vendor
 from fl_client.yaml_file import read_yaml
 
 METHOD = "konsil positive lists 1"
@@ -163,6 +163,9 @@ class Deidentifier(Pseudonyms):
         if element.VR not in (rule.vr, "LO", "SH", "CS", "UI", "DA", "DT", "AS", "ST", "LT", "UC", "UT"):
             return None
         values = element.value if isinstance(element.value, (MultiValue, list)) else [element.value]
+        if rule.kind == "code":
+            known = is_code(str(element.value), str(dataset.get("CodingSchemeDesignator", "")))
+            return element if known or str(element.value).lower() in self._words else None
         new = [self._text(str(value), rule, patient_id, done) if value not in (None, "") else "" for value in values]
         if (rule.most and len(new) > rule.most) or not any(new):
             return None
@@ -189,9 +192,6 @@ class Deidentifier(Pseudonyms):
                 return value if KERNEL.fullmatch(value) else ""
             case "label":
                 return value if value.isascii() and value.isdigit() and len(value) < 4 else self.label(value)
-            case "code":
-                known = any(pattern.fullmatch(value) for pattern in SCHEMES.values())
-                return value if known or value.lower() in self._words else ""
             case "sex" | "age" if "characteristics" in self._retain:
                 passed = capped_age(value) if rule.kind == "age" else value if value in ("M", "F", "O") else ""
                 done.options |= {"characteristics"} if passed else set()

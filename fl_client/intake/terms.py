@@ -49,6 +49,30 @@ SCHEMES = {
 SCHEMES["SNOMED"] = SCHEMES["SRT"]
 
 
+_TURN = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)  # Verhoeff's permutation, applied once per place
+
+
+def is_code(value: str, scheme: str) -> bool:
+    """Whether a scheme can have this code. The last digit of a SNOMED identifier checks the others (Verhoeff 1969)."""
+    pattern = SCHEMES.get(scheme)
+    if pattern is None or pattern.fullmatch(value) is None:
+        return False
+    return scheme != "SCT" or _verhoeff(value) == 0
+
+
+def _verhoeff(digits: str) -> int:
+    """The check sum in the dihedral group of order 10: 0 for a right number."""
+    total = 0
+    for place, digit in enumerate(map(int, reversed(digits))):
+        for _ in range(place % 8):
+            digit = _TURN[digit]
+        # 0 to 4 are turns of a pentagon, 5 to 9 turns after a flip
+        turn, flip = divmod(total, 5)[1], total >= 5
+        other, flipped = digit % 5, digit >= 5
+        total = (turn - other if flip else turn + other) % 5 + 5 * (flip != flipped)
+    return total
+
+
 def vendor(manufacturer: str) -> str:
     """The known manufacturer that the text names as a word, else 'other'."""
     for name in VENDORS:
