@@ -16,11 +16,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conf.study import words
+from fl_client.accounting import last_round, listed, reckoning, summary
 from fl_client.cohort import CaseUnreadable, Cohort
 from fl_client.intake.admit import admit_folder
+from fl_client.intake.clinical import admit_fhir
 from fl_client.intake.door import Intake
 from fl_client.intake.endpoints import EndpointRules
 from fl_client.intake.labels import LabelMap
+from fl_client.intake.mapping import ClinicalMapping
 from fl_client.intake.pairs import admit_pairs
 from fl_client.intake.series import SeriesRules
 from fl_client.intake.sunnybrook import admit_sunnybrook
@@ -126,6 +129,21 @@ def _is_dicom(folder: Path) -> bool:
     return False
 
 
+def admit_clinical(site: Site, path: Path, *, mapping: Path, quiet: bool = False) -> int:
+    """Let in clinical values from FHIR, by the mapping in a YAML file, and print what became of it; 0 if anybody was admitted.
+
+    Raises `ValueError` in words for a mapping or a delivery that can't be read.
+    """
+    try:
+        wanted = ClinicalMapping.model_validate(read_yaml(mapping))
+    except ValidationError as error:
+        raise ValueError(f"{mapping}: {words(error)}") from None
+    found = admit_fhir(path, Cohort(site.cohort_folder), key=key_of(site), mapping=wanted)
+    site.cohort_folder.chmod(0o700)
+    _tell(found, quiet=quiet)
+    return 0 if found.admitted else 1
+
+
 def label_map(said: str) -> LabelMap:
     """The label map of this name or file. Raises `ValueError` in words for wrong contents."""
     try:
@@ -156,8 +174,11 @@ def column_rules(file: Path | None, *, id_column: str | None, first: str) -> End
         raise ValueError(f"{file or 'the columns'}: {words(error)}") from None
 
 
-def cohort(site: Site) -> int:
-    """Print how many patients are inside, with which series and masks, and what was refused; 1 if a folder can't be read."""
+def cohort(site: Site, *, everybody: bool = False) -> int:
+    """Print who is inside, with which series and masks, and what became of all others; 1 if a folder can't be read.
+
+    `everybody` adds one line per patient.
+    """
     inside = Cohort(site.cohort_folder)
     images: Counter[str] = Counter()
     masks: Counter[str] = Counter()
@@ -176,6 +197,13 @@ def cohort(site: Site) -> int:
     for series in sorted(images):
         print(f"  {series}: {images[series]} images, {masks[series]} with a mask")
     print(f"{len(inside.refused)} lines in {inside.folder / 'refused.jsonl'} say what stayed outside, and why")
+    found = reckoning(site)
+    for line in summary(found):
+        print(line)
+    if told := last_round(site):
+        print(told)
+    for line in listed(site, found) if everybody else ():
+        print(line)
     if damaged:
         inside.make_damaged_folder()
     if aside := inside.put_aside:

@@ -14,7 +14,9 @@ def add(commands: Commands) -> None:
     """The commands and their options."""
     door = commands.add_parser("admit", help="let images in, or a table of patients")
     door.add_argument(
-        "folder", type=Path, help="DICOM files, images (with --masks), the Sunnybrook layout, or a table (TABLE.csv)"
+        "folder",
+        type=Path,
+        help="DICOM files, images (with --masks), the Sunnybrook layout, a table (TABLE.csv), or FHIR (with --mapping)",
     )
     door.add_argument("--masks", type=Path, help="folder of masks named as the NIfTI or NRRD images")
     door.add_argument("--series", default="cine_ed", help="with --masks: what the images are (default: cine_ed)")
@@ -24,10 +26,12 @@ def add(commands: Commands) -> None:
         "--columns", type=Path, help="YAML file: which columns of a table may pass, and what stands for a missing value"
     )
     door.add_argument("--id-column", help="a table's column of patient identifiers (default: the first)")
+    door.add_argument("--mapping", type=Path, help="YAML file: which clinical values FHIR bundles or NDJSON files give")
     door.add_argument("--quiet", action="store_true", help="don't list the admitted")
     door.set_defaults(run=_admit)
     inside = commands.add_parser("cohort", help="count who is inside")
     inside.add_argument("--study", help="also count whom this study can use: its file, or the beginning of its hash")
+    inside.add_argument("--list", action="store_true", help="one line per patient: inside, refused or in quarantine, and why")
     inside.set_defaults(run=_cohort)
     masks = commands.add_parser("segment", help="masks of a trained model; they stay here")
     masks.add_argument("model", type=Path, help="model.pt of a run, or the run's folder")
@@ -59,6 +63,8 @@ def add(commands: Commands) -> None:
 def _admit(site: Site, options: argparse.Namespace) -> int:
     from fl_client import admission  # here: image readers take seconds to import
 
+    if options.mapping:
+        return admission.admit_clinical(site, options.folder, mapping=options.mapping, quiet=options.quiet)
     return admission.admit(
         site,
         options.folder,
@@ -76,7 +82,7 @@ def _cohort(site: Site, options: argparse.Namespace) -> int:
     from fl_client import admission
 
     asked = study_of(site, options.study) if options.study else None
-    status = admission.cohort(site)
+    status = admission.cohort(site, everybody=options.list)
     if asked is not None:
         from fl_client.suitability import tell_usable  # here: tasks import torch
 

@@ -13,12 +13,12 @@ from fl_client.cohort import Cohort
 from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.door import Door, Intake, Progress
 from fl_client.intake.fhir import read_delivery
-from fl_client.intake.mapping import Mapping, Present
+from fl_client.intake.mapping import ClinicalMapping, Present
 from fl_client.intake.variables import values_of
 from tasks.case import Case
 
 
-def admit_fhir(path: Path, cohort: Cohort, *, key: bytes, mapping: Mapping, progress: Progress | None = None) -> Intake:
+def admit_fhir(path: Path, cohort: Cohort, *, key: bytes, mapping: ClinicalMapping, progress: Progress | None = None) -> Intake:
     """Let in a FHIR bundle (JSON), a bulk export (NDJSON) or a folder of them.
 
     `key` is the hospital's secret; the same key gives the same pseudonyms. Raises `DeliveryUnreadable` (a `ValueError`) and

@@ -16,7 +16,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from fl_client.intake.mapping import Mapping
+from fl_client.intake.mapping import ClinicalMapping
 from fl_client.intake.resources import (
     CODED,
     TYPES,
@@ -66,7 +66,7 @@ class Delivery:
     types: set[str] = field(default_factory=set)
 
 
-def read_delivery(path: Path, mapping: Mapping) -> Delivery:
+def read_delivery(path: Path, mapping: ClinicalMapping) -> Delivery:
     """Read a bundle (JSON), an NDJSON file, or a folder of both; resources find their patient whatever file they stand in.
 
     Raises `DeliveryUnreadable`, in words without contents, if a file of it is damaged: what is missing then is not known, and
@@ -138,7 +138,7 @@ def _refuse_constant(word: str) -> None:
 class _Reader:
     """Collects what the mapping asks for, and joins it with its patients once everything was seen."""
 
-    def __init__(self, mapping: Mapping) -> None:
+    def __init__(self, mapping: ClinicalMapping) -> None:
         self.mapping = mapping
         self.found = Delivery()
         self._wanted: dict[str, frozenset[str] | None] = {}

@@ -133,7 +133,7 @@ class Survival(Frozen):
 Variable = Annotated[Number | Category | Present | Age | Sex | Days | Survival, Field(discriminator="kind")]
 
 
-class Mapping(Frozen):
+class ClinicalMapping(Frozen):
     """Which identifier is the PatientID of the DICOM headers, which day is the index day, and the variables."""
 
     identifier_system: Annotated[str, Field(min_length=1)]

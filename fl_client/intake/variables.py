@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fl_client.intake.endpoints import Value, time_to_event
 from fl_client.intake.fhir import Person
-from fl_client.intake.mapping import Age, Category, Days, Index, Mapping, Number, Present, Sex, Source, Survival
+from fl_client.intake.mapping import Age, Category, ClinicalMapping, Days, Index, Number, Present, Sex, Source, Survival
 from fl_client.intake.resources import Finding, Quantity
 from fl_client.intake.units import converted, unit_of
 
@@ -23,7 +23,7 @@ T = TypeVar("T", float, str)
 _SEXES = {"female": "F", "male": "M", "other": "O"}
 
 
-def values_of(person: Person, mapping: Mapping, *, came: Collection[str]) -> dict[str, Value]:
+def values_of(person: Person, mapping: ClinicalMapping, *, came: Collection[str]) -> dict[str, Value]:
     """The patient's values by name; what isn't known is not among them. `came` are the types of resources in the delivery.
 
     Raises `ValueError` naming the variable, and no value, for what can't be right.
