@@ -209,7 +209,7 @@ def _draw_patient(
 
         with tempfile.TemporaryDirectory() as folder:
             write_patient(case, Path(folder))
-            admit_folder(Path(folder), Cohort(cohort), key=KEY, labels=LabelMap.load("cardiac"))
+            admit_folder(Path(folder), Cohort(cohort), key=KEY, labels=LabelMap.load("cardiac"), measure=False)
     else:
         Cohort(cohort).admit(case)
     mark = cohort.parent / "done" / str(seed)

@@ -54,5 +54,5 @@ def patient_case(
         patient=f"G{seed:08d}",
         volumes=tuple(volumes),
         endpoints=facts,
-        scanner={"manufacturer": scanner.manufacturer, "field_strength_t": scanner.field_strength_t},
+        scanner={"manufacturer": scanner.manufacturer, "field_strength_t": scanner.field_strength_t, "modality": "MR"},
     )

@@ -39,11 +39,13 @@ def admit_folder(
     series: SeriesRules | None = None,
     endpoints: EndpointRules | None = None,
     masks: Path | None = None,
+    measure: bool = True,
     progress: Progress | None = None,
 ) -> Intake:
     """Let in a folder of DICOM files, nested as they may be, with the masks and the `endpoints.csv` that lie in it.
 
-    `masks` is a further folder of masks alone, DICOM or files; how those are named, `drawn_on` says.
+    `masks` is a further folder of masks alone, DICOM or files; how those are named, `drawn_on` says. Without `measure` the
+    quality of images is measured when somebody asks for it.
     `key` is the hospital's secret; the same key gives the same pseudonyms. None: a folder of the clean store, whose
     files are de-identified. Raises `NotADirectoryError` for a folder that isn't
     there and `OSError` if the cohort can't be written; whatever else is wrong with a file or patient becomes a reason.
@@ -55,7 +57,7 @@ def admit_folder(
         raise NotADirectoryError(f"{masks} is no folder; masks are read from a folder")
     rules = series or SeriesRules()
     deidentify = Deidentifier(key, words=rules.words | labels.words) if key is not None else AlreadyClean()
-    door = Door(cohort, deidentify)
+    door = Door(cohort, deidentify, measure=measure)
     with discreet():
         beside, described = mask_files(folder)
         patients = read_headers(folder, door, progress, skip={*beside, *described})
@@ -130,7 +132,7 @@ def _case(
             volumes[name], frames_of[name] = to_volume(name, frames)
         except GeometryRefused as reason:
             raise GeometryRefused(f"{name}: {reason}") from None
-    notes: Notes = {}
+    notes = _of_images(frames_of)
     drawings = Drawings(pseudonym, patient, volumes, frames_of, labels=labels, owners=owners, reasons=door)
     for name, drawing, by_geometry in chain(drawings, drawings.of_files(files)):
         if volumes[name].mask is not None:
@@ -148,4 +150,17 @@ def _case(
     scanner: dict[str, float | str] = {"manufacturer": str(first.get("Manufacturer", "other"))}
     if first.get("MagneticFieldStrength"):
         scanner["field_strength_t"] = float(first.MagneticFieldStrength)
+    scanner["modality"] = "/".join(sorted({str(frames[0].header.Modality) for frames in frames_of.values()}))
     return Case(pseudonym, tuple(volumes[name] for name in sorted(volumes)), {}, scanner), notes
+
+
+def _of_images(frames_of: Mapping[str, list[Frame]]) -> Notes:
+    """What headers say that measuring quality needs, by series."""
+    notes: Notes = {}
+    for name, frames in frames_of.items():
+        header = frames[0].header
+        if header.get("SliceThickness"):
+            notes[f"slice_thickness_mm/{name}"] = float(header.SliceThickness)
+        if header.get("ParallelAcquisition") == "YES":
+            notes[f"parallel_imaging/{name}"] = True
+    return notes

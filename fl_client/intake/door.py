@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from fl_client.cohort import CaseUnreadable, Cohort
-from fl_client.intake import quality
 from fl_client.intake.deidentify import Deidentifier
+from fl_client.quality.records import record
 from tasks.case import Case, Volume
 
 Progress = Callable[[int, int], None]
@@ -61,9 +61,9 @@ class Reasons:
 class Door(Reasons):
     """What one walk through the door writes down: admissions, refusals and what was left out, each reason once."""
 
-    def __init__(self, cohort: Cohort, deidentify: Deidentifier) -> None:
+    def __init__(self, cohort: Cohort, deidentify: Deidentifier, *, measure: bool = True) -> None:
         super().__init__(deidentify)
-        self.cohort = cohort
+        self.cohort, self._measure = cohort, measure
         self.admitted: list[str] = []
         self._known = {(line["what"], line["reason"]) for line in cohort.refused}
 
@@ -94,7 +94,7 @@ class Door(Reasons):
                 f"{series}: a newer image without a mask replaces the older one, and the older one's mask no longer applies",
             )
         self.cohort.admit(merged)
-        quality.record(self.cohort.folder, merged, notes)
+        record(self.cohort.folder, merged, notes, measured=self._measure)
         self.admitted.append(case.patient)
 
     def refuse(self, pseudonym: str, reason: str) -> None:
@@ -130,9 +130,15 @@ def merge(old: Case, new: Case) -> tuple[Case, tuple[str, ...]]:
         new.patient,
         tuple(sorted((*arrived, *kept), key=lambda volume: volume.series)),
         {**old.endpoints, **new.endpoints},
-        {**old.scanner, **new.scanner},
+        _scanners(old.scanner, new.scanner),
     )
     return case, tuple(volume.series for volume in arrived if volume.mask is None and volume.series in masked)
+
+
+def _scanners(old: Mapping[str, float | str], new: Mapping[str, float | str]) -> dict[str, float | str]:
+    """What is known of the scanners; images of two modalities have both, as `CT/MR`."""
+    both = {word for facts in (old, new) for word in str(facts.get("modality", "")).split("/") if word}
+    return {**old, **new, **({"modality": "/".join(sorted(both))} if both else {})}
 
 
 def _with_known_mask(volume: Volume, before: Volume | None) -> Volume:

@@ -24,18 +24,19 @@ Note = float | bool | str
 _OURS = ("volumes", "why", "definitions", "case")
 
 
-def record(folder: Path, case: Case, more: Mapping[str, Note] = {}) -> dict[str, Quality]:
+def record(folder: Path, case: Case, more: Mapping[str, Note] = {}, *, measured: bool = True) -> dict[str, Quality]:
     """Measure every volume and write the record of cohort `folder`, whole or not at all (`OSError`). Returns what was measured.
 
-    Notes of series that this walk through the door did not bring stay.
+    Notes of series that this walk through the door did not bring stay. Not `measured`, notes alone are written, and whoever
+    asks first measures.
     """
     notes = {**_kept(_read(_place(folder, case.patient)), case, more), **more}
-    found = {volume.series: _measured(case, volume.series, notes) for volume in case.volumes}
+    found = {volume.series: _measured(case, volume.series, notes) for volume in case.volumes if measured}
     text = {
         **notes,
         "volumes": {series: dict(quality.values) for series, quality in found.items()},
         "why": {series: dict(quality.why) for series, quality in found.items() if quality.why},
-        "definitions": DEFINITIONS,
+        "definitions": DEFINITIONS if measured else 0,
         "case": _state(folder, case.patient),
     }
     place = _place(folder, case.patient)

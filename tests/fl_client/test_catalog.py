@@ -11,7 +11,7 @@ from conftest import small_case
 
 from fl_client.catalog import Catalog, endpoints, patients, quality, refusals, volumes
 from fl_client.cohort import Cohort, is_test
-from fl_client.intake.quality import record
+from fl_client.quality.records import record
 from tasks.case import Case, Volume
 
 LGE = Volume("lge", np.zeros((2, 4, 5), np.int16), np.diag([8.0, 1.5, 1.25, 1.0]))

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import sqlite
 from conf.selection import Selection
 from fl_client.catalog import Catalog, patients
 from fl_client.cohort import Cohort
-from fl_client.intake.quality import record
+from fl_client.quality.records import record
 from fl_client.patients import chosen, usable_patients
 from fl_client.selection import compiled, unselected
 from fl_client.suitability import tell_usable

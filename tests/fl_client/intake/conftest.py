@@ -61,7 +61,7 @@ def a_case(patient: str = "patient-1", *, seed: int = 0) -> Case:
         Volume("lge", rng.integers(-500, 500, shape).astype(np.int16), oblique_affine()),
     )
     endpoints = {"event": 1, "ef": 0.4321, "disease": "dcm", "sex": "F", "esv_ml": None}
-    return Case(patient, volumes, endpoints, {"manufacturer": "Siemens", "field_strength_t": 1.5})
+    return Case(patient, volumes, endpoints, {"manufacturer": "Siemens", "field_strength_t": 1.5, "modality": "MR"})
 
 
 @pytest.fixture
