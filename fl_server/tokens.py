@@ -54,7 +54,7 @@ class Tokens:
 
     def give(self, name: str, *, valid_s: float = VALID_S) -> str:
         """A new token for the hospital of this name; earlier unused ones for it are void. Raises `ValidationError`."""
-        token = secrets.token_urlsafe(32)
+        token = secrets.token_hex(32)  # not URL-safe base64: one in 32 begins with a dash, and reads as an option
         with self._open() as (kept, save):
             new = Token(name=name, sha256=_hash(token), expires=time.time() + valid_s)
             save([*(one for one in kept if one.name != name or one.used is not None), new])
