@@ -8,6 +8,7 @@ them it really needed.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
@@ -34,7 +35,7 @@ from fl_client.intake.terms import KERNEL, SCHEMES, TERMS, is_code, vendor
 from fl_client.yaml_file import read_yaml
 
 METHOD = "konsil positive lists 1"
-"""Stands in each de-identified object; the number grows when what passes changes."""
+"""Stands in each de-identified object, with a mark of options and words; the number grows when what passes changes."""
 
 Option = Literal["dates", "device", "descriptors", "characteristics"]
 
@@ -82,6 +83,8 @@ class Deidentifier(Pseudonyms):
         if strange := self._retain - OPTIONS.keys():
             raise ValueError(f"'{min(strange)}' is no option of de-identification; there are {', '.join(OPTIONS)}")
         self._words = words | vocabulary() if "descriptors" in self._retain else words
+        policy = "\0".join((*sorted(self._retain), "", *sorted(self._words)))
+        self.method = f"{METHOD}, policy {hashlib.sha256(policy.encode()).hexdigest()[:8]}"
 
     def __call__(self, dataset: Dataset) -> Dataset:
         """A new dataset with the elements of the positive list only; PatientID is the pseudonym.
@@ -104,7 +107,7 @@ class Deidentifier(Pseudonyms):
         if "PatientBirthDate" not in result:
             result.PatientBirthDate = ""
         result.PatientIdentityRemoved = "YES"
-        result.DeidentificationMethod = METHOD
+        result.DeidentificationMethod = self.method
         result.LongitudinalTemporalInformationModified = "MODIFIED" if "dates" in done.options else "REMOVED"
         codes = [("113100", "Basic Application Confidentiality Profile"), *(OPTIONS[name] for name in sorted(done.options))]
         result.DeidentificationMethodCodeSequence = [_code(value, meaning) for value, meaning in codes]
