@@ -32,9 +32,9 @@ Points = npt.NDArray[np.float64]
 def read_rtstruct(dataset: Dataset, image: Volume, labels: LabelMap, *, frame_of_reference: str) -> Drawing:
     """The structures of a de-identified RT structure set on the grid of `image`, whose frame of reference is given.
 
-    A pixel belongs to structures if more than half of it is covered, and among them to the one with most of it. Raises `MaskRefused` for contours of another frame of
-    reference, outside the image, off its planes or not closed, for contours that cross, and structures that overlap without a
-    priority in the label map; `UnmappedLabel` for a structure that the label map doesn't know.
+    A pixel belongs to structures if more than half of it is covered, and among them to the one with most of it. Raises
+    `MaskRefused` for contours of another frame of reference, outside the image, off its planes or not closed, for contours that
+    cross, and structures that overlap without a priority in the label map; `UnmappedLabel` for one that the map doesn't know.
     """
     names = {int(item.ROINumber): item for item in dataset.get("StructureSetROISequence", [])}
     if not names:

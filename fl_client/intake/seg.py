@@ -36,7 +36,8 @@ def read_seg(seg: Dataset, labels: LabelMap) -> Drawing:
         volume = opened.get_volume(combine_segments=True, dtype=np.uint16)
     except Exception as error:
         if "overlap" in str(error).lower():
-            return _laid_over(opened, values, labels)
+            # opened anew: the table that highdicom looked into stays half made
+            return _laid_over(hd.seg.Segmentation.from_dataset(seg, copy=False), values, labels)
         raise MaskRefused(f"the segmentation can't be read: its frames form no volume ({type(error).__name__})") from None
     mask = np.zeros(volume.array.shape, np.uint8)
     for number, value in values.items():

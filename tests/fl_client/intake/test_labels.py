@@ -62,3 +62,45 @@ def test_a_map_that_contradicts_itself_is_refused(tmp_path: Path, change: str, m
 def test_a_missing_map_is_answered_with_those_there_are() -> None:
     with pytest.raises(FileNotFoundError, match="cardiac, hippocampus, sunnybrook"):
         LabelMap.load("liver")
+
+
+def test_a_drawn_thing_goes_by_its_name_then_by_its_codes(labels: LabelMap) -> None:
+    assert labels.of_segment("segment 1", "LV cavity", [("SCT", "85756007")]) == 1
+    assert labels.of_segment("segment 1", "Segment_1", [("SCT", "85756007"), ("SCT", "53085002")]) == 3
+    assert labels.of_segment("segment 1", "Unsure", [("SCT", "53085002")]) == 255  # what a reader doubts is nobody's
+    with pytest.raises(UnmappedLabel, match="segment 1 is myocardium by its label and blood_pool by its code"):
+        labels.of_segment("segment 1", "myocardium", [("SCT", "87878005")])
+    with pytest.raises(UnmappedLabel, match="segment 1 has a label and a code that stand nowhere") as error:
+        labels.of_segment("segment 1", "Abendroth", [("SCT", "52988006")])
+    assert "Abendroth" not in str(error.value)
+
+
+def test_what_was_looked_for_is_what_is_there_unless_the_map_says_otherwise(labels: LabelMap) -> None:
+    assert labels.looked_for("cine_ed", {0, 1, 2, 3, 255}) is None
+    assert labels.looked_for("cine_ed", {0, 1, 255}) == (1,)
+    stated = labels.model_copy(update={"annotated": {"cine_es": ("blood_pool", "right_ventricle")}})
+    assert stated.looked_for("cine_es", {0, 1}) == (1, 3)
+    assert stated.looked_for("cine_ed", {0, 1}) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("priority: [wall]", "priority names wall; the structures are one"),
+        ("annotated: {cine_es: [wall]}", "annotated names wall; the structures are one"),
+        (
+            "structures: {one: {value: 1, code: {scheme: SCT, value: '1', meaning: one}, sources: [], right_of: x}}",
+            "right_of names x",
+        ),
+        (
+            "structures: {one: {value: 1, code: {scheme: SCT, value: '1', meaning: one}, sources: [], volume_ml: [9, 3]}}",
+            r"volume_ml is the least and the most in millilitres, not \[9.0, 3.0\]",
+        ),
+    ],
+)
+def test_a_map_names_its_own_structures_only(tmp_path: Path, more: str, message: str) -> None:
+    path = tmp_path / "map.yaml"
+    one = "structures: {one: {value: 1, code: {scheme: SCT, value: '1', meaning: one}, sources: []}}\n"
+    path.write_text(more if more.startswith("structures") else one + more)
+    with pytest.raises(ValidationError, match=message):
+        LabelMap.load(path)
