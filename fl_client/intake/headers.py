@@ -65,6 +65,8 @@ def read_headers(
                     frames = frames_of(path, header)
                 except Unframed as reason:
                     unfit = str(reason)
+                except Exception as error:  # a header that breaks an assumption is a reason, never a traceback
+                    unfit = f"an enhanced image whose frames can't be understood ({type(error).__name__})"
             instance = str(header.get("SOPInstanceUID", ""))
             if unfit is None and instance in seen and _digest(seen[instance]) == _digest(path):
                 unfit = "a copy of another file, byte by byte"

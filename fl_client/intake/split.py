@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydicom.dataset import Dataset
 
 from conf.study import Frozen
 from fl_client.intake.instants import instants
+from fl_client.intake.terms import TERMS
 from fl_client.intake.volume import Frame, GeometryRefused
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -35,7 +36,7 @@ STACK = 3
 
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "magnitude": ("MAGNITUDE", "MAG", "M", "M_SE", "M_FFE", "M_IR", "M_TSE", "M_PCA"),
-    "phase": ("PHASE", "PHS", "P", "P_SE", "P_FFE", "P_IR", "PHASE_MAP", "VELOCITY", "VELOCITY_MAP", "PCA"),
+    "phase": ("PHASE", "PHS", "P", "P_SE", "P_FFE", "P_IR", "PHASE_MAP", "VELOCITY", "VELOCITY_MAP"),
     "real": ("REAL", "R", "R_SE", "R_FFE", "R_IR", "CR", "CR_IR"),
     "imaginary": ("IMAGINARY", "I", "I_SE", "I_FFE", "I_IR"),
 }
@@ -53,6 +54,17 @@ class Part(Frozen):
     b_value: float | None = Field(default=None, ge=0)  # s/mm²
     direction: int | None = Field(default=None, ge=1)  # of the diffusion gradient, in the order of acquisition
     time_point: int | None = Field(default=None, ge=1)  # of several images at every position; 1 is the earliest
+
+    @field_validator("image_type")
+    @classmethod
+    def _passes(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        strangers = sorted(set(words) - TERMS)
+        if strangers:
+            raise ValueError(
+                f"{', '.join(strangers)}: no word of ImageType that passes de-identification, so no image would have it; "
+                "M, P, R, MAGNITUDE, ORIGINAL, DERIVED, ADC, T1MAP and others of conf/deidentify/terms.yaml pass"
+            )
+        return words
 
 
 @dataclass

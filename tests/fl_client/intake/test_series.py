@@ -221,3 +221,75 @@ def test_a_visitor_whose_cine_lacks_the_phase_that_the_model_reads_is_told_which
     _, reasons = visitors(cine(2, 8), key=KEY, rules=SeriesRules(), wanted=("cine_ed",))
     (reason,) = reasons.refused.values()
     assert reason == "the cine gives cine_es alone, by the phase with a mask or else the first, and the model reads cine_ed"
+
+
+@pytest.fixture
+def mixed(case: Case, tmp_path: Path) -> Callable[..., Path]:
+    """The case's `lge`, and beside it in the same series the slices of `cine_ed` with other elements."""
+
+    def write(**elements: object) -> Path:
+        archive = tmp_path / "mixed"
+        write_patient(dataclasses.replace(case, volumes=(case.volumes[0], case.volumes[2])), archive)
+        next(archive.rglob("cine_ed-mask.dcm")).unlink()
+        reference = pydicom.dcmread(next(archive.rglob("lge/*.dcm")))
+        for path in archive.rglob("cine_ed/*.dcm"):
+            dataset = pydicom.dcmread(path)
+            for name in ("SeriesDescription", "SeriesInstanceUID", "FrameOfReferenceUID"):
+                setattr(dataset, name, reference[name].value)
+            dataset.update(elements)
+            dataset.save_as(path)
+        return archive
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("elements", "reason"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "lge: 6 images of a localizer among the slices, by ImageType"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "OTHER"]}, "lge: derived images beside the original ones: 6 DERIVED"),
+    ],
+)
+def test_what_does_not_belong_to_the_volume_is_split_off_and_told(
+    mixed: Callable[..., Path], let_in: LetIn, case: Case, elements: dict[str, object], reason: str
+) -> None:
+    intake, cohort = let_in(mixed(**elements))
+    assert list(intake.left_out.values()) == [reason]
+    assert [line["reason"] for line in cohort.refused] == [reason]
+    volume = cohort.case(intake.admitted[0]).volume("lge")
+    assert volume is not None
+    assert np.array_equal(volume.image, case.volumes[2].image)
+
+
+def test_two_echoes_of_one_series_are_refused_in_words_and_read_by_two_rules(
+    mixed: Callable[..., Path], let_in: LetIn, case: Case
+) -> None:
+    archive = mixed(EchoTime="4.2")
+    intake, _ = let_in(archive)
+    assert list(intake.refused.values()) == ["lge: 2 echoes: 1.6 ms, 4.2 ms; say echo in the series rule"]
+    rules = SeriesRules(
+        rules=(SeriesRule(name="early", words=("lge",), echo=1), SeriesRule(name="late", words=("lge",), echo=2))
+    )
+    intake, cohort = let_in(archive, series=rules)
+    early, late = cohort.case(intake.admitted[0]).volumes
+    assert np.array_equal(early.image, case.volumes[2].image)
+    assert np.array_equal(late.image, case.volumes[0].image)
+    (visitor,), _ = visitors(archive, key=KEY, rules=rules, wanted=("late",))
+    assert np.array_equal(visitor.read("late")[0].image, case.volumes[0].image)
+
+
+def test_a_series_without_the_image_type_that_the_rule_asks_for_is_none_of_its_series(
+    mixed: Callable[..., Path], let_in: LetIn
+) -> None:
+    rules = SeriesRules(rules=(SeriesRule(name="phase", words=("lge",), image_type=("P",)),))
+    intake, _ = let_in(mixed(), series=rules)
+    (reason,) = intake.refused.values()
+    assert reason.endswith("there were a series of 12 MR images of an ImageType that no series rule asks for")
+
+
+def test_a_mosaic_is_left_out_by_name(archive: Path, let_in: LetIn, edit: Edit) -> None:
+    for path in archive.rglob("lge/*.dcm"):
+        edit(path, lambda dataset: setattr(dataset, "ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]))
+    intake, cohort = let_in(archive)
+    assert cohort.case(intake.admitted[0]).volume("lge") is None
+    assert {reason[:40] for reason in intake.left_out.values()} == {"a mosaic, all slices tiled in one image;"}

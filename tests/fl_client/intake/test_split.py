@@ -237,3 +237,8 @@ def test_a_time_that_changes_from_slice_to_slice_splits_nothing() -> None:
 def test_images_that_differ_in_nothing_are_left_to_the_geometry_gate() -> None:
     frames = [Frame(Path(), header) for header in slices() + slices(1)]
     assert one_time(frames, Part()) == frames
+
+
+def test_a_word_that_no_image_can_have_after_de_identification_is_refused_in_the_rule() -> None:
+    with pytest.raises(ValueError, match="MEIER: no word of ImageType that passes de-identification"):
+        Part(image_type=("M", "MEIER"))
