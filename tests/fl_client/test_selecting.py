@@ -11,8 +11,8 @@ from sqlalchemy.dialects import sqlite
 from conf.selection import Selection
 from fl_client.catalog import Catalog, patients
 from fl_client.cohort import Cohort
-from fl_client.quality.records import record
 from fl_client.patients import chosen, usable_patients
+from fl_client.quality.records import record
 from fl_client.selection import compiled, unselected
 from fl_client.suitability import tell_usable
 from tasks.case import Case, Volume
@@ -120,9 +120,9 @@ def test_sql_selects_whom_three_valued_logic_selects(catalog, where):
 
 
 def test_quality_parameters_select(catalog):
-    flat = {"field": "quality.lge.snr", "op": "=", "value": 0}
+    thin = {"field": "quality.lge.slices", "op": "=", "value": 2}
     everybody = [case.patient for case in cases()]
-    left_out = unselected(catalog, Selection.model_validate({"where": flat}), everybody)
+    left_out = unselected(catalog, Selection.model_validate({"where": thin}), everybody)
     assert set(everybody) - set(left_out) == {case.patient for case in cases() if case.volume("lge")}
 
 
