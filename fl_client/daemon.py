@@ -125,11 +125,12 @@ class Daemon:
 
     def run(self) -> int:
         """Keep the parts running until SIGTERM or SIGINT (0) or until the hospital's switch says stopped (`STOPPED`)."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._told)
-        with ExitStack() as locks:
+        with ExitStack() as ending:
             for role in self.roles:
-                locks.enter_context(_only_one(self.site, role))
+                ending.enter_context(_only_one(self.site, role))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                ending.callback(signal.signal, number, signal.signal(number, self._told))
+            ending.callback(self._kill)  # whatever happens, nobody is left behind
             self._note("started")
             for child in self.children.values():
                 child.start()
@@ -188,6 +189,11 @@ class Daemon:
         for child in self.children.values():
             child.end(within_s=CHILD_STOP_S)
         self._note("stopped by the switch")
+
+    def _kill(self) -> None:
+        for child in self.children.values():
+            child.tell(signal.SIGKILL)
+            child.end(within_s=CHILD_STOP_S)
 
     def _note(self, what: str) -> None:
         """A line in the audit log, which belongs to the trainer's side of the house."""

@@ -79,14 +79,17 @@ def require_this_machine(address: str) -> None:
 
 
 def is_registered(coordinator: Coordinator) -> bool:
-    """Whether the coordinator takes requests that are signed with our key. Raises `httpx.HTTPError` if it gives no answer.
+    """Whether the coordinator knows our key. Raises `httpx.HTTPError` if it can't be told, `ValueError` for a key of a wrong kind.
 
-    Asks for a run that doesn't exist: the one signed question that changes nothing. An unknown key is turned away before it.
+    Asks to be made active with an interval of heartbeats that isn't allowed: an unknown key is turned away before the interval
+    is looked at, and a known one because of it, so that nothing changes.
     """
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-    from flwr.proto.run_pb2 import GetRunRequest
+    from flwr.proto.fleet_pb2 import ActivateNodeRequest
+    from flwr.supercore.error import ApiErrorCode, FlowerError
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
     from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -102,13 +105,20 @@ def is_registered(coordinator: Coordinator) -> bool:
             NodeAuthHttpInterceptor(private, private.public_key()),
         ],
     )
+    public = public_key_to_bytes(private.public_key())
     with talk:
         try:
-            talk.GetRun(GetRunRequest(run_id=0))
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code in (502, 503, 504):
+            talk.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=0.0))
+        except httpx.HTTPStatusError as refusal:
+            if refusal.response.status_code == httpx.codes.UNAUTHORIZED:
+                return False
+            said = FlowerError.from_json(refusal.response.text)
+            if said is None or said.code not in (
+                ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL,
+                ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED,
+            ):
                 raise
-            return error.response.status_code != httpx.codes.UNAUTHORIZED
+            return said.code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL
     return True
 
 

@@ -15,12 +15,13 @@ import pytest
 from flwr.app import Context, Metadata, RecordDict
 from flwr.common import constant
 from flwr.common.constant import SubStatus
-from flwr.proto import run_pb2, runtime_pb2
+from flwr.proto import runtime_pb2
 from flwr.supercore import constant as supercore_constant
 from flwr.supercore import interceptors
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.superexec import run_superexec
+from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.supernode import start_client_internal as loop
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.nodestate import NodeState
@@ -123,9 +124,15 @@ def test_a_coordinator_without_tls_is_dialled_on_this_machine_only(tmp_path):
         assert "--insecure" in supernode.command(None, Coordinator(address=address), door)
 
 
-def test_the_question_with_which_a_key_is_tried_is_signed_and_changes_nothing():
-    assert parameters(FleetHttpClient.GetRun) == ["self", "request"]
-    assert "run_id" in run_pb2.GetRunRequest.DESCRIPTOR.fields_by_name
+def test_the_question_with_which_a_key_is_tried_changes_nothing():
+    asked = source(fleet_handlers.activate_node)
+    unknown, interval, change = (
+        asked.index(text) for text in ("if node_id is None: raise", "_validate_heartbeat_interval(", "state.activate_node(")
+    )
+    assert unknown < interval < change
+    with pytest.raises(fleet_handlers.InvalidHeartbeatIntervalError):
+        fleet_handlers._validate_heartbeat_interval(0.0)
+    assert parameters(FleetHttpClient.ActivateNode) == ["self", "request"]
 
 
 # -- fl_client/worker.py ---------------------------------------------------------------------------------------------------
