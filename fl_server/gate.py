@@ -14,6 +14,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import httpx
@@ -75,6 +76,7 @@ class Gate:
         replay: Replay | None = None,
     ) -> None:
         self.upstream = upstream
+        upstream.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # else one hospital's reach the next
         self.about = about
         self.join = join
         self.max_body_bytes = max_body_bytes
