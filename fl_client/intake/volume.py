@@ -180,6 +180,10 @@ def read_pixels(frames: Sequence[Frame]) -> npt.NDArray[np.int16] | npt.NDArray[
                 f"image {number} of {len(frames)} has PhotometricInterpretation {meaning or 'absent'}; MONOCHROME2 is read, "
                 "in which larger numbers are brighter"
             )
+        if frame.header.get("ModalityLUTSequence"):
+            raise GeometryRefused(
+                f"image {number} of {len(frames)} has a look-up table (ModalityLUTSequence) in place of slope and intercept"
+            )
     in_file: dict[Path, list[int]] = {}
     for index, frame in enumerate(frames):
         in_file.setdefault(frame.path, []).append(index)

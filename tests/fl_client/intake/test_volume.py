@@ -141,6 +141,7 @@ def test_rescaled_values_are_those_of_simpleitk(archive: Path, edit: Callable[..
                                          "PixelData": dataset.PixelData * 3}), "3 of 6 has PhotometricInterpretation RGB"),
         (lambda dataset: setattr(dataset, "PhotometricInterpretation", "MONOCHROME1"), "Interpretation MONOCHROME1"),
         (lambda dataset: dataset.__delattr__("PhotometricInterpretation"), "PhotometricInterpretation absent"),
+        (lambda dataset: setattr(dataset, "ModalityLUTSequence", [Dataset()]), "image 3 of 6 has a look-up table"),
         (lambda dataset: dataset.update({"NumberOfFrames": 2, "PixelData": dataset.PixelData * 2}), "no single grey-scale"),
     ],
 )  # fmt: skip
