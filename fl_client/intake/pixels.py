@@ -13,6 +13,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from fl_client.intake.codestream import without_comments
 from fl_client.intake.positive_list import LISTS
 
 DOCUMENTS = (
@@ -64,15 +65,18 @@ def problem(dataset: Dataset, *, accept_faces: bool = False) -> str | None:
 def clean_pixels(original: Dataset, result: Dataset) -> str | None:
     """Remove what hides in the pixel data of `result` beside the pixels; or why that can't be done.
 
-    Hidden are overlay planes in unused bits (retired; PS3.5 8.1.2) and bytes after the last pixel. Compressed pixel data stay
-    as they are. All other pixel data come out as they went in, to the bit.
+    Hidden are overlay planes in unused bits (retired; PS3.5 8.1.2), bytes after the last pixel, and comments in compressed
+    streams. Everything else comes out as it went in, to the bit; compressed pixel data stay compressed.
     """
     if "PixelData" not in result or result.get("SOPClassUID") not in LISTS:
         return None
     syntax = UID(str(original.file_meta.get("TransferSyntaxUID", "")))
     embedded = any(int(original.get((group, 0x0102)).value or 0) > 0 for group in OVERLAYS if (group, 0x0102) in original)
     if syntax.is_transfer_syntax and syntax.is_encapsulated:
-        return "an overlay stands in the bits of compressed pixels" if embedded else None
+        if embedded:
+            return "an overlay stands in the bits of compressed pixels"
+        result["PixelData"].value = without_comments(result["PixelData"].value)
+        return None
     allocated, stored, high = (int(result.get(name) or 0) for name in ("BitsAllocated", "BitsStored", "HighBit"))
     if result.get("Rows") is None or result.get("Columns") is None or not allocated:
         return "pixel data without Rows, Columns and BitsAllocated"

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from dicom_bytes import CT, MR, element, joined, part10, skeleton
+
+from fl_client.intake.clean import Cleaned, Quarantined, deidentify_file
+from fl_client.intake.codestream import without_comments
+from fl_client.intake.deidentify import Deidentifier, discreet
+
+DEIDENTIFY = Deidentifier(b"sixteen bytes at least")
+ULTRASOUND, CAPTURE, PDF = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.104.1"
+REPORT, STATE, RAW = "1.2.840.10008.5.1.4.1.1.88.67", "1.2.840.10008.5.1.4.1.1.11.1", "1.2.840.10008.5.1.4.1.1.66"
+
+
+def outcome(
+    folder: Path, *more: bytes, sop_class: str = MR, syntax: str = "1.2.840.10008.1.2.1", **options: bool
+) -> Cleaned | Quarantined:
+    elements = skeleton(sop_class)
+    for part in more:
+        elements[struct.unpack("<HH", part[:4])[0] << 16 | struct.unpack("<HH", part[:4])[1]] = part
+    source = folder / "original"
+    source.write_bytes(part10(joined(elements), sop_class, syntax=syntax))
+    return deidentify_file(source, folder / "clean", deidentify=DEIDENTIFY, **options)
+
+
+def reason(result: Cleaned | Quarantined) -> str:
+    assert isinstance(result, Quarantined), result
+    assert result.pseudonym == DEIDENTIFY.pseudonym("4711081500")
+    return result.reason
+
+
+def pixels(result: Cleaned | Quarantined) -> list[int]:
+    assert isinstance(result, Cleaned), result
+    return list(struct.unpack("<24H", pydicom.dcmread(result.path).PixelData))
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "says"),
+    [
+        (CAPTURE, "secondary capture"),
+        (ULTRASOUND, "ultrasound"),
+        (PDF, "encapsulated document"),
+        (REPORT, "report"),
+        (STATE, "presentation state"),
+        (RAW, "raw data"),
+        ("1.2.840.10008.5.1.4.1.1.1", "Computed Radiography Image Storage"),
+        ("1.3.6.1.4.1.99999.1", "an object of no known class"),
+    ],
+)
+def test_kinds_that_carry_text_are_quarantined(sop_class: str, says: str, tmp_path: Path) -> None:
+    assert says in reason(outcome(tmp_path, sop_class=sop_class))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        element(0x00280301, "CS", b"YES"),
+        element(0x00080008, "CS", b"DERIVED\\SECONDARY\\SCREEN SAVE"),
+        element(0x00080008, "CS", b"DERIVED\\SECONDARY\\OTHER\\CT_SOM5 PROT"),
+        element(0x0008103E, "LO", b"Dose Report"),
+        element(0x0008103E, "LO", b"Patient Protocol"),
+        element(0x00080064, "CS", b"WSD"),
+        element(0x00280002, "US", struct.pack("<H", 3)),
+    ],
+)
+def test_pictures_of_screens_are_quarantined(part: bytes, tmp_path: Path) -> None:
+    assert "names may stand in the pixels" in reason(outcome(tmp_path, part, sop_class=CT))
+
+
+@pytest.mark.parametrize("text", [b"Neuro^Head", b"MPRAGE brain", b"Gehirnschaedel Kopf"])
+def test_images_of_the_head_are_quarantined_unless_the_site_accepts_faces(text: bytes, tmp_path: Path) -> None:
+    part = element(0x00081030, "LO", text)
+    assert "a face can be made from it" in reason(outcome(tmp_path, part))
+    result = outcome(tmp_path, part, accept_faces=True)
+    assert pixels(result) == list(range(24))
+    codes = pydicom.dcmread(result.path).DeidentificationMethodCodeSequence  # type: ignore[union-attr]
+    assert {"113101", "113102"}.isdisjoint(code.CodeValue for code in codes)
+
+
+@pytest.mark.parametrize("text", [b"Cardiac^overhead stress", b"cine sax", b"Protocol 3 heart"])
+def test_images_of_the_heart_are_not(text: bytes, tmp_path: Path) -> None:
+    assert pixels(outcome(tmp_path, element(0x0008103E, "LO", text))) == list(range(24))
+
+
+def test_pixels_retained_where_nothing_hides(tmp_path: Path) -> None:
+    assert pixels(outcome(tmp_path)) == list(range(24))
+
+
+def test_an_overlay_in_unused_bits_is_masked_off(tmp_path: Path) -> None:
+    values = [number | (0x8000 if number % 3 else 0) for number in range(24)]  # a plane in bit 15 of 12 stored bits
+    parts = (
+        element(0x7FE00010, "OW", struct.pack("<24H", *values)),
+        element(0x60000102, "US", struct.pack("<H", 15)),
+        element(0x60000100, "US", struct.pack("<H", 16)),
+    )
+    result = outcome(tmp_path, *parts)
+    assert pixels(result) == list(range(24))
+    assert not [tag for tag in pydicom.dcmread(result.path).keys() if tag.group == 0x6000]  # type: ignore[union-attr]  # noqa: SIM118
+
+
+def test_the_sign_of_twelve_bits_is_no_overlay(tmp_path: Path) -> None:
+    values = [-5, 0, 7, -2048] * 6
+    parts = (element(0x7FE00010, "OW", struct.pack("<24h", *values)), element(0x00280103, "US", struct.pack("<H", 1)))
+    assert [value - 65536 if value > 32767 else value for value in pixels(outcome(tmp_path, *parts))] == values
+
+
+def test_pixels_that_do_not_start_at_bit_0_are_quarantined(tmp_path: Path) -> None:
+    assert "bit 0" in reason(outcome(tmp_path, element(0x00280102, "US", struct.pack("<H", 15))))
+
+
+def with_comment(stream: bytes) -> bytes:
+    if stream.startswith(b"\xff\xd8"):
+        return stream[:2] + b"\xff\xfe" + struct.pack(">H", 22) + b"ABENDROTH 4711081500" + stream[2:]
+    size = 4 + struct.unpack(">H", stream[4:6])[0]  # after SIZ, which comes first
+    return stream[:size] + b"\xff\x64" + struct.pack(">HH", 24, 1) + b"ABENDROTH 4711081500" + stream[size:]
+
+
+@pytest.mark.parametrize("name", ["*CT2_J2KR", "MR1_J2KI", "CT2_JLSL", "CTImage.dcm_JPEGProcess14Transfer*"])
+def test_text_removed_from_compressed_streams_and_pixels_retained(name: str, shared_data: Path, tmp_path: Path) -> None:
+    source = next((shared_data / "dicom_files").rglob(name))
+    with discreet():
+        dataset = pydicom.dcmread(source)
+        before = dataset.pixel_array.copy()
+        stream = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+        dataset.PixelData = pydicom.encaps.encapsulate([with_comment(stream) + b"ABENDROTH "])
+        dataset.save_as(tmp_path / "original")
+        result = deidentify_file(tmp_path / "original", tmp_path / "clean", deidentify=DEIDENTIFY)
+        assert isinstance(result, Cleaned)
+        after = pydicom.dcmread(result.path)
+    assert b"ABENDROTH" in (tmp_path / "original").read_bytes()
+    assert b"ABENDROTH" not in result.path.read_bytes()
+    assert np.array_equal(after.pixel_array, before)
+    assert after.file_meta.TransferSyntaxUID == dataset.file_meta.TransferSyntaxUID
+
+
+def test_a_stream_without_comments_stays_to_the_bit(shared_data: Path) -> None:
+    for name in ("CTImage.dcm_JPEGProcess14Transfer*", "CT2_JLSL"):
+        data = pydicom.dcmread(next((shared_data / "dicom_files").rglob(name))).PixelData
+        assert without_comments(data) == data

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+
+from fl_client.intake.clean import Cleaned, deidentify_file
+from fl_client.intake.deidentify import Deidentifier, Pseudonyms
+from fl_client.intake.way_back import OriginalStudy, Person, WayBack
+
+KEY = b"sixteen bytes at least"
+PSEUDONYMS = Pseudonyms(KEY)
+
+
+@pytest.fixture
+def way_back(tmp_path: Path) -> WayBack:
+    return WayBack(tmp_path / "identity" / "map.sqlite")
+
+
+def an_original(number: int = 1) -> Dataset:
+    dataset = Dataset()
+    dataset.PatientID, dataset.IssuerOfPatientID, dataset.PatientName = " MRN-1", "WEST", "Abendroth^Anna"
+    dataset.PatientBirthDate, dataset.PatientSex = "19571103", "F"
+    dataset.StudyInstanceUID, dataset.StudyDate, dataset.StudyTime = "1.2.3", "20240115", "101112"
+    dataset.AccessionNumber, dataset.StudyID = "ACC-7", "S7"
+    dataset.SeriesInstanceUID, dataset.SOPInstanceUID = "1.2.3.4", f"1.2.3.4.{number}"
+    dataset.FrameOfReferenceUID = "1.2.9"
+    return dataset
+
+
+def test_the_way_back_leads_to_the_patient_and_the_archives_uids(way_back: WayBack) -> None:
+    way_back.remember(an_original(), PSEUDONYMS)
+    pseudonym, study = PSEUDONYMS.pseudonym("MRN-1"), PSEUDONYMS.uid("1.2.3")
+    assert way_back.person(pseudonym) == Person("MRN-1", "WEST", "Abendroth^Anna", "19571103", "F")
+    assert way_back.pseudonyms("MRN-1 ") == (pseudonym,)
+    assert way_back.study(study) == OriginalStudy("1.2.3", pseudonym, "20240115", "101112", "ACC-7", "S7")
+    assert way_back.original_uid(study) == "1.2.3"
+    assert way_back.original_uid(PSEUDONYMS.uid("1.2.3.4")) == "1.2.3.4"
+    assert way_back.original_uid(PSEUDONYMS.uid("1.2.3.4.1")) == "1.2.3.4.1"
+    assert way_back.frame_of_reference(PSEUDONYMS.uid("1.2.3.4")) == "1.2.9"
+    assert way_back.person("P0") is way_back.study("2.25.1") is way_back.original_uid("2.25.1") is None
+
+
+def test_once_more_changes_nothing(way_back: WayBack) -> None:
+    for number in (1, 2, 1, 2):
+        way_back.remember(an_original(number), PSEUDONYMS)
+    with sqlite3.connect(way_back.path) as database:
+        counts = [database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES]
+    database.close()
+    assert counts == [1, 1, 1, 2]
+
+
+TABLES = ("patient", "study", "series", "instance")
+
+
+def test_only_the_intakes_user_can_read_it(way_back: WayBack) -> None:
+    way_back.remember(an_original(), PSEUDONYMS)
+    assert stat.S_IMODE(way_back.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(way_back.path.parent.stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in way_back.path.parent.iterdir())
+
+
+def test_a_forgotten_patient_is_in_no_byte_of_the_file_and_others_stay(way_back: WayBack) -> None:
+    other = an_original(9)
+    other.PatientID, other.PatientName, other.StudyInstanceUID = "MRN-2", "Brunnthaler^B", "1.2.5"
+    other.SeriesInstanceUID, other.SOPInstanceUID = "1.2.5.6", "1.2.5.6.7"
+    way_back.remember(an_original(), PSEUDONYMS)
+    way_back.remember(other, PSEUDONYMS)
+    way_back.forget(PSEUDONYMS.pseudonym("MRN-1"))
+    assert way_back.pseudonyms("MRN-1") == ()
+    assert way_back.original_uid(PSEUDONYMS.uid("1.2.3.4.1")) is None
+    assert way_back.original_uid(PSEUDONYMS.uid("1.2.5.6.7")) == "1.2.5.6.7"
+    assert b"Abendroth" not in way_back.path.read_bytes()
+
+
+def test_every_file_of_the_store_has_a_way_back(archive: Path, tmp_path: Path, way_back: WayBack) -> None:
+    for source in archive.rglob("*.dcm"):
+        result = deidentify_file(source, tmp_path / "clean", deidentify=Deidentifier(KEY), way_back=way_back)
+        assert isinstance(result, Cleaned)
+        before = pydicom.dcmread(source, stop_before_pixels=True)
+        uids = (before.StudyInstanceUID, before.SeriesInstanceUID, before.SOPInstanceUID)
+        assert tuple(map(way_back.original_uid, (result.study, result.series, result.instance))) == uids
+        person = way_back.person(result.pseudonym)
+        assert person is not None
+        assert person.name == str(before.PatientName)
+
+
+def test_a_kill_leaves_no_file_of_the_store_without_a_way_back(archive: Path, tmp_path: Path, way_back: WayBack) -> None:
+    script = (
+        "import sys; from pathlib import Path; from fl_client.intake.clean import *\n"
+        "w, d = WayBack(Path(sys.argv[3])), Deidentifier(b'sixteen bytes at least')\n"
+        "print('ready', flush=True)\n"
+        "[deidentify_file(p, Path(sys.argv[2]), deidentify=d, way_back=w) for p in sorted(Path(sys.argv[1]).rglob('*.dcm'))]"
+    )
+    command = [sys.executable, "-c", script, archive, tmp_path / "clean", way_back.path]
+    clean = set[Path]()
+    for pause in (0.02, 0.06, 0.1):
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(pause)
+            os.kill(process.pid, signal.SIGKILL)
+        clean |= set((tmp_path / "clean").rglob("*.dcm"))
+        assert all(way_back.original_uid(path.stem) for path in clean)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    left = [path for path in (tmp_path / "clean").rglob("*.dcm") if way_back.original_uid(path.stem) is None]
+    assert left == []
+    assert len(list((tmp_path / "clean").rglob("*.dcm"))) == len(list(archive.rglob("*.dcm")))
