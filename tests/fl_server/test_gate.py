@@ -4,7 +4,6 @@ import base64
 import contextlib
 import datetime
 import hashlib
-import http.client
 import json
 import os
 import socket
@@ -377,11 +376,8 @@ def test_no_connection_is_upgraded(house, port, behind):
 
 
 def test_plain_http_and_old_tls_do_not_get_in(house, port):
-    plain = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    with pytest.raises((http.client.HTTPException, OSError)):
-        plain.request("GET", "/health")
-        plain.getresponse()
-    plain.close()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{port}/health", timeout=5.0, trust_env=False)
     assert serve.gate_config(house, lambda: None).ssl.minimum_version == ssl.TLSVersion.TLSv1_2
 
 

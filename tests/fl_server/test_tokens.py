@@ -1,3 +1,4 @@
+import contextlib
 import json
 import stat
 import threading
@@ -95,10 +96,8 @@ def test_of_many_who_show_one_token_at_the_same_time_one_gets_in(kept):
 
     def show(number):
         start.wait()
-        try:
+        with contextlib.suppress(TokenRefused):
             let_in.append(Tokens(kept.path).take(token, name="clinic", key_sha256=f"{number:064d}"))
-        except TokenRefused:
-            pass
 
     threads = [threading.Thread(target=show, args=(number,)) for number in range(8)]
     for thread in threads:
