@@ -8,8 +8,11 @@ which are laid flat, too.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     EnhancedCTImageStorage,
@@ -55,6 +58,27 @@ NAMES = {"FrameType": "ImageType", "EffectiveEchoTime": "EchoTime", "FrameAcquis
 """Elements that a classic slice knows by another name."""
 
 LEFT_BEHIND = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "NumberOfFrames")
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Frames of one multi-frame image as it came, in slice order, for a mask that has to name them."""
+
+    image: Dataset
+    numbers: tuple[int, ...]  # from 1
+
+    @property
+    def positions(self) -> npt.NDArray[np.float64]:
+        """ImagePositionPatient of each, (frames, 3) mm. Raises `Unframed` for a frame without one."""
+        shared = self.image.get("SharedFunctionalGroupsSequence") or [Dataset()]
+        found = []
+        for number in self.numbers:
+            groups = self.image.PerFrameFunctionalGroupsSequence[number - 1]
+            places = groups.get("PlanePositionSequence") or shared[0].get("PlanePositionSequence")
+            if not places:
+                raise Unframed(f"frame {number} has no position")
+            found.append(places[0].ImagePositionPatient)
+        return np.array(found, float)
 
 
 class Unframed(ValueError):

@@ -17,12 +17,14 @@ from pydicom.dataset import Dataset
 from fl_client.intake.deidentify import Deidentifier, discreet
 from fl_client.intake.door import Progress, Reasons, Refused
 from fl_client.intake.headers import Patient, read_headers
+from fl_client.intake.multiframe import Chosen
 from fl_client.intake.series import SeriesRule, SeriesRules, chosen
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
 from tasks.case import Volume
 
-Originals = list[Dataset]
-"""Headers of one series as they came, in slice order. They name the patient: for `write_seg` and nothing else."""
+Originals = list[Dataset] | Chosen
+"""Headers of one series as they came, in slice order, or the frames of one multi-frame image. They name the patient: for
+`write_seg` and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Visitor:
     series: Mapping[str, list[Frame]] = field(default_factory=dict)
 
     def read(self, series: str) -> tuple[Volume, Originals | None]:
-        """The series as a volume, and its original headers in slice order; None for frames of a multi-frame image.
+        """The series as a volume, and its originals; None where they are frames of several multi-frame images.
 
         Raises `GeometryRefused` with the reason if the slices form no volume or can't be understood.
         """
@@ -41,7 +43,9 @@ class Visitor:
             try:
                 volume, frames = to_volume(series, self.series[series])
                 if any(frame.number for frame in frames):
-                    return volume, None
+                    one = len({frame.path for frame in frames}) == 1
+                    image = pydicom.dcmread(frames[0].path, stop_before_pixels=True)
+                    return volume, Chosen(image, tuple(frame.number for frame in frames)) if one else None
                 return volume, [pydicom.dcmread(frame.path, stop_before_pixels=True) for frame in frames]
             except GeometryRefused:
                 raise

@@ -24,6 +24,7 @@ from pydicom.uid import UID, generate_uid
 
 from fl_client.intake.deidentify import discreet
 from fl_client.intake.labels import LabelMap
+from fl_client.intake.multiframe import Chosen
 from fl_client.intake.volume import Frame, stack
 from tasks.case import Volume
 
@@ -67,7 +68,7 @@ def write_nifti(mask: npt.NDArray[np.integer], volume: Volume, path: Path | str)
 
 def write_seg(
     mask: npt.NDArray[np.integer],
-    source: Path | Sequence[Dataset],
+    source: Path | Sequence[Dataset] | Chosen,
     path: Path | str,
     labels: LabelMap,
     *,
@@ -76,12 +77,13 @@ def write_seg(
     """Write a mask as DICOM SEG (binary, one segment per structure present) that refers to the images it was made on.
 
     `mask` is (slices, rows, columns) in the slice order of the intake. `source` is the folder of exactly one series, or its
-    datasets. `algorithm` None means that a person drew it. Raises `ValueError` for a shape that isn't the series', an empty
-    mask, and a value that the label map doesn't know.
+    datasets, or frames of a multi-frame image. `algorithm` None means that a person drew it. Raises `ValueError` for a shape
+    that isn't the series', an empty mask, and a value that the label map doesn't know.
     """
     with discreet():
-        images = _in_order(source)
-        shape = (len(images), int(images[0].Rows), int(images[0].Columns))
+        images = [_filled(source.image)] if isinstance(source, Chosen) else _in_order(source)
+        count = len(source.numbers) if isinstance(source, Chosen) else len(images)
+        shape = (count, int(images[0].Rows), int(images[0].Columns))
         if mask.shape != shape:
             raise ValueError(f"the mask has shape {mask.shape}, the series {shape}; a mask goes back on its own images' grid")
         values = [int(value) for value in np.unique(mask) if value != 0]
@@ -96,7 +98,11 @@ def write_seg(
             labels.model_dump_json(),
             str(algorithm),
             mask.astype(np.uint8).tobytes().hex(),
+            *([str(source.numbers)] if isinstance(source, Chosen) else []),
         ]
+        places = None
+        if isinstance(source, Chosen):
+            places = [hd.PlanePositionSequence("PATIENT", position) for position in source.positions.tolist()]
         seg = hd.seg.Segmentation(
             source_images=images,
             pixel_array=segments,
@@ -113,8 +119,22 @@ def write_seg(
             device_serial_number="none",
             content_description=NOTE,
             content_label="MASK",
+            plane_positions=places,
         )
+        if isinstance(source, Chosen):
+            _name_frames(seg, source)
         seg.save_as(path)
+
+
+def _name_frames(seg: hd.seg.Segmentation, source: Chosen) -> None:
+    """Refer to the chosen frames alone: highdicom names all frames at a position, such as every phase of a cine."""
+    positions = source.positions
+    for groups in seg.PerFrameFunctionalGroupsSequence:
+        place = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float)
+        number = source.numbers[int(np.linalg.norm(positions - place, axis=1).argmin())]
+        for derivation in groups.DerivationImageSequence:
+            derivation.SourceImageSequence = [derivation.SourceImageSequence[0]]
+            derivation.SourceImageSequence[0].ReferencedFrameNumber = number
 
 
 def _segment(number: int, value: int, labels: LabelMap, algorithm: str | None) -> hd.seg.SegmentDescription:
@@ -142,14 +162,18 @@ def _in_order(source: Path | Sequence[Dataset]) -> list[Dataset]:
     headers = _headers(Path(source)) if isinstance(source, (str, Path)) else list(source)
     if len({str(header.SeriesInstanceUID) for header in headers}) != 1:
         raise ValueError(f"a mask belongs to one series; the source holds {len({str(h.SeriesInstanceUID) for h in headers})}")
-    ordered = [copy.deepcopy(frame.header) for frame in stack([Frame(Path(), header) for header in headers])[0]]
-    for header in ordered:
-        for name in COPIED:
-            if name not in header or (name.endswith("Date") and not _is_date(str(header[name].value))):
-                setattr(header, name, "")
-        if not UID(str(header.StudyInstanceUID)).is_valid:
-            raise ValueError("StudyInstanceUID of the source images is no valid UID; a SEG can't refer to it")
-    return ordered
+    return [_filled(frame.header) for frame in stack([Frame(Path(), header) for header in headers])[0]]
+
+
+def _filled(header: Dataset) -> Dataset:
+    """A copy in which nothing lacks that highdicom copies."""
+    header = copy.deepcopy(header)
+    for name in COPIED:
+        if name not in header or (name.endswith("Date") and not _is_date(str(header[name].value))):
+            setattr(header, name, "")
+    if not UID(str(header.StudyInstanceUID)).is_valid:
+        raise ValueError("StudyInstanceUID of the source images is no valid UID; a SEG can't refer to it")
+    return header
 
 
 def _is_date(text: str) -> bool:

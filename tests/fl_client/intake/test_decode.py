@@ -95,10 +95,10 @@ def test_lossy_jpeg_of_8_and_12_bits_is_decoded_as_by_dcmtk(
     assert np.array_equal(stored, pydicom.dcmread(tmp_path / "decoded.dcm").pixel_array)
 
 
-def htj2k(tmp_path: Path, kind: str) -> Path:
+def htj2k(tmp_path: Path, kind: str, transfer_syntax: str = "1.2.840.10008.1.2.4.201") -> Path:
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"
+    dataset.file_meta.TransferSyntaxUID = transfer_syntax
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -112,10 +112,11 @@ def htj2k(tmp_path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["unsigned", "signed"])
-def test_high_throughput_jpeg_2000_without_loss_is_what_was_written(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("number", [201, 202, 203])  # lossless, in resolution order, either
+def test_high_throughput_jpeg_2000_without_loss_is_what_was_written(tmp_path: Path, kind: str, number: int) -> None:
     rows, columns = np.mgrid[:12, :10]
     written = (rows * 371 + columns**2 * 53) % 4096 - (2048 if kind == "signed" else 0)
-    frames = decode(htj2k(tmp_path, kind), [1, 2])
+    frames = decode(htj2k(tmp_path, kind, f"1.2.840.10008.1.2.4.{number}"), [1, 2])
     assert [frame.dtype for frame in frames] == [np.int16 if kind == "signed" else np.uint16] * 2
     assert all(np.array_equal(frame, written) for frame in frames)
 

@@ -18,11 +18,13 @@ from pydicom.uid import RLELossless, generate_uid
 from fl_client.cohort import Cohort
 from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.door import Intake
-from fl_client.intake.headers import read_header, unsuitable
-from fl_client.intake.multiframe import Unframed, frames_of
+from fl_client.intake.headers import read_header, references, unsuitable
+from fl_client.intake.labels import LabelMap
+from fl_client.intake.multiframe import Chosen, Unframed, frames_of
 from fl_client.intake.series import SeriesRule, SeriesRules
 from fl_client.intake.visitors import visitors
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
+from fl_client.intake.write_back import write_seg
 from simulation.dicom import write_patient
 from tasks.case import Case
 
@@ -236,12 +238,32 @@ def test_a_frame_is_missing_like_a_slice_is_missing(archive: Path) -> None:
         to_volume("x", frames(replace_by(archive, "cine_ed", image)))
 
 
-def test_a_trained_model_looks_at_an_enhanced_image_too(archive: Path, case: Case) -> None:
-    replace_by(archive, "cine_ed", enhanced(slices_of(archive, "cine_ed")))
+def test_what_a_model_finds_on_a_cine_in_one_instance_goes_back_to_the_frames_that_it_saw(
+    archive: Path, case: Case, let_in: LetIn, labels: LabelMap
+) -> None:
+    early, late = slices_of(archive, "cine_ed"), slices_of(archive, "cine_es")
+    both = [one for several in zip(late, early, strict=True) for one in several]
+    times = {0: 320.0, 1: 0.0}
+    group = "CardiacSynchronizationSequence"
+    image = enhanced(both, lambda index: {group: item(NominalCardiacTriggerDelayTime=times[index % 2])})
+    image.SeriesDescription = "cine"
+    path = replace_by(archive, "cine_ed", image)
+    for other in [*archive.rglob("cine_es/*.dcm"), *archive.rglob("cine_es-mask.dcm")]:
+        other.unlink()
     (visitor,), _ = visitors(archive, key=KEY, rules=SeriesRules(), wanted=("cine_ed",))
     volume, originals = visitor.read("cine_ed")
     assert np.array_equal(volume.image, case.volumes[0].image)
-    assert originals is None
+    assert isinstance(originals, Chosen)
+    assert originals.numbers == (2, 4, 6, 8, 10, 12)
+    mask = case.volumes[0].mask
+    assert mask is not None
+    write_seg(mask, originals, path.with_name("found.dcm"), labels, algorithm=None)
+    written = pydicom.dcmread(path.with_name("found.dcm"))
+    assert {key.partition("#")[2] for key in references(written)} == {"4", "6", "8", "10"}  # the ends are empty
+    intake, cohort = let_in(archive)
+    read = cohort.case(intake.admitted[0]).volume("cine_ed")
+    assert read is not None
+    assert np.array_equal(read.mask, mask)
 
 
 def test_a_scanner_s_enhanced_images_are_two_instants_of_which_the_rule_names_one(shared_data: Path, let_in: LetIn) -> None:
