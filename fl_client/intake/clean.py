@@ -23,7 +23,7 @@ from pydicom.uid import UID
 
 from fl_client.intake.deidentify import Deidentifier, Unattributable, discreet
 from fl_client.intake.pixels import clean_pixels, problem
-from fl_client.intake.way_back import WayBack
+from fl_client.intake.way_back import TwoPeople, WayBack
 
 IMPLEMENTATION = "2.25.219830236116190285178391290513214730541"
 DIRECTORY = "1.2.840.10008.1.3.10"
@@ -95,8 +95,11 @@ def deidentify_file(
     if there and place.read_bytes() != new and _method(place) == str(result.DeidentificationMethod):
         return Quarantined("another file of the same SOPInstanceUID has arrived before, and holds something else", pseudonym)
     if way_back is not None:
-        with discreet():
-            way_back.remember(original, deidentify)
+        try:
+            with discreet():
+                way_back.remember(original, deidentify)
+        except TwoPeople as reason:
+            return Quarantined(str(reason), pseudonym)
     written = not there or place.read_bytes() != new
     if written:
         _write(Path(clean_folder), place, new)

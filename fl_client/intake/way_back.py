@@ -33,6 +33,10 @@ CREATE TABLE IF NOT EXISTS instance (
 """
 
 
+class TwoPeople(ValueError):
+    """Two issuers gave the same number; the text names neither."""
+
+
 @dataclass(frozen=True)
 class Person:
     """A patient as the archive knows him. `name` is a DICOM person name."""
@@ -70,7 +74,7 @@ class WayBack:
     def remember(self, original: Dataset, pseudonyms: Pseudonyms) -> None:
         """Write down whose an original is and what its UIDs became. Once more changes nothing, and a kill loses nothing.
 
-        Raises `sqlite3.OperationalError` if the database can't be written.
+        Raises `TwoPeople` if the number is known from another issuer, `OSError` if the database can't be written.
         """
         texts = {
             name: str(original.get(name, "") or "").strip()
@@ -87,6 +91,9 @@ class WayBack:
                 texts[name] for name in ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")
             ]
             database.execute("INSERT OR IGNORE INTO patient VALUES (?, ?, ?, ?, ?, ?)", [pseudonym, *person])
+            known = database.execute("SELECT issuer FROM patient WHERE pseudonym = ?", [pseudonym]).fetchone()[0]
+            if known and texts["IssuerOfPatientID"] not in ("", known):
+                raise TwoPeople("its PatientID is known from another issuer: two people may have the same number")
             about = [texts[name] for name in ("StudyDate", "StudyTime", "AccessionNumber", "StudyID")]
             new = [pseudonyms.uid(study), study, pseudonym, *about]
             database.execute("INSERT OR IGNORE INTO study VALUES (?, ?, ?, ?, ?, ?, ?)", new)
@@ -144,8 +151,11 @@ class WayBack:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """A connection for one transaction, which is on the disk when it ends."""
-        with self._lock, closing(sqlite3.connect(self.path, timeout=30)) as database:
-            database.execute("PRAGMA synchronous = FULL")
-            database.execute("PRAGMA secure_delete = ON")
-            with database:
-                yield database
+        try:
+            with self._lock, closing(sqlite3.connect(self.path, timeout=30)) as database:
+                database.execute("PRAGMA synchronous = FULL")
+                database.execute("PRAGMA secure_delete = ON")
+                with database:
+                    yield database
+        except sqlite3.Error as error:
+            raise OSError(f"the way back {self.path.name} can't be read or written ({type(error).__name__})") from error

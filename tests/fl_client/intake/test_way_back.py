@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from fl_client.intake.clean import Cleaned, deidentify_file
 from fl_client.intake.deidentify import Deidentifier, Pseudonyms
-from fl_client.intake.way_back import OriginalStudy, Person, WayBack
+from fl_client.intake.way_back import OriginalStudy, Person, TwoPeople, WayBack
 
 KEY = b"sixteen bytes at least"
 PSEUDONYMS = Pseudonyms(KEY)
@@ -60,6 +60,26 @@ def test_once_more_changes_nothing(way_back: WayBack) -> None:
 
 
 TABLES = ("patient", "study", "series", "instance")
+
+
+def test_a_number_of_two_issuers_is_told_and_the_first_patient_stays(way_back: WayBack) -> None:
+    way_back.remember(an_original(), PSEUDONYMS)
+    other = an_original(2)
+    other.IssuerOfPatientID, other.PatientName = "EAST", "Brunnthaler^B"
+    with pytest.raises(TwoPeople, match="another issuer"):
+        way_back.remember(other, PSEUDONYMS)
+    person = way_back.person(PSEUDONYMS.pseudonym("MRN-1"))
+    assert person is not None
+    assert person.issuer == "WEST"
+    assert way_back.original_uid(PSEUDONYMS.uid("1.2.3.4.2")) is None
+    other.IssuerOfPatientID = ""  # not every device says who gave the number
+    way_back.remember(other, PSEUDONYMS)
+
+
+def test_a_database_that_is_none_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "map.sqlite").write_bytes(b"no database at all, but rather long" * 30)
+    with pytest.raises(OSError, match=r"the way back map\.sqlite can't be read"):
+        WayBack(tmp_path / "map.sqlite")
 
 
 def test_only_the_intakes_user_can_read_it(way_back: WayBack) -> None:
