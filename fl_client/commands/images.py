@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
         type=Path,
         help="DICOM files, images (with --masks), the Sunnybrook layout, a table (TABLE.csv), or FHIR (with --mapping)",
     )
-    door.add_argument("--masks", type=Path, help="folder of masks named as the NIfTI or NRRD images")
+    door.add_argument("--masks", type=Path, help="folder of masks, named as the images or by DICOM patient and series")
     door.add_argument("--series", default="cine_ed", help="with --masks: what the images are (default: cine_ed)")
     door.add_argument("--series-rules", type=Path, help="YAML file that says which DICOM series are wanted")
     door.add_argument("--labels", help="label map: a file, or a name in conf/labels")

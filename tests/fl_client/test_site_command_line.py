@@ -12,9 +12,10 @@ from fl_client.__main__ import main
 from fl_client.app import ledger_of
 from fl_client.approval import Approvals
 from fl_client.cohort import Cohort
+from fl_client.intake.write_back import write_nifti
 from fl_client.privacy import Event
 from fl_client.site import Budget, Site
-from simulation.dicom import write_patient
+from simulation.dicom import Identity, write_patient
 
 SUNNYBROOK = Path(__file__).parents[1] / "data" / "sunnybrook"
 
@@ -223,3 +224,20 @@ def test_the_ledger_says_which_releases_protect_nobody(hospitals, capsys):
     assert "repeatable noise" not in second
     assert warning.startswith("1 of them with repeatable noise")
     assert json.loads(book.path.read_text().splitlines()[0])["event"]["noise"] == "seeded"
+
+
+def test_masks_of_their_own_come_in_with_dicom_images(clinic, cases, tmp_path, capsys):
+    case = cases[0]
+    write_patient(case, tmp_path / "export")
+    for path in (tmp_path / "export").rglob("*-mask.dcm"):
+        path.unlink()
+    number, masks = Identity.invent(case.patient).patient_id, tmp_path / "masks"
+    masks.mkdir()
+    for volume in case.volumes:
+        if volume.mask is not None:
+            write_nifti(volume.mask, volume, masks / f"{number}_{volume.series}.nii.gz")
+    assert main(["--site", str(clinic), "admit", str(tmp_path / "export"), "--masks", str(masks)]) == 0
+    (inside,) = Cohort(clinic.parent / "cohort")
+    for volume in case.volumes:
+        np.testing.assert_array_equal(inside.volume(volume.series).mask, volume.mask)
+    capsys.readouterr()

@@ -30,7 +30,7 @@ def test_a_mask_without_the_right_ventricle_teaches_a_study_of_three_structures_
     arrays = task.prepare(Case("p", (volume,)))
     assert set(np.unique(arrays["mask"])) == {0, 1, 2, UNKNOWN}  # 0: outside the image
     assert len(arrays["mask"]) == 5  # of the slice without a heart nothing is known
-    x, y = task.example(arrays, 4, np.random.default_rng(0))
+    _, y = task.example(arrays, 4, np.random.default_rng(0))
     nobody_looked = y == UNKNOWN
     assert nobody_looked.float().mean() > 0.3
     output = torch.randn(4, 4, *y.shape[1:], requires_grad=True)
