@@ -74,7 +74,7 @@ def _told(location: tuple[int | str, ...], problem: str, model: Any) -> str:
     """Which element is wrong and how; names that the sender made up are not repeated."""
     if problem == "extra_forbidden" or not location or str(location[0]) not in model.model_fields:
         return "an element that R4 doesn't have" if problem == "extra_forbidden" else "an element is missing or wrong"
-    return f"{location[0]} is missing" if problem == "missing" else f"{location[0]} is wrong"
+    return f"{location[0]} is missing" if "missing" in problem else f"{location[0]} is wrong"
 
 
 def counts(kind: str, model: Any) -> bool:
