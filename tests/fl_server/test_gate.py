@@ -27,6 +27,12 @@ from fl_server.replay import Replay, Stale
 MIB = 1024**2
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Behind:
     """In the SuperLink's place: keeps every request, answers with what it got."""
 
