@@ -16,6 +16,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import RLELossless, generate_uid
 
 from fl_client.cohort import Cohort
+from fl_client.intake.clean import deidentify_file
 from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.door import Intake
 from fl_client.intake.headers import read_header, references, unsuitable
@@ -151,6 +152,44 @@ def test_a_cine_in_one_instance_gives_the_phases_on_whose_frames_somebody_drew(
         assert np.array_equal(volume.image, expected.image)
         assert expected.mask is not None
         assert np.array_equal(volume.mask, np.where(expected.mask == 255, 0, expected.mask))
+
+
+def test_the_clean_store_keeps_what_tells_the_parts_of_a_series_apart(archive: Path, let_in: LetIn, tmp_path: Path) -> None:
+    image = enhanced(
+        slices_of(archive, "cine_ed") + slices_of(archive, "cine_es"),
+        lambda index: {
+            "MREchoSequence": item(EffectiveEchoTime=2.3 if index < 6 else 4.6),
+            "MRDiffusionSequence": item(DiffusionBValue=50.0, DiffusionDirectionality="ISOTROPIC"),
+            "CardiacSynchronizationSequence": item(NominalCardiacTriggerDelayTime=40.0),
+            "PixelValueTransformationSequence": item(RescaleSlope="2", RescaleIntercept="-5", RescaleType="US"),
+        },
+    )
+    image.SeriesDescription = "cine ed"
+    replace_by(archive, "cine_ed", image)
+    for path in archive.rglob("lge/*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0C, "IS", 500)
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "R_IR", "R", "IR"]
+        dataset.save_as(path)
+    rules = SeriesRules(
+        rules=(
+            SeriesRule(name="echo_2", words=("cine", "ed"), echo=2, b_value=50),
+            SeriesRule(name="lge", words=("lge",), b_value=500, image_type=("R_IR",)),
+        )
+    )
+    deidentify = Deidentifier(KEY, words=rules.words)
+    for path in sorted(archive.rglob("*.dcm")):
+        deidentify_file(path, tmp_path / "clean", deidentify=deidentify)
+    (patient,) = (tmp_path / "clean").iterdir()
+    from_original, cohort = let_in(archive, series=rules)
+    expected = cohort.case(from_original.admitted[0])
+    from_clean, cohort = let_in(patient, series=rules, key=None)
+    assert not from_clean.refused
+    read = cohort.case(from_clean.admitted[0])
+    assert [volume.series for volume in read.volumes] == ["echo_2", "lge"]
+    for volume, same in zip(read.volumes, expected.volumes, strict=True):
+        assert np.array_equal(volume.image, same.image)
+        assert np.array_equal(volume.affine, same.affine)
 
 
 def test_echoes_of_one_instance_are_split_and_each_rule_gets_its_own(archive: Path, case: Case, let_in: LetIn) -> None:
