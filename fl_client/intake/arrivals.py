@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -198,7 +199,10 @@ class Arrivals:
     def _admit(self, mark: Path, counts: Counter[str]) -> None:
         """Make the patient's case from all that the clean store has of him."""
         try:
-            if (self.clean / mark.name).is_dir():  # else the patient withdrew meanwhile
+            if mark.name in self._cohort.withdrawn:  # while his files were being read
+                shutil.rmtree(self.clean / mark.name, ignore_errors=True)
+                self._way_back.forget(mark.name)
+            elif (self.clean / mark.name).is_dir():
                 found = admit_folder(self.clean / mark.name, self._cohort, key=None, labels=self._labels, series=self._rules)
                 counts["admitted"] += len(found.admitted)
                 counts["refused"] += len(found.refused)

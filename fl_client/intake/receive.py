@@ -7,6 +7,7 @@ are, and the sender is told only then. After PS3.4 Annex B (storage), PS3.7 9 (t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -333,6 +334,14 @@ class _Socket(AssociationSocket):  # type: ignore[misc]  # pynetdicom is read wi
         view.release()
         del received[filled:]
         return received
+
+    def _shutdown_socket(self) -> None:
+        """Closed in any case, also where the other side was faster."""
+        connection = self.socket
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
 
 class _Ringing(queue.Queue[Any]):
