@@ -40,7 +40,7 @@ METRICS = {
     "uniformity": Metric("", "evenness of the sensitivity over tissue, 1 is even", ("MR",), "high"),
     "ghosting": Metric("", "amplitude of the strongest ghost over what it copies", ("MR",), "low"),
     "air_artifacts": Metric("", "share of the air brighter than noise", ("MR",), "low"),
-    "blur_mm": Metric("mm", "width of edges, as a Gaussian's standard deviation", ("MR",), "low"),
+    "blur_mm": Metric("mm", "width of edges, with one pixel of the measuring filter", ("MR",), "low"),
     "noise_tissue_hu": Metric("HU", "noise in soft tissue", ("CT",), "low"),
     "noise_air_hu": Metric("HU", "noise in air", ("CT",), "low"),
     "air_hu": Metric("HU", "median of air, -1000 is right", ("CT",), ""),

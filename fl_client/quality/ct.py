@@ -40,7 +40,7 @@ def measure(image: Image, pixel_mm: float) -> tuple[dict[str, float | None], dic
     why = {} if values["noise_tissue_hu"] is not None else {"noise_tissue_hu": "too little soft tissue"}
     if not body.any():
         why["truncation"] = "nothing is denser than air"
-    if air.sum() < 0.005 * field.sum():
+    if air.sum() <= 0.005 * field.sum():
         return values, why | dict.fromkeys(("noise_air_hu", "air_hu"), "too little air around the body")
     values["air_hu"] = float(np.median(slices[air]))
     if (slices[air] == slices.min()).mean() > 0.5:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
-from fl_client.quality.scene import Floats, Scene
+from fl_client.quality.scene import Flags, Floats, Scene
 
 RAYLEIGH = 0.6551
 """Standard deviation of the magnitude of noise, over that of the noise: sqrt(2 - pi / 2)."""
@@ -94,25 +94,43 @@ def _ghost(echo: Floats, air: Floats, source: Floats, axis: int) -> float:
 
 
 def blur_px(scene: Scene, sigma: float) -> float | None:
-    """Width of the image's edges in pixels, as the standard deviation of a Gaussian that would blur a step as much.
+    """Width of the image's edges in pixels after a Gaussian of 1 pixel: sqrt(1 + b²) of a step blurred by a Gaussian of b.
 
-    Gradients of the image blurred by 1 and by 2 pixels: a step that is b wide has a ratio of squares of (4 + b²) / (1 + b²),
-    whatever its height. Over the steepest tenth of the field; what noise adds to the finer gradient is taken off.
+    Gradients of the image blurred by 1 and by 2 pixels: on the ridge of a step that is b wide the squares have a ratio of
+    (4 + b²) / (1 + b²), whatever its height; thin bright lines come out below 1. Over the ridges that are a third as steep as
+    the steepest; what noise adds to the finer gradient is taken off.
     """
     inner = ndimage.binary_erosion(scene.field, np.ones((1, 5, 5)), iterations=3, border_value=0)
     if scene.level == 0 or not inner.any():
         return None
-    fine, coarse = (_steepness(scene.image, scale)[inner] for scale in (1.0, 2.0))
-    steep = coarse >= np.percentile(coarse[::5], 90)
-    noise = 2 * sigma**2 / (8 * np.pi)  # of white noise, after a Gaussian of 1 pixel, both directions
-    ratio = float((fine[steep].mean(dtype=np.float64) - noise) / coarse[steep].mean(dtype=np.float64))
-    return float(np.sqrt(max(4 - ratio, 0) / (ratio - 1))) if ratio > 1.02 else None
+    coarse, down, along = _steepness(scene.image, 2.0)
+    ridge = inner & _is_ridge(coarse, down, along)
+    if not ridge.any():
+        return None
+    white = 2 * sigma**2 / (8 * np.pi)  # of noise, after a Gaussian of 1 pixel, both directions; by 2 pixels a 16th
+    ridge &= coarse >= max(0.1 * float(np.percentile(coarse[ridge], 99)), 50 * white / 16)
+    if ridge.sum() < 50:
+        return None
+    fine = _steepness(scene.image, 1.0)[0]
+    ratio = (float(fine[ridge].mean(dtype=np.float64)) - white) / float(coarse[ridge].mean(dtype=np.float64))
+    return float(np.sqrt(3 / (ratio - 1))) if ratio > 1.02 else None
 
 
-def _steepness(image: Floats, scale: float) -> Floats:
+def _steepness(image: Floats, scale: float) -> tuple[Floats, Floats, Floats]:
+    """Square of the gradient, and its two parts."""
     down = ndimage.gaussian_filter(image, (0, scale, scale), (0, 1, 0), truncate=3)
     along = ndimage.gaussian_filter(image, (0, scale, scale), (0, 0, 1), truncate=3)
-    return np.asarray(down * down + along * along, np.float32)
+    return np.asarray(down * down + along * along, np.float32), down, along
+
+
+def _is_ridge(steep: Floats, down: Floats, along: Floats) -> Flags:
+    """Where the gradient is as steep as on both sides, in the direction in which it mainly goes."""
+    ridge = np.zeros(steep.shape, bool)
+    middle = steep[:, 1:-1, 1:-1]
+    upright = (middle >= steep[:, :-2, 1:-1]) & (middle >= steep[:, 2:, 1:-1])
+    level = (middle >= steep[:, 1:-1, :-2]) & (middle >= steep[:, 1:-1, 2:])
+    ridge[:, 1:-1, 1:-1] = np.where((np.abs(down) > np.abs(along))[:, 1:-1, 1:-1], upright, level)
+    return ridge
 
 
 _POWERS = ((0, 1), (1, 0), (0, 2), (1, 1), (2, 0))
