@@ -91,7 +91,7 @@ def stack(frames: Sequence[Frame], *, one_frame_of_reference: bool = True) -> tu
         thickness = headers[0].get("SpacingBetweenSlices") or headers[0].get("SliceThickness")
         if not thickness or float(thickness) <= 0:
             raise GeometryRefused("a single image without SliceThickness: the size of its voxels is unknown")
-        step = normal * float(thickness)
+        step = normal / np.linalg.norm(normal) * float(thickness)
     else:
         step = (positions[order[-1]] - positions[order[0]]) / (len(frames) - 1)
     affine = np.eye(4)

@@ -12,6 +12,9 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
+from fl_client.intake.deidentify import Deidentifier
+from fl_client.intake.headers import DRAWN, read_header, unsuitable
+from fl_client.intake.multiframe import ENHANCED, Unframed, frames_of
 from fl_client.intake.volume import Frame, GeometryRefused, read_pixels, same_grid, stack, to_volume
 from tasks.case import Case
 
@@ -208,6 +211,34 @@ def test_compressed_images_are_those_that_were_compressed(
     assert expected is not None
     assert volume.image.dtype == expected.image.dtype
     assert np.array_equal(volume.image, expected.image)
+
+
+def test_every_image_of_other_projects_is_what_simpleitk_reads_or_is_refused(shared_data: Path) -> None:
+    refusals = []
+    read: list[Path] = []
+    for path in sorted(path for path in (shared_data / "dicom_files").rglob("*") if path.is_file()):
+        try:
+            header = read_header(path, Deidentifier(b"a hospital's key"))
+        except Exception:
+            continue  # no DICOM, or nobody's: the door's own tests
+        if unsuitable(header) or header.SOPClassUID in DRAWN:
+            continue
+        try:
+            frames = frames_of(path, header) if header.SOPClassUID in ENHANCED else [Frame(path, header)]
+            volume, _ = to_volume("x", frames)
+        except (GeometryRefused, Unframed) as reason:
+            refusals.append(str(reason))
+            continue
+        other = sitk.ReadImage(str(path))
+        assert np.allclose(volume.image, sitk.GetArrayFromImage(other)), path.name
+        for index in ((0, 0, 0), tuple(length - 1 for length in volume.image.shape)):
+            point = other.TransformIndexToPhysicalPoint(index[::-1])
+            assert volume.affine[:3] @ [*index, 1] == pytest.approx(point, abs=1e-3), path.name
+        read.append(path)
+    if not read:
+        pytest.skip(f"no images below {shared_data / 'dicom_files'}")
+    assert refusals == ["every pixel has the same value, 0"] * 2
+    assert len(read) == 27
 
 
 def test_one_image_in_several_transfer_syntaxes_is_one_image(shared_data: Path) -> None:
