@@ -47,6 +47,7 @@ class Structure(Frozen):
     sources: tuple[int | str, ...]
     may_be_absent: bool = False  # a mask without it says that there is none, as of a scar; else that nobody drew it
     right_of: str | None = None  # it lies on the patient's right of this structure, unless the mask is mirrored
+    tapers_left: bool = False  # cut across its long axis it gets smaller to the patient's left, as a left ventricle does
     volume_ml: tuple[float, float] | None = None  # least and most that a whole one can have
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.mask import Drawing, MaskRefused, onto_grid
 from fl_client.intake.plausibility import check_volume
+from fl_client.intake.volume_file import read_grid
 from simulation.hospital_case import patient_case
 from simulation.reader import Reader
 from simulation.scanner import random_scanner
@@ -45,6 +47,13 @@ def test_a_heart_mirrored_from_left_to_right_is_refused(generated: list[Volume],
             check_volume(replace(volume, affine=mirrored @ volume.affine), labels)
 
 
+def test_a_mask_with_its_slices_in_the_wrong_order_is_refused(generated: list[Volume], labels: LabelMap) -> None:
+    for volume in generated:
+        assert volume.mask is not None
+        with pytest.raises(MaskRefused, match=r"blood_pool tapers to the patient's right, from .* in the wrong order"):
+            check_volume(replace(volume, mask=volume.mask[::-1]), labels)
+
+
 def test_a_mask_reversed_against_its_image_is_refused_where_the_image_can_tell(
     generated: list[Volume], labels: LabelMap
 ) -> None:
@@ -59,6 +68,29 @@ def test_a_mask_reversed_against_its_image_is_refused_where_the_image_can_tell(
         except MaskRefused as reason:
             refused += "the mask is mirrored: with its " in str(reason)
     assert refused >= len(generated) // 2  # the nearer to the image's middle a heart lies, the less its reversal differs
+
+
+def test_sunnybrook_masks_pass_and_most_with_slices_in_the_wrong_order_do_not(shared_data: Path) -> None:
+    source = shared_data / "scd"
+    if not source.is_dir():
+        pytest.skip(f"no label volumes at {source}")
+    labels = LabelMap.load("sunnybrook")
+    refused = 0
+    paths = [
+        path for path in sorted(source.glob("*_gt.nii.gz")) if "SCD0000501_ED" not in path.name
+    ]  # whose contours are displaced
+    for path in paths:
+        values, affine = read_grid(path, "mask")
+        image, _ = read_grid(path.with_name(path.name.replace("_gt", "")), "image")
+        volume = Volume("cine_ed", image.astype(np.float32), affine, labels.translate(values))
+        check_volume(volume, labels)
+        assert volume.mask is not None
+        try:
+            check_volume(replace(volume, mask=volume.mask[::-1]), labels)
+        except MaskRefused as reason:
+            refused += "tapers to the patient's right" in str(reason)
+    assert len(paths) == 9
+    assert refused >= 6  # at end-systole some taper too little
 
 
 def test_a_mask_in_the_middle_of_an_image_that_says_nothing_passes(case: Case, labels: LabelMap) -> None:

@@ -234,3 +234,35 @@ def test_where_it_fits_two_series_its_description_decides_or_it_is_refused(
     assert "it fits cine_ed and cine_es alike; the name of one of them in its own name would say which" in reason
     edit(archive / "structures.dcm", lambda dataset: setattr(dataset, "SeriesDescription", "Contours CINE ED"))
     assert not let_in(archive)[0].refused
+
+
+def test_the_structures_of_a_planning_system_have_the_area_of_their_outlines(shared_data: Path, labels: LabelMap) -> None:
+    path = shared_data / "dicom_files/rt-utils/tests/empty/dummy_rt.dcm"  # exported by MIM
+    if not path.is_file():
+        pytest.skip(f"no structure set at {path}")
+    dataset = pydicom.dcmread(path)
+    outlines = [
+        np.array(item.ContourData, float).reshape(-1, 3)
+        for structure in dataset.ROIContourSequence
+        for item in structure.ContourSequence
+    ]
+    every = np.concatenate(outlines)
+    heights = np.unique(every[:, 2])
+    low, high = every.min(axis=0) - 5, every.max(axis=0) + 5
+    affine = np.array([[0, 0, 1, low[0]], [0, 1, 0, low[1]], [heights[1] - heights[0], 0, 0, heights[0]], [0, 0, 0, 1.0]])
+    size = (len(heights), int(high[1] - low[1]) + 1, int(high[0] - low[0]) + 1)
+    image = Volume("x", np.zeros(size, np.uint16), affine)
+    frame = str(dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID)
+    for number, structure in enumerate(dataset.ROIContourSequence):
+        dataset.StructureSetROISequence[number].ROIName = "LV cavity"
+        alone = Dataset()
+        alone.StructureSetROISequence = [dataset.StructureSetROISequence[number]]
+        alone.ROIContourSequence = [structure]
+        mask = read_rtstruct(alone, image, labels, frame_of_reference=frame).mask
+        area = sum(shoelace(np.array(item.ContourData, float).reshape(-1, 3)) for item in structure.ContourSequence)
+        assert (mask == 1).sum() == pytest.approx(area, rel=0.01)
+
+
+def shoelace(points: np.ndarray) -> float:
+    x, y = points[:, 0], points[:, 1]
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
