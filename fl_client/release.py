@@ -11,12 +11,9 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import os
-import secrets
 import traceback
 from collections.abc import Collection
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +26,7 @@ from fl_client.approval import Declined
 from fl_client.audit import AuditLog
 from fl_client.chain import ChainBroken
 from fl_client.egress import egress
+from fl_client.failures import new_number, write_failure
 from fl_client.halt import halted
 from fl_client.privacy.ledger import BudgetSpent
 from fl_client.site import Site
@@ -201,26 +199,18 @@ def _let_out(question: Message, answer: Message, context: Context) -> Message:
 
 
 def _failed(question: Message, context: Context, error: Exception) -> Message:
-    number = secrets.token_hex(4)
-    write_log(context, f"number {number}\n{''.join(traceback.format_exception(error))}")
+    number = new_number()
+    try:
+        write_failure(_folder(context) / "log", error, run=context.run_id, number=number)
+    except Exception:  # a full disk must not turn into a text that leaves
+        told = "".join(traceback.format_exception(error))
+        logging.getLogger("konsil").exception("this site's log could not be written; it should have said:\n%s", told)
     return failure(question, error, number=number)
 
 
 def guarded_mod(question: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """`guarded` as a Flower mod: what comes after it in the chain lets no exception out."""
     return guarded(call_next)(question, context)
-
-
-def write_log(context: Context, text: str) -> None:
-    """Append to `log/failures.log` (mode 0600) in the hospital's folder; to Python's log if there is no such folder."""
-    try:
-        folder = _folder(context) / "log"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(folder / "failures.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with open(file, "a") as log:
-            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} run {context.run_id}\n{text}\n")
-    except Exception:  # a full disk must not turn into a text that leaves
-        logging.getLogger("konsil").exception("this site's log could not be written; what it should have said:\n%s", text)
 
 
 def _folder(context: Context) -> Path:

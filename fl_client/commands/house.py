@@ -1,10 +1,11 @@
-"""The house itself: `konsil-site init, status, audit-log, withdraw, pause, resume, stop-now`."""
+"""The house itself: `konsil-site init, status, audit-log, support-bundle, withdraw, pause, resume, stop-now`."""
 
 from __future__ import annotations
 
 import argparse
 import getpass
 import sys
+from pathlib import Path
 
 from fl_client import halt
 from fl_client.commands import Commands
@@ -24,6 +25,9 @@ def add(commands: Commands) -> None:
     log = commands.add_parser("audit-log", help="check and print the log of decisions and of everything that left the house")
     log.add_argument("--last", type=int, default=50, help="so many lines (default 50; 0: all)")
     log.set_defaults(run=_audit_log)
+    bundle = commands.add_parser("support-bundle", help="a file for those who help: versions, settings, failures; no names")
+    bundle.add_argument("out", type=Path, help="a new file, NAME.zip")
+    bundle.set_defaults(run=_support_bundle)
     away = commands.add_parser("withdraw", help="a patient withdraws: out of every later round, and removed from the house")
     away.add_argument("patient", help="the hospital's number, or the pseudonym")
     away.add_argument("--who", default=getpass.getuser(), help="who asks for it (default: the user's name)")
@@ -64,6 +68,13 @@ def _audit_log(site: Site, options: argparse.Namespace) -> int:
     for line in lines:
         print(line)
     print(f"{len(lines)} lines shown, the chain is unbroken" if lines else "nothing has happened yet")
+    return 0
+
+
+def _support_bundle(site: Site, options: argparse.Namespace) -> int:
+    from fl_client.support_bundle import support_bundle
+
+    print(f"wrote {support_bundle(site, options.out)}; read it before you give it away, it is plain text in a zip file")
     return 0
 
 
