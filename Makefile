@@ -6,7 +6,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup rehearse test test-slow check clean
+.PHONY: setup rehearse federation test test-slow check clean
 
 setup: .venv/.installed
 
@@ -19,6 +19,9 @@ setup: .venv/.installed
 
 rehearse: setup
 	$(BIN)/konsil-simulate $(ARGS)
+
+federation: setup
+	$(BIN)/python -m simulation.federation $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m 'not slow and not gpu'
