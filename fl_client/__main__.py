@@ -5,6 +5,7 @@ konsil-site --site site.yaml admit FOLDER       let images in: DICOM, NIfTI or N
 konsil-site --site site.yaml admit TABLE.csv    let patients without images in; --columns FILE says which columns may pass
 konsil-site --site site.yaml admit FHIR --mapping FILE   let clinical values in: a FHIR bundle, NDJSON, or a folder of them
 konsil-site --site site.yaml count --where FILE how many patients fit a selection, exactly, for this hospital's own eyes
+konsil-site --site site.yaml deidentify FOLDER --out FOLDER   copies of DICOM files for colleagues, without their patients
 konsil-site --site site.yaml cohort             every case expected, inside or not, and why; --study STUDY: whom it can use
 konsil-site --site site.yaml studies            what was asked, what was decided, what it would cost
 konsil-site --site site.yaml show STUDY         the whole study, as JSON (STUDY: a file, or the beginning of a hash)
@@ -31,11 +32,11 @@ from pydantic import ValidationError
 
 from conf.study import words
 from fl_client.chain import ChainBroken
-from fl_client.commands import clinical, daemon, house, images, intake, quality, studies
+from fl_client.commands import clinical, daemon, deidentify, house, images, intake, quality, studies
 from fl_client.privacy import BudgetSpent
 from fl_client.site import Site
 
-MODULES = (house, images, clinical, intake, quality, studies, daemon)
+MODULES = (house, images, deidentify, clinical, intake, quality, studies, daemon)
 """Where the commands stand, in the order of the help."""
 
 
