@@ -229,7 +229,7 @@ def test_tls_older_than_1_2_is_refused(identity: Path, tmp_path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
-        with socket.create_connection(("127.0.0.1", door.port)) as plain, pytest.raises(OSError, match="TLS|SSL|reset"):
+        with socket.create_connection(("127.0.0.1", door.port)) as plain, pytest.raises(OSError, match=r"TLS|SSL|reset"):
             old.wrap_socket(plain)
 
 
