@@ -79,7 +79,7 @@ def require_this_machine(address: str) -> None:
 
 
 def is_registered(coordinator: Coordinator) -> bool:
-    """Whether the coordinator knows our key. Raises `httpx.HTTPError` if it can't be told, `ValueError` for a key of a wrong kind.
+    """Whether the coordinator knows our key. Raises `httpx.HTTPError` if it can't be told, `ValueError`.
 
     Asks to be made active with an interval of heartbeats that isn't allowed: an unknown key is turned away before the interval
     is looked at, and a known one because of it, so that nothing changes.

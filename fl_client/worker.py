@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -264,13 +264,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     site = Site.load(settings)
     os.environ.update(environment(site))
     os.environ.pop("no_proxy", None)
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGINT, _leave)
-    try:
+
+    def work() -> int:
         worker = Worker(settings)
         worker.warm()
         log.info("%s is ready", site.name)
         return worker.run()
+
+    return obey_signals(work)
+
+
+def obey_signals(work: Callable[[], int]) -> int:
+    """`work` until it is done or SIGTERM or SIGINT comes; its exit status, or 0."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    try:
+        return work()
     except Leave:
         return 0
 
