@@ -25,6 +25,7 @@ from fl_client.intake.headers import Patient, read_headers
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import MaskRefused, Notes
 from fl_client.intake.placement import place
+from fl_client.intake.pseudonyms import Pseudonyms
 from fl_client.intake.series import SeriesRules, chosen, lone_phases
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
 from tasks.case import Case, Volume
@@ -39,6 +40,7 @@ def admit_folder(
     series: SeriesRules | None = None,
     endpoints: EndpointRules | None = None,
     masks: Path | None = None,
+    names: Pseudonyms | None = None,
     measure: bool = True,
     progress: Progress | None = None,
 ) -> Intake:
@@ -46,9 +48,10 @@ def admit_folder(
 
     `masks` is a further folder of masks alone, DICOM or files; how those are named, `drawn_on` says. Without `measure` the
     quality of images is measured when somebody asks for it.
-    `key` is the hospital's secret; the same key gives the same pseudonyms. None: a folder of the clean store, whose
-    files are de-identified. Raises `NotADirectoryError` for a folder that isn't
-    there and `OSError` if the cohort can't be written; whatever else is wrong with a file or patient becomes a reason.
+    `key` is the hospital's secret; the same key gives the same pseudonyms. None: a folder of the clean store, whose files are
+    de-identified; there `names`, made with the key, finds whose a patient number in a mask's file name is. Raises
+    `NotADirectoryError` for a folder that isn't there and `OSError` if the cohort can't be written; whatever else is wrong with
+    a file or patient becomes a reason.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -61,9 +64,9 @@ def admit_folder(
     with discreet():
         beside, described = mask_files(folder)
         patients = read_headers(folder, door, progress, skip={*beside, *described})
-        files = by_patient(beside, folder, patients, door, beside=True)
+        files = by_patient(beside, folder, patients, door, names=names or deidentify, beside=True)
         if masks is not None:
-            _add(masks, patients, files, door)
+            _add(masks, patients, files, door, names or deidentify)
         rows = _read_rows(folder / ENDPOINTS, endpoints or EndpointRules(), door)
         owners = {uid: pseudonym for pseudonym, patient in patients.items() for uid in patient.series}
         for done, (pseudonym, patient) in enumerate(sorted(patients.items()), 1):
@@ -85,10 +88,10 @@ def admit_folder(
     return door.summary(len(patients.keys() | rows.keys()))
 
 
-def _add(folder: Path, patients: dict[str, Patient], files: dict[str, list[MaskFile]], door: Door) -> None:
+def _add(folder: Path, patients: dict[str, Patient], files: dict[str, list[MaskFile]], door: Door, names: Pseudonyms) -> None:
     """The masks of a folder of their own, to the patients whose images are here."""
     there, described = mask_files(folder)
-    for pseudonym, some in by_patient(there, folder, patients, door, beside=False).items():
+    for pseudonym, some in by_patient(there, folder, patients, door, names=names, beside=False).items():
         files.setdefault(pseudonym, []).extend(some)
     for pseudonym, drawn in read_headers(folder, door, None, skip={*there, *described}).items():
         for mask in drawn.masks:

@@ -17,6 +17,7 @@ from fl_client.intake.door import Reasons
 from fl_client.intake.headers import Patient
 from fl_client.intake.mask import Drawing, MaskRefused, fit
 from fl_client.intake.mask_file import all_descriptions
+from fl_client.intake.pseudonyms import Pseudonyms
 from fl_client.intake.volume_file import stem_of, suffix_of
 from tasks.case import Volume
 
@@ -40,9 +41,15 @@ def mask_files(folder: Path) -> tuple[list[Path], set[Path]]:
 
 
 def by_patient(
-    files: Collection[Path], folder: Path, patients: Mapping[str, Patient], reasons: Reasons, *, beside: bool
+    files: Collection[Path],
+    folder: Path,
+    patients: Mapping[str, Patient],
+    reasons: Reasons,
+    *,
+    names: Pseudonyms,
+    beside: bool,
 ) -> dict[str, list[MaskFile]]:
-    """Mask files by pseudonym; those of nobody, or of two, are left out with the reason.
+    """Mask files by pseudonym; those of nobody, or of two, are left out with the reason. `names` knows whose a number is.
 
     `beside` says that the folder is the one of the DICOM images: there, a file may belong to the patient whose images lie with
     it, and one whose name doesn't say that it is a mask is taken for an image and left out.
@@ -62,7 +69,7 @@ def by_patient(
         uid = ""
         said: set[str] = set()
         for part in parts:
-            named, rest = _named(part, patients, series, reasons)
+            named, rest = _named(part, patients, series, names)
             owners |= {series.get(name, name) for name in named}
             uid = next((name for name in named if name in series), uid)
             said |= words_of(rest)
@@ -99,13 +106,13 @@ def drawn_on(drawing: Drawing, words: Collection[str], volumes: Mapping[str, Vol
     )
 
 
-def _named(part: str, patients: Mapping[str, Patient], series: Mapping[str, str], reasons: Reasons) -> tuple[set[str], str]:
+def _named(part: str, patients: Mapping[str, Patient], series: Mapping[str, str], names: Pseudonyms) -> tuple[set[str], str]:
     """Pseudonyms and series UIDs that the beginning of a name stands for, the longest beginning that does; and the rest."""
     for end in _ends(part):
         beginning = part[:end]
-        found = {beginning, reasons.deidentify.pseudonym(beginning)} & patients.keys()
+        found = {beginning, names.pseudonym(beginning)} & patients.keys()
         if re.fullmatch(r"[0-9][0-9.]{5,63}", beginning):
-            found |= {beginning, reasons.deidentify.uid(beginning)} & series.keys()
+            found |= {beginning, names.uid(beginning)} & series.keys()
         if found:
             return found, part[end:]
     return set(), part

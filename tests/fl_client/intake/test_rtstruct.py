@@ -12,13 +12,20 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from fl_client.cohort import Cohort
+from fl_client.intake.admit import admit_folder
+from fl_client.intake.clean import Cleaned, deidentify_file
+from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.door import Intake
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import MaskRefused
 from fl_client.intake.rtstruct import read_rtstruct
+from fl_client.intake.series import SeriesRules
+from fl_client.intake.write_back import write_nifti
+from simulation.dicom import Identity
 from tasks.case import Case, Volume
 
 FRAME = "1.2.3.4.5"
+KEY = b"sixteen bytes at least"
 Contour = tuple[float, np.ndarray]  # slice, and (n, 2) rows and columns
 LetIn = Callable[..., tuple[Intake, Cohort]]
 Edit = Callable[..., None]
@@ -266,3 +273,30 @@ def test_the_structures_of_a_planning_system_have_the_area_of_their_outlines(sha
 def shoelace(points: np.ndarray) -> float:
     x, y = points[:, 0], points[:, 1]
     return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
+
+
+def test_structures_and_files_of_masks_find_the_images_of_the_clean_store(
+    archive: Path, case: Case, labels: LabelMap, tmp_path: Path
+) -> None:
+    drawn_again(case, archive, refer=True)
+    next(archive.rglob("cine_es-mask.dcm")).unlink()
+    deidentify = Deidentifier(KEY, words=SeriesRules().words | labels.words)
+    for path in archive.rglob("*.dcm"):
+        assert isinstance(deidentify_file(path, tmp_path / "clean", deidentify=deidentify), Cleaned)
+    number = Identity.invent(case.patient).patient_id
+    assert case.volumes[1].mask is not None
+    (tmp_path / "masks").mkdir()
+    write_nifti(case.volumes[1].mask, case.volumes[1], tmp_path / "masks" / f"{number} cine es.nii.gz")
+    cohort = Cohort(tmp_path / "cohort")
+    intake = admit_folder(
+        tmp_path / "clean" / deidentify.pseudonym(number),
+        cohort,
+        key=None,
+        labels=labels,
+        masks=tmp_path / "masks",
+        names=deidentify,
+    )
+    assert (intake.refused, intake.left_out) == ({}, {})
+    inside = cohort.case(deidentify.pseudonym(number))
+    assert np.array_equal(inside.volume("cine_es").mask, case.volumes[1].mask)  # type: ignore[union-attr]
+    assert (inside.volume("cine_ed").mask == 1).sum() == 772  # type: ignore[union-attr]
