@@ -27,6 +27,7 @@ from conf.study import Study, words
 from fl_client import release
 from fl_client.approval import Declined, require_approval, require_approved_scores
 from fl_client.device import device_of
+from fl_client.packed import packed_mod
 from fl_client.patients import TrainingPatients, note, usable_patients
 from fl_client.price import SCORES, planned, round_event, rounds_paid, scores_event, scores_paid
 from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, noisy_total, os_noise, require_private, seeded_noise
@@ -34,7 +35,7 @@ from fl_client.privacy import train as dp_sgd
 from fl_client.site import Site
 from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for
 
-app = ClientApp()
+app = ClientApp(mods=[packed_mod])
 
 
 @app.query("enroll")

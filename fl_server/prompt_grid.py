@@ -1,8 +1,8 @@
-"""Flower's grid, looked at more often.
+"""Flower's grid, looked at more often and asked for less.
 
 Flower's own `send_and_receive` sleeps three seconds between two looks for answers, so that every round takes up to that much
 longer than its slowest hospital. Here the wait starts at a fifth of a second and grows with the round: never above a fiftieth
-of the time that has passed, nor two seconds.
+of the time that has passed, nor two seconds. Arrays travel as one block (tasks/packing.py), not as two objects for each.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from tasks.packing import pack, unpack
+
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 2.0
+BLOCK = "konsil-block"
+"""The one name in an ArrayRecord that holds a block; hospitals know it, too (fl_client/packed.py)."""
+
 SHARE = 0.02  # of the time that has passed: what waiting may add to a round
 
 
 class PromptGrid(Grid):
-    """A `Grid` around another, for everything but the waiting."""
+    """A `Grid` around another, for everything but the waiting and the form in which arrays travel."""
 
     def __init__(self, inside: Grid) -> None:
         self.inside = inside
@@ -47,15 +52,28 @@ class PromptGrid(Grid):
     def names(self) -> dict[int, str]:
         """The connected nodes, and the name that each was registered under; empty where keys are not registered."""
         nodes = getattr(self.inside, "get_nodes", None)  # of Flower's deployed grid; no part of `Grid`
-        return {node: "" for node in self.get_node_ids()} if nodes is None else {node.node_id: node.name for node in nodes()}
+        return dict.fromkeys(self.get_node_ids(), "") if nodes is None else {node.node_id: node.name for node in nodes()}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send, and return the messages' ids."""
-        return self.inside.push_messages(messages)
+        """Send, and return the messages' ids. The messages themselves stay as they are."""
+        messages = list(messages)
+        plain = [message.content for message in messages]
+        blocks = {id(content): _packed(content) for content in plain}  # messages of a round share one
+        try:
+            for message in messages:
+                message.content = blocks[id(message.content)]
+            return list(self.inside.push_messages(messages))
+        finally:
+            for message, content in zip(messages, plain, strict=True):
+                message.content = content
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The answers that are there, each once."""
-        return self.inside.pull_messages(message_ids)
+        """The answers that are there, each once. A block that can't be read stays one; nobody will have asked for it."""
+        answers = list(self.inside.pull_messages(message_ids))
+        for answer in answers:
+            if not answer.has_error():
+                _unpack(answer.content)
+        return answers
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send, and return what was answered within `timeout` seconds; as soon as all have answered."""
@@ -71,3 +89,22 @@ class PromptGrid(Grid):
                 return replies
             left = LONGEST_WAIT_S if timeout is None else timeout - passed
             time.sleep(min(max(FIRST_WAIT_S, SHARE * passed), LONGEST_WAIT_S, left))
+
+
+def _packed(content: RecordDict) -> RecordDict:
+    """The same content with every ArrayRecord as one block."""
+    packed = RecordDict(dict(content.items()))
+    for name, record in content.array_records.items():
+        block = pack({key: array.numpy() for key, array in record.items()})
+        packed[name] = ArrayRecord({BLOCK: Array("uint8", (len(block),), BLOCK, block)})
+    return packed
+
+
+def _unpack(content: RecordDict) -> None:
+    for name, record in list(content.array_records.items()):
+        if list(record) == [BLOCK]:
+            try:
+                arrays = unpack(record[BLOCK].data)
+            except (ValueError, MemoryError):
+                continue
+            content[name] = ArrayRecord({key: Array(array) for key, array in arrays.items()})

@@ -30,6 +30,7 @@ from conf.study import Study
 from fl_client import app as hospital
 from fl_client import release
 from fl_client.approval import Declined
+from fl_client.packed import packed_mod
 from fl_client.site import Budget
 from fl_server.record import Record
 from fl_server.rounds import Observer, run
@@ -46,7 +47,7 @@ def hospital_app(place: Callable[[Context], Context]) -> ClientApp:
         torch.set_num_threads(1)  # as many as the in-process grid gives a site, so that the numbers are the same
         return call_next(message, place(context))
 
-    app = ClientApp()
+    app = ClientApp(mods=[packed_mod])
     app.query("enroll", mods=[release.guarded_mod, told])(hospital.enroll)
     app.train(mods=[release.guarded_mod, told])(hospital.train)
     return app

@@ -1,4 +1,5 @@
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from flwr.clientapp import ClientApp
 from conf.study import Study
 from fl_server import enrolment, rounds
 from fl_server.enrolment import LATE_S, Enrolment
+from fl_server.prompt_grid import PromptGrid
 from simulation.grid import FIRST_NODE, InProcessGrid
 
 A, B, C = FIRST_NODE, FIRST_NODE + 1, FIRST_NODE + 2
@@ -197,3 +199,23 @@ def test_when_all_planned_hospitals_have_answered_nobody_else_is_asked(clock):
     found.before_round(grid)
     assert grid.asked == [A, B]
     assert found.sizes == {"a": 5, "b": 5}
+
+
+class RegisteredGrid(WaitingGrid):
+    """A grid whose coordinator has registered the nodes' keys under names."""
+
+    def __init__(self, app, study, clock, names):
+        super().__init__(app, study, clock)
+        self.names = names
+
+    def get_nodes(self):
+        return [SimpleNamespace(node_id=node, name=self.names[node]) for node in self.get_node_ids()]
+
+
+def test_a_node_is_the_hospital_that_its_key_is_registered_for_whatever_it_says(clock):
+    study = study_of()
+    found = Enrolment(study)
+    found.wait(PromptGrid(RegisteredGrid(hospitals(), study, clock, {A: "a", B: "c", C: "other"})), timeout_s=0)
+    assert found.nodes == {A: "a"}  # b's node has the key of c, and c's that of a hospital outside the study
+    assert found.reasons == {"c": "its key is registered for c, but it says it is b; name in its site.yaml"}
+    assert found.missing("b").reason == "no node has enrolled under this name"

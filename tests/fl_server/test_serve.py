@@ -302,7 +302,7 @@ def test_a_study_that_nobody_answers_ends_as_failed(running, tmp_path, capsys, t
     assert "quiet absent (no node has enrolled under this name)" in told
     assert command.main(["record", str(running.house.runs / "alone" / "record.json")]) == 4
     unpacked = [path.name for path in running.house.flower_home.rglob("*") if path.is_file() and "apps" in path.parts]
-    assert set(unpacked) == {"pyproject.toml", "CONTENT"}  # no code travels
+    assert set(unpacked) == {"pyproject.toml"}  # no code travels
     assert command.main(["start", str(tmp_path / "study.json"), *folder]) == 1
     assert "holds the results of an earlier study" in capsys.readouterr().err
     assert command.main(["start", str(tmp_path / "study.json"), "sites=[nowhere]", *folder]) == 1
