@@ -117,6 +117,7 @@ def books(site: Site, settings: Path) -> Iterator[Finding]:
     """The ledger, the audit log and the decisions: whole, as they were written."""
     from fl_client.approval import Approvals
     from fl_client.audit import AuditLog
+    from fl_client.chain import ChainBroken
     from fl_client.privacy import Ledger
 
     budget = site.budget
@@ -131,7 +132,7 @@ def books(site: Site, settings: Path) -> Iterator[Finding]:
         yield Finding(
             "warn" if waiting else "ok", "books", f"{len(decided)} studies decided, {waiting} waiting (konsil-site studies)"
         )
-    except ValueError as error:
+    except (ValueError, ChainBroken) as error:
         yield Finding("mend", "books", str(error))
 
 

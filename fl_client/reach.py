@@ -44,6 +44,9 @@ def coordinator(site: Site, settings: Path) -> Iterator[Finding]:
         with client(whom, timeout_s=TIMEOUT_S) as talk:
             answer = talk.get("/konsil/info")
         after = datetime.datetime.now(datetime.UTC)
+    except ssl.SSLError as error:  # before ValueError, which a wrong certificate also is
+        yield Finding("mend", "coordinator", f"{whom.address}: {_words(error)}")
+        return
     except (ValueError, PermissionError, FileNotFoundError) as error:
         yield Finding("mend", "coordinator", str(error))
         return

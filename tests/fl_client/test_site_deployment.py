@@ -1,0 +1,84 @@
+"""The files in deploy/ that a hospital installs, looked at by the programs that will read them, where these exist."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fl_client.__main__ import _parser
+from fl_client.daemon import STOPPED
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+UNITS = ("konsil-site.service", "konsil-intake.service", "konsil-trainer.service")
+
+
+def value(unit, key):
+    return re.findall(rf"^{key}=(.*)$", (DEPLOY / unit).read_text(), re.M)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_takes_the_unit_and_finds_it_well_closed(unit, tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", (DEPLOY / unit).read_text(), flags=re.M)
+    file = tmp_path / unit
+    file.write_text(re.sub(r"^(User|Group)=.*", r"\1=root", text, flags=re.M))  # this machine has no such users
+    done = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    asked = ["systemd-analyze", "security", "--offline=yes", "--threshold=30", file]  # of 100, where 0 is the safest
+    judged = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    assert judged.returncode == 0, judged.stdout[-300:]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_command_of_a_unit_is_one_of_ours(unit):
+    (command,) = value(unit, "ExecStart")
+    options = _parser().parse_args(shlex.split(command)[1:])
+    assert options.command == "start"
+    assert f"konsil-{options.only or 'site'}.service" == unit
+
+
+def test_a_hospital_that_was_stopped_stays_so():
+    assert all(value(unit, "RestartPreventExitStatus") == [str(STOPPED)] for unit in UNITS)
+
+
+def test_the_trainers_unit_can_not_see_identities():
+    (hidden,) = value("konsil-trainer.service", "InaccessiblePaths")
+    assert hidden.split() == ["-/srv/konsil/identity", "-/srv/konsil/pseudonym.key"]
+    assert value("konsil-trainer.service", "User") != value("konsil-intake.service", "User")
+
+
+def test_only_the_intakes_container_has_the_identity_zone_and_a_port():
+    services = yaml.safe_load((DEPLOY / "site.compose.yaml").read_text())["services"]
+    seen = {name: [volume.partition(":")[0] for volume in service["volumes"]] for name, service in services.items()}
+    assert seen == {"intake": ["clean", "identity"], "trainer": ["clean"]}
+    assert "ports" not in services["trainer"]
+    assert services["intake"]["ports"][0].startswith("${KONSIL_LAN:-127.0.0.1}:")
+    assert services["intake"]["user"] != services["trainer"]["user"]
+    for service in services.values():
+        options = _parser().parse_args(service["command"])
+        assert options.only in services
+        assert (service["cap_drop"], service["read_only"]) == (["ALL"], True)
+
+
+def test_docker_compose_takes_the_file():
+    known = shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+    if not known:
+        pytest.skip("docker compose is not installed")
+    command = ["docker", "compose", "--file", DEPLOY / "site.compose.yaml", "config", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_images_are_built_from_is_there():
+    copied = [line.split()[1:-1] for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line.startswith("COPY")]
+    files = (DEPLOY / "konsil.def").read_text().split("%files")[1].split("%post")[0].split("\n")
+    apptainer = [line.split()[0] for line in files if line.strip()]
+    for name in [*(path for line in copied for path in line), *apptainer]:
+        assert (ROOT / name).exists(), name
+    assert {path for line in copied for path in line} == set(apptainer)
