@@ -373,12 +373,16 @@ def test_after_a_restart_everybody_is_still_registered_and_nobody_is_left_over(r
     running.start()
     with running.hospital(key) as talk:
         assert activate(talk, key)
+
+
+@pytest.mark.slow
+def test_if_a_part_ends_all_end(running):
     superlink = next(child for child in running.family() if "fl_server.superlink" in child.cmdline())
     superlink.kill()
     assert running.process.wait(60) == 1  # whoever supervises it starts it anew
     assert "superlink ended by itself" in running.said()
     running.start()
     family = running.family()
-    running.process.kill()  # nobody is told
+    running.process.kill()  # it can tell nobody
     running.process.wait()
     assert psutil.wait_procs(family, timeout=30)[1] == []
