@@ -29,7 +29,7 @@ class Volume:
     image: npt.NDArray[np.float32] | npt.NDArray[np.int16] | npt.NDArray[np.uint16]
     affine: npt.NDArray[np.float64]
     mask: npt.NDArray[np.uint8] | None = None
-    annotated: tuple[int, ...] | None = None  # mask values that the reader looked for; None: all that there are
+    annotated: tuple[int, ...] | None = None  # mask values that the reader looked for; None: all that a study may ask for
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3:

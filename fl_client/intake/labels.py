@@ -169,8 +169,8 @@ class LabelMap(Frozen):
             )
         return value
 
-    def looked_for(self, series: str, present: Collection[int]) -> tuple[int, ...] | None:
-        """Mask values that the reader of this mask looked for, given those that it holds; None is all of the map.
+    def looked_for(self, series: str, present: Collection[int]) -> tuple[int, ...]:
+        """Mask values that the reader of this mask looked for, given those that it holds.
 
         What the map says of the series counts; if it says nothing, a structure that the mask doesn't hold was not drawn,
         unless it may be absent.
@@ -180,7 +180,7 @@ class LabelMap(Frozen):
             values = {structures[name].value for name in self.annotated[series]}
         else:
             values = {item.value for item in structures.values() if item.value in present or item.may_be_absent}
-        return None if len(values) == len(structures) else tuple(sorted(values))
+        return tuple(sorted(values))
 
     def translate(self, mask: npt.NDArray[np.integer] | npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
         """A source's label volume in the task's values; 0 stays background. Raises `UnmappedLabel` (also for 1.5)."""

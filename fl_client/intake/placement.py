@@ -25,12 +25,11 @@ def place(volume: Volume, drawing: Drawing, labels: LabelMap) -> tuple[Volume, N
     check_volume(drawn, labels)
     notes: Notes = {f"mask_resampled/{volume.series}": resampled}
     notes |= {f"mask_{name}/{volume.series}": value for name, value in drawing.notes.items()}
-    if annotated is not None:
-        more = sorted(present - {0, *labels.role("unknown"), *annotated})
-        names = ", ".join(map(labels.name, annotated))
-        if more:
-            raise MaskRefused(
-                f"it holds {', '.join(map(labels.name, more))}, and the label map says that {volume.series} has {names} alone"
-            )
+    names = ", ".join(map(labels.name, annotated))
+    if more := sorted(present - {0, *labels.role("unknown"), *annotated}):
+        raise MaskRefused(
+            f"it holds {', '.join(map(labels.name, more))}, and the label map says that {volume.series} has {names} alone"
+        )
+    if len(annotated) < len(labels.structures) - len(labels.role("unknown")):
         notes[f"mask_annotated/{volume.series}"] = names
     return drawn, notes
