@@ -242,3 +242,10 @@ def test_images_that_differ_in_nothing_are_left_to_the_geometry_gate() -> None:
 def test_a_word_that_no_image_can_have_after_de_identification_is_refused_in_the_rule() -> None:
     with pytest.raises(ValueError, match="MEIER: no word of ImageType that passes de-identification"):
         Part(image_type=("M", "MEIER"))
+
+
+def test_of_a_cine_with_long_axis_views_the_short_axis_stack_is_left() -> None:
+    headers = [header for phase in range(3) for header in planes(5, 1, 1) if not setattr(header, "TriggerTime", 40 * phase)]
+    taken, _ = part(headers)
+    assert len(taken) == 15
+    assert {tuple(header.ImageOrientationPatient) for header in taken} == {tuple(AXIAL)}
