@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections import Counter
@@ -59,7 +60,7 @@ class Arrivals:
         self._way_back = WayBack(site.identity_folder / "map.sqlite")
         self._cohort = Cohort(site.cohort_folder)
         self._at_work = self.incoming.folder / ".at-work"
-        self._idle: dict[Path, int] = {}  # study folders without work, by the time of their last change
+        self._idle: dict[Path, tuple[int, float]] = {}  # studies that rest: the folder's last change, and until when
         self._seen: dict[Path, tuple[int, float]] = {}  # number of originals, and since when there are so many
         self._not_before: dict[str, float] = {}  # patients that could not be written
 
@@ -68,19 +69,25 @@ class Arrivals:
         counts: Counter[str] = Counter()
         for study in self.incoming.studies():
             changed = study.stat().st_mtime_ns
-            if self._idle.get(study) == changed and not self._keep_s:
+            before, due = self._idle.get(study, (0, 0.0))
+            if before == changed and self._clock() < due and not all_quiet:
                 continue
             todo = self._to_do(study)
             if todo and (all_quiet or self._is_quiet(study, todo)):
+                failed = 0
                 for original in todo:
                     if stopped():
                         return counts
-                    counts[self._one(study, original)] += 1
+                    became = self._one(study, original)
+                    counts[became] += 1
+                    failed += became == "failed"
                 counts["studies"] += 1
-                todo = self._to_do(study)
-            self._remove_old(study)
-            if not todo and not originals(study):
-                self._idle[study] = study.stat().st_mtime_ns
+                self._remove_old(study)
+                again = self._clock() + RETRY_S if failed else self._next_removal(study)
+                self._idle[study] = (study.stat().st_mtime_ns, again)
+            elif not todo:
+                self._remove_old(study)
+                self._idle[study] = (study.stat().st_mtime_ns, self._next_removal(study))
         for mark in sorted(self._pending.iterdir()):
             if stopped():
                 return counts
@@ -214,13 +221,19 @@ class Arrivals:
 
     def _remove_old(self, study: Path) -> None:
         """Originals whose copy is in the clean store go when their time is over."""
-        became = done(study)
-        for path in originals(study):
-            line = became.get(path.name)
-            if not line or not line["clean"] or not (self.clean / line["clean"]).exists():
-                continue
-            if self._clock() - float(line["when"]) >= self._keep_s:
+        for path, since in self._copied(study):
+            if self._clock() - since >= self._keep_s:
                 path.unlink(missing_ok=True)
+
+    def _next_removal(self, study: Path) -> float:
+        """When the next original of the study is to go."""
+        return min((since + self._keep_s for _, since in self._copied(study)), default=math.inf)
+
+    def _copied(self, study: Path) -> list[tuple[Path, float]]:
+        """Originals whose copy is in the clean store, and since when."""
+        became = done(study)
+        lines = [(path, became[path.name]) for path in originals(study) if path.name in became]
+        return [(path, float(line["when"])) for path, line in lines if line["clean"] and (self.clean / line["clean"]).exists()]
 
 
 def work_until(site: Site, stopped: Callable[[], bool]) -> None:

@@ -47,11 +47,13 @@ def open_door(site: Site, settings: Path) -> int:
             receiver.start()
             stack.callback(receiver.stop)
             log.info("%s listens on %s:%d", site.dicom.ae_title, site.dicom.host, receiver.port)
-        told = 0
+        told, next_look = 0, 0.0
         while not stopped():
             worker.look()
-            if watch is not None and (counts := watch.look()):
-                log.info("watch folder: %s", ", ".join(f"{number} {what}" for what, number in sorted(counts.items())))
+            if watch is not None and (began := time.monotonic()) >= next_look:
+                if counts := watch.look():
+                    log.info("watch folder: %s", ", ".join(f"{number} {what}" for what, number in sorted(counts.items())))
+                next_look = time.monotonic() + 10 * (time.monotonic() - began)  # a large folder is not all that is done here
             if receiver is not None and (now := receiver.counts["stored"]) != told and receiver.is_idle:
                 log.info("received %d images", now - told)
                 told = now

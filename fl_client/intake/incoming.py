@@ -16,9 +16,10 @@ import fcntl
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Condition
 from typing import Any, Literal
@@ -193,9 +194,18 @@ def originals(study: Path) -> list[Path]:
         return []
 
 
-def done(study: Path) -> dict[str, dict[str, Any]]:
+def done(study: Path) -> Mapping[str, dict[str, Any]]:
     """What became of the study's originals, by file name: `clean` is the copy's place, empty for the quarantine."""
-    return {line["file"]: line for line in lines_of(study / DONE)}
+    try:
+        now = (study / DONE).stat()
+    except FileNotFoundError:
+        return {}
+    return _done_at(study / DONE, now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=16)  # asked for each image of a study that is sent again
+def _done_at(path: Path, changed_ns: int, size: int) -> Mapping[str, dict[str, Any]]:
+    return {line["file"]: line for line in lines_of(path)}
 
 
 def mark_done(study: Path, file: str, *, clean: str, when: float) -> None:

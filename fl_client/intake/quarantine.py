@@ -29,6 +29,8 @@ class Quarantine:
     def __init__(self, folder: Path, *, fsync: bool = True) -> None:
         self.folder, self._fsync = Path(folder), fsync
         self._lock = Lock()
+        self._noted: set[tuple[str, str]] = set()  # files with reasons, as of when the list had this size in bytes
+        self._read_at = 0
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def keep(self, file: str, parts: Sequence[Bytes], reason: str, *, pseudonym: str = "") -> None:
@@ -40,10 +42,14 @@ class Quarantine:
 
     def note(self, what: str, reason: str, *, pseudonym: str = "") -> None:
         """Write a reason down; `what` is a file here, or a handle of something that stays where it is. Raises `OSError`."""
+        path = self.folder / LIST
         with self._lock:
-            if all((line["file"], line["reason"]) != (what, reason) for line in self.lines()):
-                line = {"file": what, "reason": reason, "pseudonym": pseudonym, "when": _now()}
-                append_line(self.folder / LIST, line, fsync=self._fsync)
+            if _size(path) != self._read_at:  # another process wrote, or a patient's lines were removed
+                self._noted = {(line["file"], line["reason"]) for line in self.lines()}
+            if (what, reason) not in self._noted:
+                append_line(path, {"file": what, "reason": reason, "pseudonym": pseudonym, "when": _now()}, fsync=self._fsync)
+                self._noted.add((what, reason))
+            self._read_at = _size(path)
 
     def lines(self) -> list[dict[str, Any]]:
         """What is written down, oldest first."""
@@ -125,6 +131,10 @@ def sync_folder(folder: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _now() -> str:

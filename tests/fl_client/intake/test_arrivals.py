@@ -152,6 +152,20 @@ def test_originals_stay_as_long_as_the_hospital_says(tmp_path: Path) -> None:
     assert originals(site.identity_folder) == []
 
 
+def test_a_study_at_rest_is_looked_at_again_when_its_time_has_come_or_when_something_comes(tmp_path: Path) -> None:
+    site = a_site(tmp_path / "site", keep_originals_days=1.0)
+    push(site, write_images(tmp_path / "images", 2))
+    now = [time.time() + 100]
+    work = Arrivals(site, clock=lambda: now[0])
+    assert work.work()["cleaned"] == 2
+    push(site, write_images(tmp_path / "images", 3))
+    assert work.work()["cleaned"] == 1
+    assert len(originals(site.identity_folder)) == 3
+    now[0] += 86401
+    assert work.work() == {}
+    assert originals(site.identity_folder) == []
+
+
 class Killed(BaseException):
     """As a kill: nothing catches it."""
 

@@ -21,6 +21,7 @@ import pytest
 from dicom_peers import SENDER, answers, certificates, image, needs, open_door, originals, storescu, write_images
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
+from pynetdicom import _config as pynetdicom_config
 from pynetdicom.sop_class import MRImageStorage as MR
 from pynetdicom.sop_class import Verification
 
@@ -272,6 +273,23 @@ def test_strange_and_missing_identifiers_are_stored_all_the_same(door: DicomRece
     names = [path.relative_to(identity / "incoming").as_posix() for path in originals(identity)]
     assert all(re.fullmatch(r"[0-9a-f]{32}/[0-9a-f]{32}-[0-9a-f]{32}\.dcm", name) for name in names)
     assert len(names) == 4
+
+
+@pytest.mark.parametrize("uid", ["x" * 200, "../" * 30, "1.2.3/../../4", "1.2\\3"])
+def test_a_sender_who_calls_an_image_by_a_strange_uid_breaks_nothing(
+    door: DicomReceiver, identity: Path, tmp_path: Path, monkeypatch: Any, uid: str
+) -> None:
+    monkeypatch.setitem(pynetdicom_config.VALIDATORS, "UI", lambda value: (True, ""))  # the sender's; and ours, in one process
+    with pydicom.config.disable_value_validation():
+        line = associate(door.port)
+        line.send_c_store(image(1, SOPInstanceUID=uid))
+        line.abort()
+        again = associate(door.port)
+        assert again.send_c_store(image(2)).Status == 0x0000
+        again.release()
+    assert {path.name for path in tmp_path.iterdir()} <= {"identity"}
+    files = [path.relative_to(identity / "incoming").as_posix() for path in originals(identity)]
+    assert all(re.fullmatch(r"[0-9a-f]{32}/[0-9a-f]{32}-[0-9a-f]{32}\.dcm", name) for name in files)
 
 
 def test_nothing_of_an_image_or_its_sender_reaches_a_log(door: DicomReceiver, identity: Path, caplog: Any, capfd: Any) -> None:
