@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field, field_validator
 from pydicom.dataset import Dataset
 
 from conf.study import Frozen
+from fl_client.intake.aspects import b_value, component, number_of, plane_of, type_of, words_of
 from fl_client.intake.instants import instants
 from fl_client.intake.terms import TERMS
 from fl_client.intake.volume import Frame, GeometryRefused
@@ -33,16 +35,6 @@ SAME_B = 25.0
 
 STACK = 3
 """Positions that make a plane the stack of the series, beside which planes of one position each are scouts."""
-
-COMPONENTS: Mapping[str, tuple[str, ...]] = {
-    "magnitude": ("MAGNITUDE", "MAG", "M", "M_SE", "M_FFE", "M_IR", "M_TSE", "M_PCA"),
-    "phase": ("PHASE", "PHS", "P", "P_SE", "P_FFE", "P_IR", "PHASE_MAP", "VELOCITY", "VELOCITY_MAP"),
-    "real": ("REAL", "R", "R_SE", "R_FFE", "R_IR", "CR", "CR_IR"),
-    "imaginary": ("IMAGINARY", "I", "I_SE", "I_FFE", "I_IR"),
-}
-"""Which part of the complex signal an image shows, by words of its ImageType or its ComplexImageComponent (PS3.3 C.8.13.3)."""
-
-GE_COMPONENT = ("magnitude", "phase", "real", "imaginary")  # (0043,xx2F) of GEMS_PARM_01 counts them from 0
 
 
 class Part(Frozen):
@@ -82,7 +74,7 @@ class Split:
 
 def asked_for(header: Dataset, part: Part) -> bool:
     """Whether an image can belong to the part at all, as far as its ImageType says: no localizer, all words of the rule."""
-    words = _words(header)
+    words = words_of(header)
     return set(part.image_type) <= words and ("LOCALIZER" not in words or "LOCALIZER" in part.image_type)
 
 
@@ -125,35 +117,15 @@ def one_time(frames: Sequence[Frame], part: Part) -> list[Frame]:
     return found.frames[part.time_point - 1]
 
 
-def _type(header: Dataset) -> tuple[str, ...]:
-    types = header.get("ImageType") or ()
-    return (types,) if isinstance(types, str) else tuple(map(str, types))
-
-
-def _words(header: Dataset) -> set[str]:
-    """What ImageType and the like say of an image."""
-    return {*_type(header), *([str(header.ComplexImageComponent)] if header.get("ComplexImageComponent") else [])}
-
-
 def _localizers(split: Split, part: Part) -> None:
     if "LOCALIZER" in part.image_type:
         return
-    rest = [frame for frame in split.frames if "LOCALIZER" not in _words(frame.header)]
+    rest = [frame for frame in split.frames if "LOCALIZER" not in words_of(frame.header)]
     marked = len(split.frames) - len(rest)
     if not rest:
         raise GeometryRefused(f"all {marked} images are localizers by their ImageType")
     if marked:
         split.keep(rest, "localizer", f"{_images(marked)} of a localizer among the slices, by ImageType")
-
-
-def component(header: Dataset) -> str:
-    """`magnitude`, `phase`, `real`, `imaginary`, or nothing where an image doesn't say."""
-    words = _words(header)
-    for name, known in COMPONENTS.items():
-        if words & set(known):
-            return name
-    number = _private(header, 0x0043, "GEMS_PARM_01", 0x2F)
-    return GE_COMPONENT[int(number)] if number is not None and number in range(4) else ""
 
 
 def _component(split: Split, part: Part) -> None:
@@ -181,19 +153,19 @@ def _component(split: Split, part: Part) -> None:
 
 def _original(split: Split) -> None:
     """Derived images are put aside where there are original ones."""
-    found = _by(split.frames, lambda header: _type(header)[0] if _type(header) else "")
+    found = _by(split.frames, lambda header: type_of(header)[0] if type_of(header) else "")
     if "ORIGINAL" in found and len(found) > 1:
         split.keep(found.pop("ORIGINAL"), "derived", f"derived images beside the original ones: {_listed(found)}")
 
 
 def _one_kind(split: Split) -> None:
     """Images of different ImageType aren't comparable in their values."""
-    if len(_by(split.frames, lambda header: "\\".join(_type(header)))) > 1:
+    if len(_by(split.frames, lambda header: "\\".join(type_of(header)))) > 1:
         raise GeometryRefused(f"several kinds of image in one series: {_types(split)}; say image_type in the series rule")
 
 
 def _types(split: Split) -> str:
-    return _listed(_by(split.frames, lambda header: "\\".join(_type(header))))
+    return _listed(_by(split.frames, lambda header: "\\".join(type_of(header))))
 
 
 def _plane(split: Split, part: Part) -> None:
@@ -219,7 +191,7 @@ def _plane(split: Split, part: Part) -> None:
 
 def _planes(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
     """Frames by orientation, with the plane's name; those without an orientation are left for the gate to refuse."""
-    found: list[tuple[np.ndarray[tuple[int], np.dtype[np.float64]], list[Frame]]] = []
+    found: list[tuple[npt.NDArray[np.float64], list[Frame]]] = []
     for frame in frames:
         cosines = np.array(frame.header.get("ImageOrientationPatient") or [0.0] * 6, float)
         if cosines.shape != (6,) or not np.isfinite(cosines).all():
@@ -230,13 +202,7 @@ def _planes(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
                 break
         else:
             found.append((cosines, [frame]))
-    return [(_plane_name(cosines), same) for cosines, same in found]
-
-
-def _plane_name(cosines: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
-    """The anatomical plane to which the slice is nearest."""
-    normal = np.abs(np.cross(cosines[:3], cosines[3:]))
-    return ("sagittal", "coronal", "axial")[int(normal.argmax())] if normal.any() else "of no orientation"
+    return [(plane_of(cosines), same) for cosines, same in found]
 
 
 def _positions(frames: Sequence[Frame]) -> int:
@@ -268,29 +234,11 @@ def _numbered(split: Split, name: str, several: str, found: Sequence[tuple[str, 
 def _echoes(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
     """Frames by echo, in order of echo time; by number where a scanner tells that alone."""
     relative, absolute = SAME_ECHO
-    found = _by_number(frames, lambda h: _number(h, "EchoTime"), lambda a, b: b - a < max(absolute, relative * a))
+    found = _by_number(frames, lambda h: number_of(h, "EchoTime"), lambda a, b: b - a < max(absolute, relative * a))
     if len(found) > 1:
         return [(f"{time} ms", some) for time, some in found]
-    numbers = _by_number(frames, lambda h: _number(h, "EchoNumbers"), lambda a, b: a == b)
+    numbers = _by_number(frames, lambda h: number_of(h, "EchoNumbers"), lambda a, b: a == b)
     return [(f"number {number}", some) for number, some in numbers]
-
-
-def b_value(header: Dataset) -> float | None:
-    """Diffusion weighting in s/mm², from the standard element or the one that Siemens, GE, Philips or United Imaging wrote."""
-    if _number(header, "DiffusionBValue") is not None:
-        return _number(header, "DiffusionBValue")
-    if header.get("DiffusionDirectionality") == "NONE":
-        return 0.0
-    for group, creator, element in (
-        (0x0019, "SIEMENS MR HEADER", 0x0C),
-        (0x0043, "GEMS_PARM_01", 0x39),
-        (0x2001, "Philips Imaging DD 001", 0x03),
-        (0x0065, "Image Private Header", 0x09),
-    ):
-        value = _private(header, group, creator, element)
-        if value is not None:
-            return value % 1e9  # GE adds a thousand millions
-    return None
 
 
 def _b_value(split: Split, part: Part) -> None:
@@ -346,22 +294,3 @@ def _listed(found: Mapping[str, list[Frame]]) -> str:
 
 def _images(count: int) -> str:
     return f"{count} image{'s' if count > 1 else ''}"
-
-
-def _number(header: Dataset, keyword: str) -> float | None:
-    return _first(header.get(keyword))
-
-
-def _private(header: Dataset, group: int, creator: str, element: int) -> float | None:
-    """The first number of a private element, or None where it isn't there."""
-    try:
-        return _first(header.private_block(group, creator)[element].value)
-    except KeyError:
-        return None
-
-
-def _first(value: object) -> float | None:
-    """A number, or the first of several."""
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    one = (value[0] if value else None) if several else value  # type: ignore[index]
-    return None if one in (None, "") else float(one)  # type: ignore[arg-type]

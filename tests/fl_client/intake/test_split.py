@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 
-from fl_client.intake.split import Part, asked_for, b_value, component, one_part, one_time
+from fl_client.intake.aspects import b_value, component
+from fl_client.intake.split import Part, asked_for, one_part, one_time
 from fl_client.intake.volume import Frame, GeometryRefused
 
 AXIAL, CORONAL, SAGITTAL = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1]
