@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -68,8 +68,16 @@ class WayBack:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.touch(mode=0o600)
         self.path.chmod(0o600)
-        with self._open() as database:
-            database.executescript(_TABLES)
+        with self._told():
+            # one connection for all threads, which take turns; the log beside the database inherits its mode
+            self._database = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+            for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+                self._database.execute(f"PRAGMA {setting}")
+            self._database.executescript(_TABLES)
+
+    def close(self) -> None:
+        """Close the database. Nothing is lost if nobody does."""
+        self._database.close()
 
     def remember(self, original: Dataset, pseudonyms: Pseudonyms) -> None:
         """Write down whose an original is and what its UIDs became. Once more changes nothing, and a kill loses nothing.
@@ -147,15 +155,19 @@ class WayBack:
             database.execute(f"DELETE FROM series WHERE study IN ({studies})", [pseudonym])
             database.execute("DELETE FROM study WHERE pseudonym = ?", [pseudonym])
             database.execute("DELETE FROM patient WHERE pseudonym = ?", [pseudonym])
+        with self._lock, self._told():
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still holds what was removed
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one transaction, which is on the disk when it ends."""
+        """The connection for one transaction, which is on the disk when it ends."""
+        with self._lock, self._told(), self._database:
+            yield self._database
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of the database as errors of the disk, in words."""
         try:
-            with self._lock, closing(sqlite3.connect(self.path, timeout=30)) as database:
-                database.execute("PRAGMA synchronous = FULL")
-                database.execute("PRAGMA secure_delete = ON")
-                with database:
-                    yield database
+            yield
         except sqlite3.Error as error:
             raise OSError(f"the way back {self.path.name} can't be read or written ({type(error).__name__})") from error
