@@ -145,7 +145,19 @@ def other_makers(files: Path, folder: Path) -> dict[str, int]:
     key = folder / "pseudonym.key"
     key.write_text(secrets.token_hex(32))
     key.chmod(0o600)
-    site = Site(name="bench", folder=folder, key_file=key, identity_folder=folder / "identity", declared_size=20)
+    rules = folder / "series.yaml"
+    rules.write_text("rules: [{name: mr}, {name: ct, modality: CT}]")  # whatever MR or CT series there is
+    arrivals_settings = {"series_rules": rules, "min_free_gib": 0}
+    site = Site.model_validate(
+        {
+            "name": "bench",
+            "folder": folder,
+            "key_file": key,
+            "identity_folder": folder / "identity",
+            "declared_size": 20,
+            "arrivals": arrivals_settings,
+        }
+    )
     said = folder / "said.log"
     handler = logging.FileHandler(said)
     logging.getLogger().addHandler(handler)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,10 +158,13 @@ def _method(path: Path) -> str:
 
 
 def sweep(clean_folder: Path) -> int:
-    """Remove what killed processes were writing. Gives how many files. Call it when nobody writes."""
+    """Remove what killed processes were writing. Gives how many. Call it when nobody writes."""
     left = list(Path(clean_folder).glob(".*.part"))
     for part in left:
-        part.unlink()
+        if part.is_dir():  # a patient who withdrew: the process that removed his files was killed
+            shutil.rmtree(part)
+        else:
+            part.unlink()
     return len(left)
 
 
