@@ -7,13 +7,16 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import small_case
 
 from fl_client.catalog import Catalog, endpoints, patients, quality, refusals, volumes
 from fl_client.cohort import Cohort, is_test
 from fl_client.quality.records import record
 from tasks.case import Case, Volume
 
+NOISE = np.random.default_rng(0).normal(100, 10, (3, 32, 32)).astype(np.float32)
+DRAWN = tuple(
+    Volume(series, NOISE, np.diag([8.0, 3.0, 3.0, 1.0]), (NOISE > 100).astype(np.uint8)) for series in ("cine_ed", "cine_es")
+)
 LGE = Volume("lge", np.zeros((2, 4, 5), np.int16), np.diag([8.0, 1.5, 1.25, 1.0]))
 
 
@@ -21,7 +24,7 @@ LGE = Volume("lge", np.zeros((2, 4, 5), np.int16), np.diag([8.0, 1.5, 1.25, 1.0]
 def cohort(tmp_path):
     inside = Cohort(tmp_path / "cohort")
     inside.admit(Case("p1", (LGE,), {"age": 61, "sex": "F", "ef": None}, {"manufacturer": "GE", "field_strength_t": 1.5}))
-    inside.admit(small_case("p2", 2))
+    inside.admit(Case("p2", DRAWN))
     inside.admit(Case("p3", (), {"age": 40.5}))
     inside.refuse("p9", "its slices are uneven")
     return inside
