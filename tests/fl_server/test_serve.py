@@ -25,13 +25,18 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fl_client import joining, reach
+from fl_client.site import Site
 from fl_server import __main__ as command
 from fl_server.control import Refused, app_bundle, control
 from fl_server.house import House
 from fl_server.serve import join
 from fl_server.tokens import Tokens
 
-pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's own builder of bundles
+pytestmark = [  # Flower's own: its builder of bundles, and its client with a file of certificates
+    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.verify=<str>. is deprecated:DeprecationWarning"),
+]
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -280,6 +285,19 @@ def test_a_key_can_be_registered_by_hand(running, tmp_path, capsys):
     assert "this key is that of byhand" in capsys.readouterr().err
     with running.hospital(key) as talk:
         assert activate(talk, key)
+
+
+def test_a_hospitals_own_commands_join_and_find_nothing_to_mend(running, tmp_path, capsys):
+    (tmp_path / "site.yaml").write_text("name: own.commands\ndeclared_size: 20\n")
+    token, address = Tokens(running.house.tokens).give("own.commands"), f"localhost:{running.house.port}"
+    joined = {"token": token, "address": address, "root_certificates": running.house.authority}
+    assert joining.join(tmp_path / "site.yaml", **joined) == 0
+    site = Site.load(tmp_path / "site.yaml")
+    found = list(reach.coordinator(site, tmp_path / "site.yaml"))
+    assert [one for one in found if one.level == "mend"] == []
+    assert {one.what for one in found} >= {"coordinator", "tls", "versions", "clock"}
+    assert command.main(["unregister", "own.commands", "--folder", str(running.house.folder)]) == 0
+    assert [one for one in reach.coordinator(site, tmp_path / "site.yaml") if one.level == "mend"] != []
 
 
 def test_versions_are_told_so_that_a_hospital_can_compare(running):
