@@ -15,7 +15,7 @@ import re
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -113,7 +113,7 @@ class Deidentifier(Pseudonyms):
         result.DeidentificationMethodCodeSequence = [_code(value, meaning) for value, meaning in codes]
         return result, done
 
-    def _walk(self, dataset: Dataset, allowed: dict[int, Rule] | Any, patient_id: str, done: Done) -> Dataset:
+    def _walk(self, dataset: Dataset, allowed: Mapping[int, Rule], patient_id: str, done: Done) -> Dataset:
         result = Dataset()
         implicit, little = dataset.original_encoding
         if implicit is not None and little is not None:  # numbers pass as the bytes they are
@@ -138,14 +138,14 @@ class Deidentifier(Pseudonyms):
         return result
 
     def _element(
-        self, dataset: Dataset, tag: BaseTag, rule: Rule, allowed: Any, patient_id: str, done: Done
+        self, dataset: Dataset, tag: BaseTag, rule: Rule, allowed: Mapping[int, Rule], patient_id: str, done: Done
     ) -> DataElement | RawDataElement | None:
         """What passes of one element; None if nothing does."""
+        raw = cast("DataElement | RawDataElement", dataset.get_item(tag))
+        if raw.value in (None, "", b"") and rule.kind != "walk":  # says nothing, and may have to be there
+            return raw if not rule.instead else None
         if rule.kind in ("empty", "time"):
             return None
-        raw = cast("DataElement | RawDataElement", dataset.get_item(tag))
-        if raw.value in (None, "", b"") and rule.kind != "walk":
-            return raw if not rule.instead else None
         if rule.kind == "number" and isinstance(raw, RawDataElement):
             if not _is_raw_number(raw if raw.VR != "UN" else raw._replace(VR=rule.vr), rule):
                 return None
