@@ -28,7 +28,7 @@ from fl_client.cohort import Cohort
 from fl_client.intake.admit import admit_folder
 from fl_client.intake.clean import Cleaned, Quarantined, deidentify_file, sweep
 from fl_client.intake.deidentify import Deidentifier, discreet
-from fl_client.intake.incoming import Incoming, clean_folder, done, is_whole, mark_done, only_one, originals
+from fl_client.intake.incoming import Incoming, clean_folder, done, is_whole, mark_done, only_one, originals, sync_done
 from fl_client.intake.part10 import NotPart10, split
 from fl_client.intake.quarantine import sync_folder
 from fl_client.intake.way_back import WayBack
@@ -82,6 +82,7 @@ class Arrivals:
                     counts[became] += 1
                     failed += became == "failed"
                 counts["studies"] += 1
+                sync_done(study)  # before the originals go, so that the same bytes are known when they come again
                 self._remove_old(study)
                 again = self._clock() + RETRY_S if failed else self._next_removal(study)
                 self._idle[study] = (study.stat().st_mtime_ns, again)

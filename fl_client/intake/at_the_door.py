@@ -95,15 +95,18 @@ class _Worker:
     def __init__(self, command: list[str]) -> None:
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
-        self._pause_s, self._next = 1.0, 0.0
+        self._pause_s, self._next, self._began = 1.0, 0.0, 0.0
 
     def look(self) -> None:
         """Start it if it isn't there, after a pause that grows."""
         if self._process is not None and self._process.poll() is not None:
             log.error("the process that reads images has ended (%d); it is started again", self._process.returncode)
+            if time.monotonic() - self._began > LONGEST_PAUSE_S:
+                self._pause_s = 1.0
             self._next, self._process = time.monotonic() + self._pause_s, None
             self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
         if self._process is None and time.monotonic() >= self._next:
+            self._began = time.monotonic()
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
 
     def stop(self) -> None:

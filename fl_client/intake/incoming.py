@@ -209,8 +209,22 @@ def _done_at(path: Path, changed_ns: int, size: int) -> Mapping[str, dict[str, A
 
 
 def mark_done(study: Path, file: str, *, clean: str, when: float) -> None:
-    """Write down, on the disk, what became of an original at this time (seconds since 1970). Raises `OSError`."""
-    append_line(study / DONE, {"file": file, "clean": clean, "when": when})
+    """Write down what became of an original at this time (seconds since 1970); `sync_done` puts it on the disk.
+
+    Without the line the original is worked off once more, to the same copy. Raises `OSError`.
+    """
+    append_line(study / DONE, {"file": file, "clean": clean, "when": when}, fsync=False)
+
+
+def sync_done(study: Path) -> None:
+    """All lines so far are on the disk."""
+    if (study / DONE).exists():
+        file = os.open(study / DONE, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+        sync_folder(study)
 
 
 def is_whole(original: Path, dataset: Bytes, transfer_syntax: str) -> bool:

@@ -11,12 +11,14 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import math
 import os
 import queue
 import select
 import socket
 import ssl
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -46,6 +48,7 @@ SUCCESS, OUT_OF_RESOURCES, STORED_APART, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xB
 PDU_BYTES = 256 * 1024  # largest message part that is asked for; DCMTK sends up to 128 KiB
 HANDSHAKE_S, ASSOCIATE_S, IDLE_S = 10.0, 30.0, 300.0
 WAIT_S = 0.05  # between two looks whether an association is to end
+SAY_AGAIN_S = 60.0
 
 log = logging.getLogger("konsil.intake")
 
@@ -63,6 +66,7 @@ class DicomReceiver:
         self._tls = tls_context(settings.tls) if settings.tls else None
         self._server: _Server | None = None
         self._lock = threading.Lock()
+        self._said: dict[str, float] = {}  # sentences of the log, and when
         self.counts: Counter[str] = Counter()
 
     def start(self) -> None:
@@ -88,7 +92,11 @@ class DicomReceiver:
             request_handler=_Connection,
         )
         entity._servers.append(self._server)
-        own = {"127.0.0.1", "::1", _address(self._settings.host)}  # konsil-site check calls, and is told whom it has called
+        own = {
+            "127.0.0.1",
+            "::1",
+            _address(self._settings.host, "dicom.host"),
+        }  # konsil-site check calls, and is told whom it has called
         self._server.allowed, self._server.told = frozenset(self._titles) | own, self._tell
         self._server.most_connections = self._settings.max_associations + SPARE_CONNECTIONS
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
@@ -166,8 +174,15 @@ class DicomReceiver:
         return SUCCESS
 
     def _tell(self, what: str, words: str) -> None:
+        """Count it, and say it: the same sentence once a minute, so that nobody fills the log by knocking."""
+        now = time.monotonic()
         with self._lock:
             self.counts[what] += 1
+            if now - self._said.get(words, -math.inf) < SAY_AGAIN_S:
+                return
+            if len(self._said) > 1000:
+                self._said.clear()
+            self._said[words] = now
         log.warning(words)
 
 
@@ -199,12 +214,12 @@ def tls_context(files: TransportSecurity) -> ssl.SSLContext:
     return context
 
 
-def _address(text: str) -> str:
+def _address(text: str, setting: str = "dicom.peers") -> str:
     """An IP address in its usual form. Raises `ValueError` for a host name: names can be forged, and DNS be down."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
-        raise ValueError(f"dicom.peers: {text!r} is no IP address; a name is not enough to let somebody in") from None
+        raise ValueError(f"{setting}: {text!r} is no IP address, and names can be forged") from None
     mapped = getattr(address, "ipv4_mapped", None)
     return str(mapped or address)
 
