@@ -6,6 +6,7 @@ konsil-site --site site.yaml admit TABLE.csv    let patients without images in; 
 konsil-site --site site.yaml admit FHIR --mapping FILE   let clinical values in: a FHIR bundle, NDJSON, or a folder of them
 konsil-site --site site.yaml count --where FILE how many patients fit a selection, exactly, for this hospital's own eyes
 konsil-site --site site.yaml deidentify FOLDER --out FOLDER   copies of DICOM files for colleagues, without their patients
+konsil-site --site site.yaml intake             receive images and let their patients in; --once: what lies there
 konsil-site --site site.yaml cohort             every case expected, inside or not, and why; --study STUDY: whom it can use
 konsil-site --site site.yaml studies            what was asked, what was decided, what it would cost
 konsil-site --site site.yaml show STUDY         the whole study, as JSON (STUDY: a file, or the beginning of a hash)
