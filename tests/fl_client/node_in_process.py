@@ -71,7 +71,6 @@ class Node:
                 port=door.port,
                 log_level="error",
                 ws="none",
-                timeout_graceful_shutdown=1,
                 ssl_certfile=str(door.certificate),
                 ssl_keyfile=str(door.certificate_key),
             )
