@@ -28,6 +28,7 @@ from fl_client.intake.pairs import admit_pairs
 from fl_client.intake.series import SeriesRules
 from fl_client.intake.sunnybrook import admit_sunnybrook
 from fl_client.intake.table import admit_table
+from fl_client.sharing import is_shared
 from fl_client.site import Site
 from fl_client.yaml_file import read_yaml
 
@@ -102,7 +103,8 @@ def admit(
     one that holds the identifiers (default: what the file says, else a table's first).
     """
     cohort, key = Cohort(site.cohort_folder), key_of(site)
-    site.cohort_folder.chmod(0o700)
+    if not is_shared(site.folder):
+        site.cohort_folder.chmod(0o700)
     contours = all((folder / name).exists() for name in ("link.csv", "dicom", "contours"))
     meanings = label_map(labels or ("sunnybrook" if contours and masks is None else "cardiac"))
     wanted = series_rules(rules)
@@ -139,7 +141,8 @@ def admit_clinical(site: Site, path: Path, *, mapping: Path, quiet: bool = False
     except ValidationError as error:
         raise ValueError(f"{mapping}: {words(error)}") from None
     found = admit_fhir(path, Cohort(site.cohort_folder), key=key_of(site), mapping=wanted)
-    site.cohort_folder.chmod(0o700)
+    if not is_shared(site.folder):
+        site.cohort_folder.chmod(0o700)
     _tell(found, quiet=quiet)
     return 0 if found.admitted else 1
 

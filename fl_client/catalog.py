@@ -38,6 +38,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
 
 from fl_client.cohort import CaseUnreadable, Cohort, is_test
+from fl_client.sharing import file_mode
 from fl_client.site import Site
 from tasks.case import Case
 
@@ -199,7 +200,7 @@ class Catalog:
             yield open_
 
     def _engine(self) -> Engine:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, file_mode(self.path.parent)))
         engine = create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
 
         @event.listens_for(engine, "begin")

@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fl_client.sharing import file_mode
+
 Body = dict[str, Any]
 """One line without its hashes: its number (`line`), its time (ISO 8601, UTC) and what it says."""
 
@@ -113,7 +115,7 @@ class Chain:
 
     @contextmanager
     def _locked(self, flags: int, lock: int) -> Iterator[int]:
-        fd = os.open(self.path, flags | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.path, flags | os.O_CLOEXEC, file_mode(self.path.parent))
         try:
             fcntl.flock(fd, lock)
             yield fd
@@ -170,7 +172,7 @@ class Chain:
 
     def _write_head(self, lines: int, digest: str, size: int) -> None:
         part = self.head_path.with_suffix(".head.part")
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, file_mode(self.path.parent))
         try:
             _write_all(fd, json.dumps({"lines": lines, "hash": digest, "bytes": size}).encode())
             os.fsync(fd)

@@ -27,6 +27,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
+from fl_client.sharing import file_mode, make_folder
 from tasks.case import Case, Volume
 from tasks.task import Arrays, Task
 
@@ -69,7 +70,7 @@ class Cohort:
     @contextmanager
     def _lock(self, kind: int) -> Iterator[None]:
         """Whoever reads a case shares the cohort with other readers, whoever moves one has it alone. Ends with the process."""
-        file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, file_mode(self.folder))
         try:
             fcntl.flock(file, kind)
             yield
@@ -240,7 +241,7 @@ class Cohort:
 
     def make_damaged_folder(self) -> None:
         """Make it, so that a person who is told to move a folder into it finds it."""
-        self.damaged_folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(self.damaged_folder)
 
     def case(self, patient: str) -> Case:
         """The stored case; its arrays are memory-mapped read-only.

@@ -28,6 +28,7 @@ from typing import IO
 import psutil
 
 from fl_client.halt import halted
+from fl_client.sharing import make_folder
 from fl_client.site import Site
 from fl_client.supernode import environment, runtime_folder
 
@@ -281,7 +282,7 @@ def _pid_file(site: Site, role: str) -> Path:
 def _only_one(site: Site, role: str) -> Iterator[None]:
     """Hold the role's file, locked, with our process id and its start in it. Raises `AlreadyRunning`."""
     path = _pid_file(site, role)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     with open(path, "a+") as file:
         _lock(file, role, path)
         file.truncate(0)

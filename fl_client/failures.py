@@ -1,6 +1,6 @@
 """What failed at this site: in full for the hospital's own people, and once more as places in the code, for those who help.
 
-log/failures.log     number, traceback, texts of exceptions, which may quote what they like; mode 0600
+log/failures.log     number, traceback, texts of exceptions, which may quote what they like; for the house alone
 log/failures.jsonl   number, kinds of the exceptions, files and lines of code: taken from the exceptions themselves, no texts
 """
 
@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fl_client.sharing import file_mode, make_folder
+
 
 def write_failure(folder: Path, error: BaseException, *, run: int, number: str) -> None:
-    """Append the failure to both logs of the folder, made with mode 0700 if it isn't there. Raises `OSError`."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Append the failure to both logs of the folder, made if it isn't there. Raises `OSError`."""
+    make_folder(folder)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     text = "".join(traceback.format_exception(error))
     _append(folder / "failures.log", f"{when} run {run}\nnumber {number}\n{text}\n")
@@ -65,6 +67,6 @@ def _file(path: str) -> str:
 
 
 def _append(path: Path, text: str) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, file_mode(path.parent))
     with open(file, "a") as log:
         log.write(text)

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from fl_client.sharing import file_mode
+
 State = Literal["paused", "stopped"]
 FILE = "halt.json"
 
@@ -34,7 +36,7 @@ def halt(folder: Path, state: State, *, who: str, why: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"state": state, "who": who, "why": why, "when": datetime.now(UTC).isoformat(timespec="seconds")})
     part = folder / f"{FILE}.{os.getpid()}.part"
-    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, file_mode(folder))
     with open(file, "w") as out:
         out.write(text + "\n")
         out.flush()

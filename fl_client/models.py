@@ -16,6 +16,7 @@ import torch
 from conf.study import Study
 from fl_client.approval import Approvals
 from fl_client.every_feature import FULL
+from fl_client.sharing import file_mode, make_folder
 from fl_client.site import Site
 from fl_client.trained import read_weights
 from tasks import segmentation
@@ -73,10 +74,10 @@ def _holds(place: Path, sha: str) -> bool:
 
 def _write(state: State, place: Path) -> None:
     """A crash at any instant leaves the model whole or leaves none."""
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(place.parent)
     try:
         # copies: a view would bring along all that it is a view of
-        save({name: tensor.detach().clone() for name, tensor in state.items()}, place, mode=0o600)
+        save({name: tensor.detach().clone() for name, tensor in state.items()}, place, mode=file_mode(place.parent))
     except OSError as error:
         if error.errno not in FULL:
             raise

@@ -12,6 +12,7 @@ import torch
 
 from conf.study import Study
 from fl_client.cohort import Cohort, Split
+from fl_client.sharing import file_mode, make_folder
 from fl_client.site import Site
 from tasks.task import GradientTask, Task
 
@@ -70,7 +71,7 @@ def chosen(site: Site, study: Study, task: Task, which: Split) -> tuple[Cohort, 
 def note(site: Site, **facts: object) -> None:
     """Write a line in the hospital's own training log, which never leaves it."""
     folder = site.folder / "log"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = os.open(folder / "training.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    make_folder(folder)
+    log = os.open(folder / "training.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, file_mode(folder))
     with open(log, "a") as file:
         file.write(json.dumps(facts) + "\n")

@@ -140,7 +140,7 @@ class Site(Frozen):
         """Write the settings as YAML with mode 0600."""
         path = Path(path)
         path.touch(mode=0o600)
-        settings = self.model_dump(mode="json")
+        settings = self.model_dump(mode="json", exclude_none=True)
         settings["folder"] = str(self.folder.resolve())
         path.write_text(yaml.safe_dump(settings, sort_keys=False))
 

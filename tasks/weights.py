@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 
-def save(state: Mapping[str, torch.Tensor], path: Path, *, mode: int = 0o666) -> None:
+def save(state: Mapping[str, object], path: Path, *, mode: int = 0o666) -> None:
     """Write weights for `torch.load(..., weights_only=True)`: a crash at any instant leaves the old ones or the new ones.
 
     `mode` are the file's permissions, less the process's umask. Raises `OSError`, with the old ones unharmed, when the disk is

@@ -9,13 +9,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conf.study import Study, words
-from fl_client.approval import Approval, Approvals, Decision
+from fl_client import decision
+from fl_client.approval import Approvals
 from fl_client.commands import Commands
-from fl_client.privacy import Event, Ledger
+from fl_client.decision import DAYS, LONGEST, ledger_of, paid, require_possible
+from fl_client.privacy import Event
 from fl_client.site import Site
-
-DAYS = 180
-"""How long a yes is good unless the person who gives it says otherwise."""
 
 
 def add(commands: Commands) -> None:
@@ -37,8 +36,8 @@ def add(commands: Commands) -> None:
 
 
 def _days(said: str) -> int:
-    if not said.isdecimal() or not 1 <= int(said) <= 3650:
-        raise argparse.ArgumentTypeError(f"a yes is good for 1 to 3650 days, not {said!r}")
+    if not said.isdecimal() or not 1 <= int(said) <= LONGEST:
+        raise argparse.ArgumentTypeError(f"a yes is good for 1 to {LONGEST} days, not {said!r}")
     return int(said)
 
 
@@ -82,11 +81,11 @@ def studies(site: Site) -> int:
 
     approvals = Approvals(site.folder)
     for key, study in approvals.studies.items():
-        decision = approvals.decisions.get(key)
-        said = f"{decision.decision} by {decision.who} on {decision.when[:10]}" if decision else "not decided"
-        paid, scored = _paid(site, study)
-        cost = price(site, study, rounds=max(0, study.rounds - paid), scores=scored == 0)
-        print(f"{key[:12]}  {study.name}: {said}, {paid} of {study.rounds} rounds paid; {cost}")
+        line = approvals.decisions.get(key)
+        said = f"{line.decision} by {line.who} on {line.when[:10]}" if line else "not decided"
+        rounds, scored = paid(site, study)
+        cost = price(site, study, rounds=max(0, study.rounds - rounds), scores=scored == 0)
+        print(f"{key[:12]}  {study.name}: {said}, {rounds} of {study.rounds} rounds paid; {cost}")
     if not approvals.studies:
         print(f"{site.name} has not been asked to join a study yet")
     return 0
@@ -98,35 +97,20 @@ def approve(site: Site, study: Study, *, who: str, days: int = DAYS) -> int:
     Raises `ValueError`, having written nothing, for a study that this site would decline all the same, and where fewer patients
     than `minimum_cohort` can be used.
     """
-    from fl_client.contract import price, until  # here: tasks import torch
-    from fl_client.suitability import tell_usable
+    from fl_client.suitability import tell  # here: tasks import torch
 
-    if reason := impossible(site, study):
-        raise ValueError(f"not approved: {site.name} would decline study {study.name} all the same: {reason}")
+    require_possible(site, study)
     _tell_contract(site, study, days=days)
-    usable = tell_usable(site, study)
-    if usable < site.minimum_cohort:
-        raise ValueError(
-            f"not approved: {usable} training patients are fewer than the {site.minimum_cohort} that this site's "
-            "minimum_cohort asks for"
-        )
-    cost = price(site, study)
-    line = _write(site, study, "approved", who=who, until=until(days))
+    line, cost = decision.approve(site, study, who=who, days=days, told=tell)
     print(f"{line.decision}: study {study.name} ({study.hash}) at {site.name} by {who}, good until {line.until}; {cost}")
     return 0
 
 
 def decline(site: Site, study: Study, *, who: str) -> int:
     """Write down the no."""
-    line = _write(site, study, "declined", who=who, until=None)
+    line = decision.decline(site, study, who=who)
     print(f"{line.decision}: study {study.name} ({study.hash}) at {site.name} by {who}")
     return 0
-
-
-def _write(site: Site, study: Study, decision: Decision, *, who: str, until: str | None) -> Approval:
-    epsilon = study.privacy.epsilon if study.privacy.kind == "patient" else None
-    paid, scored = _paid(site, study)
-    return Approvals(site.folder).decide(study, decision, who=who, epsilon=epsilon, paid=paid, scored=scored, until=until)
 
 
 def _tell_contract(site: Site, study: Study, *, days: int) -> None:
@@ -139,7 +123,7 @@ def _tell_contract(site: Site, study: Study, *, days: int) -> None:
 
 def ledger(site: Site) -> int:
     """Check the ledger's chain and print it."""
-    book = _ledger(site)
+    book = ledger_of(site)
     for number, event in enumerate(book.events, start=1):
         print(
             f"{number:4}  {event.study_name} round {event.round}: {event.kind}, {event.steps} noisy sum(s), noise multiplier "
@@ -152,35 +136,7 @@ def ledger(site: Site) -> int:
     return 0
 
 
-def impossible(site: Site, study: Study) -> str:
-    """Why this site would decline the study whatever a person says; empty if nothing stands against it."""
-    from tasks.task import load_for  # here: tasks import torch
-
-    if site.name not in study.sites:
-        return f"it names {', '.join(study.sites)} and not {site.name}"
-    if study.privacy.kind == "none" and not site.accept_no_privacy:
-        return "it has privacy.kind 'none', and site.yaml doesn't accept releases without noise"
-    try:
-        load_for(study)  # without the site's models: a model may be added after the yes
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _paid(site: Site, study: Study) -> tuple[int, int]:
-    """Rounds and scores of the study in the ledger."""
-    from fl_client.price import rounds_paid, scores_paid
-
-    events = _ledger(site).events
-    return rounds_paid(study, events), scores_paid(study, events)
-
-
 def _doubt(event: Event) -> str:
     if event.noise_multiplier == 0:
         return ", NO NOISE"
     return ", repeatable noise" if event.noise == "seeded" else ""
-
-
-def _ledger(site: Site) -> Ledger:
-    budget = site.budget
-    return Ledger(site.ledger_path, epsilon=budget.epsilon, delta=budget.delta, accept_no_privacy=site.accept_no_privacy)

@@ -1,0 +1,29 @@
+"""Who at the hospital may read what the house writes: its owner, or also the house's group.
+
+The intake, which sees identities, and the trainer, which never does, can be two users. Then the house's folder has the bit
+"set group ID" (`chmod 2770`), everything made in it belongs to its group, and what both need is made for the group as well.
+Without that bit everything is for its owner alone. The identity zone is always for its owner alone.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether what is made in this folder is for its group, too."""
+    return folder.exists() and bool(folder.stat().st_mode & stat.S_ISGID)
+
+
+def file_mode(folder: Path) -> int:
+    """Permissions for a new file in this folder: 0600, or 0660 where its group shares it."""
+    return 0o660 if is_shared(folder) else 0o600
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, with mode 0700, or 0770 where the group of the folder above shares it."""
+    if path.exists():
+        return
+    make_folder(path.parent)
+    path.mkdir(mode=0o770 if is_shared(path.parent) else 0o700, exist_ok=True)

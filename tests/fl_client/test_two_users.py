@@ -1,0 +1,143 @@
+"""Intake and trainer as two users of one machine: the trainer works on what the intake let in, and reaches no identity."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fl_client.cohort import Cohort
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become two other users")
+
+INTAKE, TRAINER, GROUP = 62001, 62002, 62000
+ROOT = Path(__file__).parents[2]
+
+
+BECOME = """
+import os, sys
+import numpy, torch
+import fl_client.app, fl_client.intake.quarantine, fl_server.weights, simulation.grid
+from conf.study import Study
+user, group, warm = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if warm:  # what is imported late has to be there before: the other user may not reach the interpreter's files
+    import fl_client.contract
+    from tasks.task import load
+    study = Study.from_json(warm)
+    task = load(study.task)
+    fl_client.contract.planned(fl_client.contract.Site(name="x", folder="/", declared_size=5), study, task)
+    torch.optim.SGD(task.model().parameters())
+os.setgroups([]); os.setgid(group); os.setuid(user); os.umask(0o007)
+sys.argv = sys.argv[3:]
+"""
+
+
+def as_user(user, code, *words, warm="", group=GROUP):
+    """Run Python code as this user, in the group that both share."""
+    return subprocess.run(
+        [sys.executable, "-c", BECOME + code, str(user), str(group), warm, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+@pytest.fixture
+def house(hospitals, tmp_path):
+    """A house whose folder belongs to the group, a cohort that the intake's user let in, an identity zone of its own."""
+    reachable = Path("/tmp") / f"konsil-two-users-{os.getpid()}"  # tmp_path lies in a folder of root's own
+    shutil.rmtree(reachable, ignore_errors=True)
+    reachable.mkdir(mode=0o755)
+    folder = reachable / "clinic"
+    folder.mkdir()
+    os.chown(folder, INTAKE, GROUP)
+    folder.chmod(0o2770)
+    source = reachable / "source"
+    shutil.copytree(hospitals.site("a").cohort_folder / "cases", source / "cases")
+    for path in (source, *source.rglob("*")):
+        os.chown(path, INTAKE, GROUP)
+    site = hospitals.site("a").model_copy(update={"folder": folder, "identity_folder": folder / "identity"})
+    site.save(folder / "site.yaml")
+    os.chown(folder / "site.yaml", INTAKE, GROUP)
+    (folder / "site.yaml").chmod(0o640)
+    done = as_user(INTAKE, LET_IN, source, folder)
+    assert done.returncode == 0, done.stderr
+    yield folder
+    shutil.rmtree(reachable)
+
+
+LET_IN = """
+import sys
+from pathlib import Path
+from fl_client.cohort import Cohort
+from fl_client.intake.quarantine import Quarantine
+for case in Cohort(sys.argv[1]):
+    Cohort(Path(sys.argv[2]) / "cohort").admit(case)
+identity = Path(sys.argv[2]) / "identity"
+identity.mkdir(mode=0o700)
+identity.chmod(0o700)
+Quarantine(identity / "quarantine").note("x.dcm", "a reason", pseudonym="p0-0")
+"""
+
+TRAIN = """
+import sys
+from pathlib import Path
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from conf.study import Study
+from fl_server.weights import initial_state
+from simulation.grid import InProcessGrid
+study = Study.from_json(sys.argv[2])
+grid = InProcessGrid("fl_client.app:app", [{"site": sys.argv[1] + "/site.yaml"}], {"study": study.to_json()})
+content = {"config": ConfigRecord({"server-round": 1, "study-hash": study.hash}), "arrays": ArrayRecord(initial_state(study))}
+(reply,) = grid.send_and_receive([Message(RecordDict(content), grid.get_node_ids()[0], "train")])
+failed = Path(sys.argv[1]) / "log" / "failures.log"
+print("answered" if reply.has_content() else failed.read_text())
+try:
+    list((Path(sys.argv[1]) / "identity").iterdir())
+    print("it sees the identity zone")
+except PermissionError:
+    print("the identity zone is closed")
+"""
+
+ONCE_MORE = """
+import sys
+from pathlib import Path
+from fl_client.cohort import Cohort
+cohort = Cohort(Path(sys.argv[1]) / "cohort")
+print(cohort.withdraw("p0-0"), *cohort.patients)
+"""
+
+
+def test_the_trainer_trains_and_writes_the_books_and_the_identity_zone_is_closed_to_it(house, hospitals):
+    study = hospitals.study(sites=("a", "b"))
+    done = as_user(TRAINER, TRAIN, house, study.to_json(), warm=study.to_json())
+    assert done.stdout.splitlines() == ["answered", "the identity zone is closed"], done.stderr
+    assert (house / "ledger.jsonl").stat().st_uid == TRAINER
+    assert (house / "ledger.jsonl").stat().st_gid == GROUP
+    assert (house / "ledger.jsonl").stat().st_mode & 0o777 == 0o660
+    assert list((house / "cohort" / "prepared").iterdir())
+
+
+def test_the_intake_takes_a_patient_out_after_the_trainer_has_prepared_them(house, hospitals):
+    study = hospitals.study(sites=("a", "b")).to_json()
+    assert as_user(TRAINER, TRAIN, house, study, warm=study).returncode == 0
+    done = as_user(INTAKE, ONCE_MORE, house)
+    assert done.stdout.split() == ["True", "p0-1", "p0-2", "p0-3"], done.stderr
+    assert not list((house / "cohort" / "prepared").rglob("p0-0*"))
+
+
+def test_nobody_else_reads_anything(house):
+    look = "from pathlib import Path; list((Path(sys.argv[1]) / 'cohort').iterdir())"
+    assert as_user(62003, look, house).returncode == 0  # the group's third member
+    stranger = as_user(62004, look, house, group=62004)
+    assert "PermissionError" in stranger.stderr
+
+
+def test_without_the_bit_everything_is_for_the_owner_alone(hospitals):
+    folder = hospitals.site("a").cohort_folder
+    with Cohort(folder)._lock(1):
+        assert (folder / ".lock").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,123 @@
+"""Real processes over a real network give the model that the same study gives in this process, bit for bit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from conf.study import Privacy, Study
+from fl_client.audit import AuditLog
+from fl_client.cohort import Cohort
+from fl_client.privacy import Ledger
+from fl_client.site import Site
+from fl_server.app import run as run_in_process
+from fl_server.record import Record
+from fl_server.weights import initial_state
+from simulation.federation.programs import CommandFailed, Daemon, free_port, konsil_site, konsil_study, run
+from simulation.federation.recipe import Town, federation
+from simulation.grid import InProcessGrid
+
+
+def twin(site, folder):
+    """The same hospital before the study: its settings and its cohort, no books."""
+    copy = site.model_copy(update={"folder": folder, "coordinator": None, "approve_all": True})
+    shutil.copytree(site.cohort_folder / "cases", folder / "cohort" / "cases")
+    copy.save(folder / "site.yaml")
+    return {"site": str(folder / "site.yaml")}
+
+
+def in_process(study, sites, folder):
+    """The study with the hospitals' twins in this process: the record and the model."""
+    nodes = [twin(site, folder / site.name) for site in sites]
+    grid = InProcessGrid("fl_client.app:app", nodes, {"study": study.to_json()})
+    return run_in_process(grid, study, initial_state(study), folder=folder / "run")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_daemons_and_a_coordinator_learn_what_the_grid_in_process_learns(hospitals, tmp_path):
+    study = hospitals.study(sites=("a", "b"), privacy=Privacy(kind="none"))
+    coordinator, log, port = tmp_path / "coordinator", tmp_path / "commands.log", free_port()
+    run(konsil_study("init", str(coordinator), "--host", "localhost", "--port", str(port)), log=log)
+    settings = {}
+    for name in study.sites:
+        site = hospitals.site(name).model_copy(update={"accept_no_privacy": True})
+        hospitals.save(site)
+        settings[name] = hospitals.sites[name]
+    before = {name: twin(hospitals.site(name), tmp_path / "before" / name) for name in study.sites}
+    (tmp_path / "study.json").write_text(study.model_dump_json())
+    with Daemon("serve", konsil_study("serve", "--folder", str(coordinator)), log=tmp_path / "serve.log") as serving:
+        serving.wait_for("certificate valid until")
+        daemons = []
+        try:
+            for name, path in settings.items():
+                token = run(konsil_study("join-token", name, "--folder", str(coordinator)), log=log).strip()
+                words = (
+                    "join",
+                    token,
+                    "--coordinator",
+                    f"localhost:{port}",
+                    "--root-certificates",
+                    str(coordinator / "ca.crt"),
+                )
+                run(konsil_site(path, *words), log=log)
+                daemons.append(Daemon(name, konsil_site(path, "start"), log=tmp_path / f"{name}.log"))
+            run(konsil_study("start", str(tmp_path / "study.json"), "--folder", str(coordinator), "--wait"), log=log)
+        finally:
+            stopped = [daemon.stop() for daemon in daemons]
+    assert stopped == [0, 0]
+    record = Record.read(coordinator / "runs" / study.name / "record.json")
+    assert (record.verdict, len(record.rounds)) == ("complete", study.rounds)
+    over_network = torch.load(coordinator / "runs" / study.name / "model.pt", weights_only=True)
+    grid = InProcessGrid("fl_client.app:app", list(before.values()), {"study": study.to_json()})
+    state, _ = run_in_process(grid, study, initial_state(study), folder=tmp_path / "twin")
+    assert same(over_network, state)
+    for name in study.sites:
+        lines = [line for line in AuditLog(hospitals.site(name).folder / "audit.jsonl").lines if line["happening"] == "egress"]
+        assert [line["asked"] for line in lines if line["kind"] == "arrays"] == ["train"] * study.rounds
+        assert (
+            len(Ledger(hospitals.site(name).ledger_path, epsilon=1, delta=1e-3, accept_no_privacy=True).events) == study.rounds
+        )
+
+
+def test_a_command_that_fails_is_told_with_its_own_words(tmp_path):
+    with pytest.raises(CommandFailed, match=r"no/such/site\.yaml"):
+        run(konsil_site(tmp_path / "no" / "such" / "site.yaml", "status"), log=tmp_path / "log")
+    with (
+        Daemon("the daemon", konsil_site(tmp_path / "site.yaml", "start"), log=tmp_path / "daemon.log") as daemon,
+        pytest.raises(CommandFailed, match="the daemon ended with 1"),
+    ):
+        daemon.wait_for("anything")
+
+
+@pytest.mark.slow
+def test_a_town_from_dicom_to_models_equals_the_same_studies_in_this_process(tmp_path):
+    town = Town(tmp_path / "town", patients=3, rounds=2, epsilon=None)
+    records = federation(town)
+    assert {name: record.verdict for name, record in records.items()} == {"segmentation": "complete", "radiomics": "complete"}
+    for name in records:
+        study = Study.from_json(json.dumps(json.loads((town.folder / f"{name}.json").read_text())))
+        sites = [Site.load(town.folder / site / "site.yaml") for site in study.sites]
+        state, _ = in_process(study, sites, tmp_path / name)
+        assert same(torch.load(town.folder / "coordinator" / "runs" / name / "model.pt", weights_only=True), state)
+
+
+@pytest.mark.slow
+def test_a_town_under_privacy_keeps_its_promises(tmp_path):
+    town = Town(tmp_path / "town", patients=3, rounds=2, epsilon=8.0)
+    records = federation(town)
+    assert {record.verdict for record in records.values()} == {"complete"}
+    for name in (*town.generated, "sunnybrook"):
+        site = Site.load(town.folder / name / "site.yaml")
+        book = Ledger(site.ledger_path, epsilon=site.budget.epsilon, delta=site.budget.delta)
+        assert 0 < book.epsilon <= (16.0 if name != "sunnybrook" else 8.0) + 0.01
+        assert all(event.noise == "os" for event in book.events)
+        identities = [path.name for path in (town.folder / "archives" / name).iterdir() if path.is_dir()]
+        outside = [path for path in site.folder.rglob("*") if path.is_file() and site.identity_folder not in path.parents]
+        for path in outside:
+            data = path.read_bytes()
+            assert not any(number.encode() in data for number in identities), path
+    assert len(Cohort(town.folder / "sunnybrook" / "cohort")) == 4
