@@ -89,6 +89,7 @@ class Page(Frozen):
 
     host: str = "127.0.0.1"
     port: Port = 8787
+    names: tuple[str, ...] = ()  # other names that a proxy with TLS in front of it has; it answers under no further ones
 
 
 class Archive(Frozen):

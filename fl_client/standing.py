@@ -58,7 +58,11 @@ def standing(site: Site) -> Standing:
         decided = approvals.decisions
     except ValueError as error:
         wrong.append(str(error))
-    studies = approvals.studies
+    studies = {}
+    try:
+        studies = approvals.studies
+    except ValueError as error:
+        wrong.append(f"a study in {approvals.studies_folder} can't be read: {error}")
     return Standing(
         name=site.name,
         halted=halted(site.folder),
