@@ -1,13 +1,11 @@
-"""What the person at the hospital's door does: set the house up, let images in, and count who is inside.
+"""What the person at the hospital's door does: let images in, and count who is inside.
 
-Called by `konsil-site init`, `admit` and `cohort`. What is printed here stays on the hospital's own screen: it names files,
+Called by `konsil-site admit` and `cohort`. What is printed here stays on the hospital's own screen: it names files,
 which nothing that is stored does.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -32,43 +30,8 @@ from fl_client.sharing import is_shared
 from fl_client.site import Site
 from fl_client.yaml_file import read_yaml
 
-_SETTINGS = """\
-# This hospital's own settings for konsil. The coordinator never sends or sees this file.
-name: {name}
-folder: .  # gets cohort/, ledger.jsonl, approvals.jsonl, studies/ and log/
-key_file: {key}  # makes the pseudonyms; whoever has it can test whether a known patient is in the cohort
-declared_size: {size}  # public: a round number near the number of patients, never the exact count
-test_fraction: 0.2  # share of the patients that no training ever sees
-budget:  # the most that patients' data may cost, over all studies, for ever
-  epsilon: {epsilon}
-  delta: {delta}  # well below one over the number of patients
-approve_all: false  # a person says yes to each study
-accept_no_privacy: false  # nothing leaves without noise
-device: auto  # auto, cpu, cuda, cuda:1
-"""
-
 REMEDY = "move it to damaged/ and admit all images of this patient again; if it is only closed to this user, open it"
 """What to do about a damaged folder of the cohort."""
-
-
-def init(path: Path, *, name: str, declared_size: int, epsilon: float, delta: float) -> int:
-    """Write `site.yaml` and a random key for pseudonyms beside it, both with mode 0600, into a folder with mode 0700.
-
-    Raises `pydantic.ValidationError` for values that can't be right, and `FileExistsError` where settings, a key or a cohort
-    stand already: a new key would give the same patients new pseudonyms, and count each of them as two people.
-    """
-    key = path.parent / "pseudonym.key"
-    Site.model_validate(
-        {"name": name, "folder": path.parent, "declared_size": declared_size, "budget": {"epsilon": epsilon, "delta": delta}}
-    )
-    for present in (path, key, path.parent / "cohort"):
-        if present.exists():
-            raise FileExistsError(f"{present} stands already; a hospital is set up once, in a folder of its own")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write(key, secrets.token_hex(32))
-    _write(path, _SETTINGS.format(name=name, key=key.name, size=declared_size, epsilon=epsilon, delta=delta))
-    print(f"wrote {path} and {key} (both readable by you alone); keep a copy of the key, away from the cohort")
-    return 0
 
 
 def key_of(site: Site) -> bytes:
@@ -240,11 +203,3 @@ def tell_left_out(left_out: Mapping[str, str], where: Mapping[str, Path]) -> Non
     for reason, what in by_reason.items():
         more = f" and {len(what) - 3} more" if len(what) > 3 else ""
         print(f"  left out: {', '.join(what[:3])}{more}: {reason}")
-
-
-def _write(path: Path, text: str) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(file, "w") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(file)

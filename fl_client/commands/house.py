@@ -14,11 +14,14 @@ from fl_client.site import Site
 
 def add(commands: Commands) -> None:
     """The commands and their options."""
-    new = commands.add_parser("init", help="write the settings and a random key for pseudonyms")
-    new.add_argument("--name", required=True, help="the hospital's name, as studies will call it")
-    new.add_argument("--declared-size", type=int, required=True, help="a round number near the number of patients; public")
-    new.add_argument("--epsilon", type=float, default=10.0, help="the most that patients' data may cost, for ever (default 10)")
-    new.add_argument("--delta", type=float, default=1e-3, help="well below one over the number of patients (default 0.001)")
+    new = commands.add_parser("init", help="write settings and keys; at a terminal it asks for what no flag says")
+    new.add_argument("--name", help="the hospital's name, as studies will call it")
+    new.add_argument("--declared-size", type=int, help="a round number near the number of patients; public")
+    new.add_argument("--epsilon", type=float, help="the most that patients' data may cost, for ever (default 10)")
+    new.add_argument("--delta", type=float, help="well below one over the number of patients (default 0.001)")
+    new.add_argument("--peer", metavar="TITLE@ADDRESS", help="the archive that sends images here (default: no DICOM port)")
+    new.add_argument("--ae-title", help="how the archive calls us (default KONSIL)")
+    new.add_argument("--listen", metavar="ADDRESS:PORT", help="where we listen for it (default 127.0.0.1:11112)")
     new.set_defaults(run_without_site=_init)
     now = commands.add_parser("status", help="what runs, what waits for you, what is left of the budget")
     now.set_defaults(run=_status)
@@ -45,11 +48,14 @@ def add(commands: Commands) -> None:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from fl_client.admission import init
+    from fl_client.founding import QUESTIONS, Founding, asked, found
 
-    return init(
-        options.site, name=options.name, declared_size=options.declared_size, epsilon=options.epsilon, delta=options.delta
-    )
+    given = {key: getattr(options, key) for key, _, _ in QUESTIONS if getattr(options, key) is not None}
+    if sys.stdin.isatty() and not {"name", "declared_size"} <= given.keys():
+        return found(options.site, asked(given))
+    if missing := [f"--{key.replace('_', '-')}" for key in ("name", "declared_size") if key not in given]:
+        raise ValueError(f"{' and '.join(missing)}: say it, or start this at a terminal, where it asks")
+    return found(options.site, Founding(**given))
 
 
 def _status(site: Site, options: argparse.Namespace) -> int:

@@ -50,6 +50,8 @@ def test_a_new_hospital_has_settings_that_load_and_a_key_that_nobody_else_reads(
     assert {path.name: path.stat().st_mode & 0o777 for path in clinic.parent.iterdir()} == {
         "site.yaml": 0o600,
         "pseudonym.key": 0o600,
+        "node.key": 0o600,
+        "node.key.pub": 0o644,
     }
     assert clinic.parent.stat().st_mode & 0o777 == 0o700
 

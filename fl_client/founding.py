@@ -1,0 +1,150 @@
+"""A hospital's first day: settings and keys, from flags or from a few questions. Called by `konsil-site init`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from conf.study import words
+from fl_client.keys import make_key
+from fl_client.site import Site
+
+_SETTINGS = """\
+# This hospital's own settings for konsil. The coordinator never sends or sees this file.
+name: {name}
+folder: .  # gets clean/, cohort/, the books (ledger.jsonl, audit.jsonl, approvals.jsonl), studies/ and log/
+key_file: pseudonym.key  # makes the pseudonyms; whoever has it can test whether a known patient is in the cohort
+identity_folder: identity  # originals, quarantine and the way back to patients: the intake's alone
+declared_size: {declared_size}  # public: a round number near the number of patients, never the exact count
+test_fraction: 0.2  # share of the patients that no training ever sees
+minimum_cohort: 10  # with fewer usable patients nobody here can approve a study
+budget:  # the most that patients' data may cost, over all studies, for ever
+  epsilon: {epsilon}
+  delta: {delta}  # well below one over the number of patients
+approve_all: false  # a person says yes to each study
+accept_no_privacy: false  # nothing leaves without noise
+device: auto  # auto, cpu, cuda, cuda:1
+"""
+
+_DICOM = """\
+dicom:  # the port at which the archive delivers images
+  ae_title: {ae_title}
+  host: {host}  # the address of this machine that it listens on
+  port: {port}
+  peers:  # who may send; nobody else is let in
+    - {{ae_title: {peer_title}, address: {peer_address}}}
+arrivals:
+  quiet_s: 60  # a study is complete when nothing of it has come for so long
+  min_free_gib: 5  # with less room on the disk nothing is accepted
+  keep_originals_days: 0  # how long originals stay after they were de-identified
+"""
+
+
+@dataclass(frozen=True)
+class Founding:
+    """What a hospital has to say about itself. `peer` is TITLE@ADDRESS of the archive, or empty: no DICOM port."""
+
+    name: str
+    declared_size: int
+    epsilon: float = 10.0
+    delta: float = 1e-3
+    ae_title: str = "KONSIL"
+    listen: str = "127.0.0.1:11112"
+    peer: str = ""
+
+
+QUESTIONS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
+    ("name", "What do studies call this hospital", str),
+    ("declared_size", "About how many patients (public; a round number, never the exact count)", int),
+    ("epsilon", "The most that patients' data may cost, over all studies, for ever: epsilon", float),
+    ("delta", "... and delta, well below one over the number of patients", float),
+    ("peer", "The archive that sends images here, as TITLE@ADDRESS (empty: no DICOM port)", str),
+    ("ae_title", "How the archive calls us", str),
+    ("listen", "Where we listen for it, ADDRESS:PORT", str),
+)
+"""Setting, question, and what the answer is."""
+
+
+def asked(given: Mapping[str, Any], *, ask: Callable[[str], str] = input) -> Founding:
+    """What the flags gave, and the answers of the person at the terminal to the rest. An empty answer takes the default."""
+    answers: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    for key, question, kind in QUESTIONS:
+        if key in answers or (key in ("ae_title", "listen") and not answers.get("peer")):
+            continue
+        default = getattr(Founding, key, None)
+        while key not in answers:
+            said = ask(f"{question}{'' if default in (None, '') else f' [{default}]'}: ").strip()
+            if not said and default is not None:
+                answers[key] = default
+                continue
+            try:
+                answers[key] = kind(said)
+            except ValueError:
+                print(f"{said!r} is no {'whole number' if kind is int else 'number'}", file=sys.stderr)
+            if kind is str and not said:
+                answers.pop(key, None)
+    return Founding(**answers)
+
+
+def found(path: Path, new: Founding) -> int:
+    """Write `site.yaml`, a random key for pseudonyms and the hospital's own key beside it (0600), in a folder of mode 0700.
+
+    Prints the public key. Raises `ValueError` for values that can't be right, and `FileExistsError` where settings, a key or a
+    cohort stand already: a new key would give the same patients new pseudonyms, and count each of them as two people.
+    """
+    text = _text(new)
+    try:
+        Site.model_validate({**yaml.safe_load(text), "folder": path.parent})
+    except ValidationError as error:
+        raise ValueError(words(error)) from None
+    key, own = path.parent / "pseudonym.key", path.parent / "node.key"
+    for present in (path, key, own, path.parent / "cohort"):
+        if present.exists():
+            raise FileExistsError(f"{present} stands already; a hospital is set up once, in a folder of its own")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write(key, secrets.token_hex(32))
+    line = make_key(own, comment=new.name)
+    _write(path, text)
+    print(f"wrote {path}, {key} and {own} (readable by you alone); keep a copy of pseudonym.key, away from the cohort")
+    print(f"this hospital's public key, which the coordinator registers (konsil-site join does it with a token):\n{line}")
+    return 0
+
+
+def _text(new: Founding) -> str:
+    text = _SETTINGS.format(name=new.name, declared_size=new.declared_size, epsilon=new.epsilon, delta=new.delta)
+    if not new.peer:
+        return text
+    title, at, address = new.peer.partition("@")
+    host, colon, port = new.listen.rpartition(":")
+    if not (title and at and address):
+        raise ValueError(f"the archive is named as TITLE@ADDRESS, such as PACS@10.0.0.5, not {new.peer!r}")
+    if not (host and colon and port.isdecimal()):
+        raise ValueError(f"a place to listen is named as ADDRESS:PORT, such as 10.0.0.7:11112, not {new.listen!r}")
+    return text + _DICOM.format(
+        ae_title=_quoted(new.ae_title),
+        host=_quoted(host),
+        port=int(port),
+        peer_title=_quoted(title),
+        peer_address=_quoted(address),
+    )
+
+
+def _quoted(word: str) -> str:
+    """As a YAML text, so that no title is read as a number or a flag."""
+    return "'" + word.replace("'", "''") + "'"
+
+
+def _write(path: Path, text: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(file, "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(file)

@@ -1,0 +1,70 @@
+import pytest
+
+from fl_client.__main__ import main
+from fl_client.founding import Founding, asked, found
+from fl_client.keys import public_key
+from fl_client.site import Site
+
+
+def answers(*said):
+    """Somebody at the terminal; what was asked stands in `.heard`."""
+    left = list(said)
+
+    def ask(question):
+        ask.heard.append(question)
+        return left.pop(0)
+
+    ask.heard = []
+    return ask
+
+
+def test_only_what_no_flag_said_is_asked_and_an_empty_answer_takes_the_default():
+    ask = answers("clinic", "", "", "PACS@10.0.0.5", "", "10.0.0.7:104")
+    new = asked({"declared_size": 50}, ask=ask)
+    assert new == Founding("clinic", 50, peer="PACS@10.0.0.5", listen="10.0.0.7:104")
+    assert len(ask.heard) == 6
+    assert ask.heard[1].endswith("epsilon [10.0]: ")
+
+
+def test_a_question_without_a_default_is_asked_until_it_is_answered(capsys):
+    ask = answers("", "clinic", "many", "50", "", "", "")
+    assert asked({}, ask=ask) == Founding("clinic", 50)
+    assert "'many' is no whole number" in capsys.readouterr().err
+
+
+def test_nothing_is_asked_about_a_dicom_port_that_nobody_sends_to():
+    ask = answers("", "", "")
+    asked({"name": "clinic", "declared_size": 50}, ask=ask)
+    assert len(ask.heard) == 3
+
+
+def test_the_settings_have_the_door_that_was_asked_for_and_the_public_key_is_told(tmp_path, capsys):
+    path = tmp_path / "clinic" / "site.yaml"
+    words = ["--name", "clinic", "--declared-size", "50", "--peer", "0123@10.0.0.5", "--listen", "10.0.0.7:11113"]
+    assert main(["--site", str(path), "init", *words]) == 0
+    site = Site.load(path)
+    assert (site.dicom.host, site.dicom.port, site.dicom.ae_title) == ("10.0.0.7", 11113, "KONSIL")
+    assert [(peer.ae_title, peer.address) for peer in site.dicom.peers] == [("0123", "10.0.0.5")]
+    assert site.identity_folder == path.parent / "identity"
+    assert f"{public_key(path.parent / 'node.key')} clinic" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"peer": "PACS"}, "the archive is named as TITLE@ADDRESS"),
+        ({"peer": "PACS@x", "listen": "11112"}, "a place to listen is named as ADDRESS:PORT"),
+        ({"name": "a b"}, "name: "),
+        ({"delta": 0.5}, "budget.delta: "),
+        ({"peer": "PA CS IS LONG@1.2.3.4"}, "dicom.peers.0.ae_title: "),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_anything_is_written(tmp_path, given, told):
+    with pytest.raises(ValueError, match="^" + told):
+        found(tmp_path / "clinic" / "site.yaml", Founding(**{"name": "clinic", "declared_size": 5, **given}))
+    assert not (tmp_path / "clinic").exists()
+
+
+def test_without_a_terminal_what_is_missing_is_named(tmp_path, capsys):
+    assert main(["--site", str(tmp_path / "site.yaml"), "init", "--name", "clinic"]) == 1
+    assert "--declared-size: say it, or start this at a terminal, where it asks" in capsys.readouterr().err
