@@ -182,11 +182,12 @@ def _work(settings: Path) -> int:
     from flwr.clientapp import ClientApp
 
     from fl_client import release
+    from fl_client.packed import packed_mod
     from fl_client.worker import Worker, obey_signals
     from tasks.task import load, released
 
     logging.basicConfig(level=logging.INFO)
-    app, wanted = ClientApp(), {}
+    app, wanted = ClientApp(mods=[packed_mod]), {}
 
     @app.query("enroll")
     def enroll(question: Message, context: Context) -> Message:
