@@ -17,7 +17,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fl_client.chain import Body, Chain, ChainBroken
-from fl_client.privacy.budget import epsilon as epsilon_of
 from fl_client.privacy.events import Event
 
 
@@ -131,6 +130,13 @@ class Ledger:
             return Event.model_validate(body["event"])
         except (KeyError, ValidationError):
             raise LedgerBroken(f"{self.path} line {body['line']} is not a ledger entry") from None
+
+
+def epsilon_of(events: Sequence[Event], *, delta: float) -> float:
+    """What these events cost together (`fl_client.privacy.budget.epsilon`)."""
+    from fl_client.privacy.budget import epsilon  # here: the accountant takes a second to import
+
+    return epsilon(events, delta=delta)
 
 
 def _name(event: Event) -> str:
