@@ -33,11 +33,11 @@ from pydantic import ValidationError
 
 from conf.study import words
 from fl_client.chain import ChainBroken
-from fl_client.commands import clinical, daemon, deidentify, house, images, intake, quality, studies
+from fl_client.commands import clinical, daemon, deidentify, house, images, intake, page, quality, studies
 from fl_client.privacy import BudgetSpent
 from fl_client.site import Site
 
-MODULES = (house, images, deidentify, clinical, intake, quality, studies, daemon)
+MODULES = (house, images, deidentify, clinical, intake, quality, studies, daemon, page)
 """Where the commands stand, in the order of the help."""
 
 
