@@ -14,6 +14,7 @@ konsil-site --site site.yaml approve STUDY      say yes to exactly this study, o
 konsil-site --site site.yaml decline STUDY      say no
 konsil-site --site site.yaml ledger             every release so far, what they cost together, what is left
 konsil-site --site site.yaml segment MODEL [FOLDER] --out FOLDER   masks of a trained model, for this hospital's own eyes
+konsil-site --site site.yaml return MODEL       masks and a report of a trained model back to the archive, research use only
 konsil-site --site site.yaml features --study STUDY --out TABLE.parquet   the cohort's radiomic features, to look at here
 konsil-site --site site.yaml add-model FILE     keep trained weights that studies name as the model which draws their masks
 konsil-site --site site.yaml join TOKEN --coordinator HOST:PORT --root-certificates ca.crt   make a key and register it
@@ -33,11 +34,11 @@ from pydantic import ValidationError
 
 from conf.study import words
 from fl_client.chain import ChainBroken
-from fl_client.commands import clinical, daemon, deidentify, house, images, intake, page, quality, studies
+from fl_client.commands import clinical, daemon, deidentify, house, images, intake, page, quality, returning, studies
 from fl_client.privacy import BudgetSpent
 from fl_client.site import Site
 
-MODULES = (house, images, deidentify, clinical, intake, quality, studies, daemon, page)
+MODULES = (house, images, deidentify, clinical, intake, quality, studies, returning, daemon, page)
 """Where the commands stand, in the order of the help."""
 
 

@@ -78,8 +78,8 @@ def segment(
     meanings = None
     if folder is not None:
         meanings = label_map(labels)
-        _require_meanings(trained.task.settings.structures, meanings, labels)
-    with _progress() as advance:
+        require_meanings(trained.task.settings.structures, meanings, labels)
+    with progress_bars() as advance:
         if folder is None:
             source = _cohort(site, trained.task.settings.series)
         else:
@@ -114,7 +114,7 @@ def _require_new(out: Path, *, inside: Sequence[Path]) -> None:
         raise FileExistsError(f"{out} stands already; masks are never written over others, so choose a new --out")
 
 
-def _require_meanings(structures: Mapping[str, int], labels: LabelMap, said: str) -> None:
+def require_meanings(structures: Mapping[str, int], labels: LabelMap, said: str) -> None:
     """A DICOM SEG says in codes what a value means, so that the label map has to know every structure of the model."""
     known = {name: structure.value for name, structure in labels.structures.items()}
     strangers = [f"{name} ({value})" for name, value in structures.items() if known.get(name) != value]
@@ -254,7 +254,7 @@ def _at(row: Row, source: Source) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Bars on a terminal, nothing on a pipe: call it with what is done, how many, and of how many."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<16}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())

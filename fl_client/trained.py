@@ -32,6 +32,10 @@ class Trained:
     model: torch.nn.Module
     task: SegmentationTask
     name: str
+    fingerprint: str  # of the weights, as a record tells it; empty for a number type that konsil doesn't save
+    study_name: str
+    study_hash: str  # as the record tells it; empty where nothing does
+    is_recorded: bool  # whether a run's record knows these weights as its last
 
 
 def load_trained(path: Path, study: str | None, site: Site) -> Trained:
@@ -45,14 +49,14 @@ def load_trained(path: Path, study: str | None, site: Site) -> Trained:
     path = path / "model.pt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: a run leaves its model as model.pt in its own folder")
-    name, settings = _study(path, study, site)
+    name, settings, study_hash = _study(path, study, site)
     task = load(settings)
     if not isinstance(task, SegmentationTask):
         raise ValueError(f"study {name} learns the task {settings['name']}; masks come from the task segmentation")
     model = task.model()
     state = read_weights(path)
     _require_fit(state, model, f"{path} is not a model of study {name}, which segments {', '.join(task.settings.structures)}")
-    _require_recorded(state, path, study)
+    found, is_recorded = _require_recorded(state, path, study)
     model.load_state_dict(state)
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
@@ -61,14 +65,17 @@ def load_trained(path: Path, study: str | None, site: Site) -> Trained:
         raise ValueError(
             f"site.yaml asks for device {site.device}, which this machine hasn't; auto takes what there is"
         ) from None
-    return Trained(model, task, f"{name[:36]} model {sha[:12]}")
+    title = f"{name[:36]} model {sha[:12]}"
+    return Trained(model, task, title, fingerprint=found, study_name=name, study_hash=study_hash, is_recorded=is_recorded)
 
 
-def _study(path: Path, said: str | None, site: Site) -> tuple[str, dict[str, Any]]:
-    """The study's name and its task's settings. No more is read: records of older konsils hold fewer settings elsewhere."""
+def _study(path: Path, said: str | None, site: Site) -> tuple[str, dict[str, Any], str]:
+    """The study's name, its task's settings, and its hash as far as it is told. No more is read: records of older konsils
+    hold fewer settings elsewhere.
+    """
     if said is not None and not Path(said).is_file():
         found = Approvals(site.folder).find(said)
-        return found.name, dict(found.task)
+        return found.name, dict(found.task), found.hash
     file = Path(said) if said is not None else path.with_name("record.json")
     if not file.is_file():
         raise FileNotFoundError(
@@ -78,7 +85,7 @@ def _study(path: Path, said: str | None, site: Site) -> tuple[str, dict[str, Any
     data = _object(file)
     try:
         study = data.get("study", data)
-        return str(study["name"]), dict(study["task"])
+        return str(study["name"]), dict(study["task"]), str(data.get("study_hash", ""))
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{file} is neither a study nor a run's record: it names no study with a task") from None
 
@@ -93,21 +100,22 @@ def _object(file: Path) -> dict[str, Any]:
     return data
 
 
-def _require_recorded(state: Mapping[str, torch.Tensor], path: Path, said: str | None) -> None:
-    """Raise `ValueError` unless the weights are those after the last round of the record, if there is one."""
+def _require_recorded(state: Mapping[str, torch.Tensor], path: Path, said: str | None) -> tuple[str, bool]:
+    """The weights' fingerprint, and whether a record tells it: `ValueError` if a record tells another after its last round."""
+    try:
+        found = fingerprint(state)
+    except TypeError:
+        found = ""
     given = [Path(said)] if said is not None else []
     for file in (*given, path.with_name("record.json")):
         rounds = _fingerprints(file) if file.is_file() else []
         if rounds:
             break
     else:
-        return
-    try:
-        found = fingerprint(state)
-    except TypeError:
-        found = "no number type that konsil saves"
+        return found, False
     if found == rounds[-1]:
-        return
+        return found, True
+    found = found or "no number type that konsil saves"
     after = f"; they are those after round {rounds.index(found) + 1}" if found in rounds else ""
     raise ValueError(
         f"{path} holds other weights than {file} tells of: their fingerprint is {found[:16]}..., and the model after the "

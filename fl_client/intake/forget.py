@@ -1,9 +1,10 @@
-"""Removing what the identity zone holds of one patient: originals, what is in quarantine, the way back."""
+"""Removing what the identity zone holds of one patient: originals, quarantine, what goes back to the archive, the way back."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ import pydicom
 from fl_client.intake.deidentify import discreet
 from fl_client.intake.pseudonyms import Pseudonyms
 from fl_client.intake.quarantine import LIST
+from fl_client.intake.returned import folder_of
 from fl_client.intake.way_back import WayBack
 
 
@@ -32,6 +34,9 @@ def forget_identity(identity: Path, pseudonym: str, *, names: Pseudonyms) -> tup
                 removed += 1
             unknown += whose is None
     _without(quarantine / LIST, pseudonym)
+    if (returned := folder_of(identity, pseudonym)).exists():
+        removed += len(list(returned.glob("*.dcm")))
+        shutil.rmtree(returned)
     if (identity / "map.sqlite").exists():
         WayBack(identity / "map.sqlite").forget(pseudonym)
     return removed, unknown

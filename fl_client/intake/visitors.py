@@ -14,6 +14,7 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import Dataset
 
+from fl_client.intake.clean import AlreadyClean
 from fl_client.intake.deidentify import Deidentifier, discreet
 from fl_client.intake.door import Progress, Reasons, Refused
 from fl_client.intake.headers import Patient, read_headers
@@ -54,16 +55,16 @@ class Visitor:
 
 
 def visitors(
-    folder: Path, *, key: bytes, rules: SeriesRules, wanted: Collection[str], progress: Progress | None = None
+    folder: Path, *, key: bytes | None, rules: SeriesRules, wanted: Collection[str], progress: Progress | None = None
 ) -> tuple[list[Visitor], Reasons]:
     """Everybody in a folder of DICOM files who has a series named in `wanted`, sorted, and why others and files are of no use.
 
-    Of several studies the latest counts. A whole cine without masks gives its end-diastolic phase alone. Raises
-    `NotADirectoryError` for a folder that isn't there.
+    `key` None is for files of the clean store. Of several studies the latest counts. A whole cine without masks gives its
+    end-diastolic phase alone. Raises `NotADirectoryError` for a folder that isn't there.
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder; give a folder of DICOM files")
-    reasons = Reasons(Deidentifier(key, words=rules.words))
+    reasons = Reasons(Deidentifier(key, words=rules.words) if key is not None else AlreadyClean())
     found = []
     with discreet():
         for pseudonym, patient in sorted(read_headers(folder, reasons, progress).items()):

@@ -74,14 +74,26 @@ def write_seg(
     *,
     algorithm: str | None = "konsil",
 ) -> None:
-    """Write a mask as DICOM SEG (binary, one segment per structure present) that refers to the images it was made on.
+    """Write a mask as DICOM SEG, as `make_seg` makes it."""
+    with discreet():
+        make_seg(mask, source, labels, algorithm=algorithm).save_as(path)
+
+
+def make_seg(
+    mask: npt.NDArray[np.integer],
+    source: Path | Sequence[Dataset] | Chosen,
+    labels: LabelMap,
+    *,
+    algorithm: str | None = "konsil",
+) -> hd.seg.Segmentation:
+    """A mask as DICOM SEG (binary, one segment per structure present) that refers to the images it was made on.
 
     `mask` is (slices, rows, columns) in the slice order of the intake. `source` is the folder of exactly one series, or its
     datasets, or frames of a multi-frame image. `algorithm` None means that a person drew it. Raises `ValueError` for a shape
     that isn't the series', an empty mask, and a value that the label map doesn't know.
     """
     with discreet():
-        images = [_filled(source.image)] if isinstance(source, Chosen) else _in_order(source)
+        images = [filled(source.image)] if isinstance(source, Chosen) else _in_order(source)
         count = len(source.numbers) if isinstance(source, Chosen) else len(images)
         shape = (count, int(images[0].Rows), int(images[0].Columns))
         if mask.shape != shape:
@@ -123,7 +135,7 @@ def write_seg(
         )
         if isinstance(source, Chosen):
             _name_frames(seg, source)
-        seg.save_as(path)
+    return seg
 
 
 def _name_frames(seg: hd.seg.Segmentation, source: Chosen) -> None:
@@ -162,11 +174,11 @@ def _in_order(source: Path | Sequence[Dataset]) -> list[Dataset]:
     headers = _headers(Path(source)) if isinstance(source, (str, Path)) else list(source)
     if len({str(header.SeriesInstanceUID) for header in headers}) != 1:
         raise ValueError(f"a mask belongs to one series; the source holds {len({str(h.SeriesInstanceUID) for h in headers})}")
-    return [_filled(frame.header) for frame in stack([Frame(Path(), header) for header in headers])[0]]
+    return [filled(frame.header) for frame in stack([Frame(Path(), header) for header in headers])[0]]
 
 
-def _filled(header: Dataset) -> Dataset:
-    """A copy in which nothing lacks that highdicom copies."""
+def filled(header: Dataset) -> Dataset:
+    """A copy in which nothing lacks that highdicom copies. Raises `ValueError` for a StudyInstanceUID that is none."""
     header = copy.deepcopy(header)
     for name in COPIED:
         if name not in header or (name.endswith("Date") and not _is_date(str(header[name].value))):

@@ -1,0 +1,139 @@
+"""One page about the masks that a model drew, as PDF: what it is for in large letters, who drew, how much, where.
+
+It says millilitres and shows outlines; it judges nothing. Of the patient it tells the hospital's number and the day of the
+examination and no name: enough to see that a page lies with the wrong patient, and a page that is printed and lost names
+nobody. Drawn by matplotlib; the same report gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.figure import Figure
+
+A4_INCHES = (8.27, 11.69)
+SLICES, MOST_SERIES = 6, 4
+COLOURS = ("#e6194b", "#ffe119", "#4cc9f0", "#3cb44b", "#f58231", "#f032e6")
+MARGIN = 0.35  # around what was found, as a part of its size
+
+Image = npt.NDArray[np.generic]
+Mask = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a model drew on one series. `image` and `mask` are (slices, rows, columns)."""
+
+    series: str
+    image: Image
+    mask: Mask
+    spacing_mm: tuple[float, float, float]
+
+    def millilitres(self, value: int) -> float:
+        """Volume of all voxels with this value."""
+        return float(np.prod(self.spacing_mm)) / 1000 * int((self.mask == value).sum())
+
+
+@dataclass(frozen=True)
+class Report:
+    """What stands on the page. `lines` are (what, which), in reading order."""
+
+    title: str
+    lines: Sequence[tuple[str, str]]
+    structures: Mapping[str, int]  # name: value in the mask
+    drawn: Sequence[Drawn]
+
+
+def draw(report: Report) -> bytes:
+    """The page as PDF."""
+    with mpl.rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8.5}):  # fonts that can be searched
+        figure = Figure(figsize=A4_INCHES)
+        FigureCanvasPdf(figure)
+        _say(figure, 0.5, 0.955, "RESEARCH USE ONLY", size=33, weight="bold", color="#b00020", ha="center")
+        warning = "Not for diagnosis. A model drew these outlines, and nobody has checked them."
+        _say(figure, 0.5, 0.927, warning, size=11.5, ha="center")
+        _say(figure, 0.07, 0.893, report.title, size=12, weight="bold")
+        height = 0.872
+        for what, which in report.lines:
+            _say(figure, 0.07, height, what, color="#555555")
+            _say(figure, 0.25, height, which, family="DejaVu Sans Mono" if len(which) > 60 else "DejaVu Sans")
+            height -= 0.0165
+        height = _table(figure, report, height - 0.012)
+        _montage(figure, report, height - 0.015)
+        _say(figure, 0.5, 0.022, "RESEARCH USE ONLY", size=14, weight="bold", color="#b00020", ha="center")
+        page = io.BytesIO()
+        figure.savefig(page, format="pdf", dpi=150, metadata={"CreationDate": None, "Producer": "konsil", "Creator": "konsil"})
+    return page.getvalue()
+
+
+def _say(figure: Figure, x: float, y: float, words: str, **how: Any) -> None:
+    """Text as it is: a dollar sign in a patient's number is no mathematics."""
+    figure.text(x, y, words, parse_math=False, va="baseline", **how)
+
+
+def _table(figure: Figure, report: Report, top: float) -> float:
+    """Millilitres per structure and series; gives where it ends."""
+    left, width = 0.25, 0.17
+    for column, drawn in enumerate(report.drawn[:MOST_SERIES]):
+        _say(figure, left + width * (column + 1) - 0.03, top, drawn.series, weight="bold", ha="right")
+    _say(figure, 0.07, top, "Volume in ml", weight="bold")
+    for row, (name, value) in enumerate(report.structures.items(), 1):
+        height = top - 0.0165 * row
+        _say(figure, 0.07, height, "■", color=COLOURS[(row - 1) % len(COLOURS)])
+        _say(figure, 0.09, height, name.replace("_", " "))
+        for column, drawn in enumerate(report.drawn[:MOST_SERIES]):
+            said = f"{drawn.millilitres(value):.1f}" if (drawn.mask == value).any() else "not found"
+            _say(figure, left + width * (column + 1) - 0.03, height, said, ha="right")
+    return top - 0.0165 * (len(report.structures) + 1)
+
+
+def _montage(figure: Figure, report: Report, top: float) -> None:
+    """Slices with outlines, a row per series."""
+    shown, bottom = report.drawn[:MOST_SERIES], 0.05
+    each = min(0.16, (top - bottom) / max(1, len(shown)))
+    for row, drawn in enumerate(shown):
+        base = top - each * (row + 1)
+        _say(figure, 0.07, base + each - 0.012, drawn.series, weight="bold")
+        low, high = np.percentile(drawn.image.astype(np.float32), (1, 99.5))
+        window = _window(drawn.mask)
+        for column, number in enumerate(_slices(drawn.mask)):
+            axes = figure.add_axes((0.07 + 0.145 * column, base, 0.14, each - 0.018))
+            axes.imshow(
+                drawn.image[number][window],
+                cmap="gray",
+                vmin=float(low),
+                vmax=float(high) if high > low else float(low) + 1,
+                aspect=drawn.spacing_mm[1] / drawn.spacing_mm[2],
+            )
+            for position, value in enumerate(report.structures.values()):
+                inside = drawn.mask[number][window] == value
+                if inside.any() and not inside.all():
+                    axes.contour(inside, levels=[0.5], colors=COLOURS[position % len(COLOURS)], linewidths=0.9)
+            axes.text(0.03, 0.04, f"slice {number + 1}", transform=axes.transAxes, color="white", size=6)
+            axes.set_axis_off()
+
+
+def _slices(mask: Mask) -> list[int]:
+    """Which slices are shown: spread over those with something in them, or over all if there is nothing."""
+    found = np.flatnonzero(mask.any(axis=(1, 2)))
+    among = found if len(found) else np.arange(len(mask))
+    return sorted({int(among[round(i)]) for i in np.linspace(0, len(among) - 1, min(SLICES, len(among)))})
+
+
+def _window(mask: Mask) -> tuple[slice, slice]:
+    """Rows and columns around all that was found, the same in each slice; all of them if nothing was."""
+    if not mask.any():
+        return slice(None), slice(None)
+    sides = []
+    for axes in ((0, 2), (0, 1)):
+        found = np.flatnonzero(mask.any(axis=axes))
+        room = round(MARGIN * (found[-1] - found[0] + 1)) + 2
+        sides.append(slice(max(0, int(found[0]) - room), int(found[-1]) + room + 1))
+    return sides[0], sides[1]
