@@ -9,6 +9,7 @@ import re
 from flwr.app import ConfigRecord, Message
 
 from fl_client.audit import Fact
+from fl_client.packed import unpacked
 
 
 def egress(question: Message, answer: Message, *, run: int) -> dict[str, Fact]:
@@ -25,7 +26,7 @@ def egress(question: Message, answer: Message, *, run: int) -> dict[str, Fact]:
         kind, size = "words", len(words)
     else:
         for record in answer.content.array_records.values():
-            for name, array in record.items():
+            for name, array in unpacked(record).items():
                 digest.update(name.encode())
                 digest.update(array.data)
                 size += len(array.data)

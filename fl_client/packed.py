@@ -15,6 +15,13 @@ BLOCK = "konsil-block"
 """The one name in an ArrayRecord that holds a block."""
 
 
+def unpacked(record: ArrayRecord) -> ArrayRecord:
+    """The arrays of a block; any other record as it is. Raises `ValueError` for a block that can't be read."""
+    if list(record) != [BLOCK]:
+        return record
+    return ArrayRecord({key: Array(array) for key, array in unpack(record[BLOCK].data).items()})
+
+
 def packed_mod(question: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """A Flower mod that unpacks what came, and packs the answer to it.
 
@@ -23,8 +30,7 @@ def packed_mod(question: Message, context: Context, call_next: ClientAppCallable
     packed = [name for name, record in question.content.array_records.items() if list(record) == [BLOCK]]
     try:
         for name in packed:
-            arrays = unpack(question.content.array_records[name][BLOCK].data)
-            question.content[name] = ArrayRecord({key: Array(array) for key, array in arrays.items()})
+            question.content[name] = unpacked(question.content.array_records[name])
     except (ValueError, MemoryError):
         return call_next(question, context)
     answer = call_next(question, context)

@@ -4,15 +4,18 @@ import hashlib
 import json
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fl_client import app as hospital
 from fl_client import release
 from fl_client.audit import AuditLog
+from fl_client.egress import egress
 from fl_client.halt import halt, halted, resume
+from fl_client.packed import BLOCK
 from fl_server.app import run
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
+from tasks.packing import pack
 
 
 def lines(site):
@@ -59,6 +62,16 @@ def test_the_digest_is_that_of_the_bytes_that_left(hospitals, asked):
     assert line["bytes"] > sum(len(array.data) for array in reply.content["arrays"].values())
     digest.update(json.dumps({"metrics": dict(reply.content["metrics"])}, sort_keys=True).encode())
     assert line["sha256"] == digest.hexdigest()
+
+
+def test_a_block_has_the_line_of_the_arrays_in_it(asked):
+    reply = asked()
+    plain = egress(reply, reply, run=1)
+    arrays = {name: array.numpy() for name, array in reply.content["arrays"].items()}
+    block = pack(arrays)
+    reply.content["arrays"] = ArrayRecord({BLOCK: Array("uint8", (len(block),), BLOCK, block)})
+    assert egress(reply, reply, run=1) == plain
+    assert plain["tensors"] == len(arrays)
 
 
 def test_the_line_stands_after_the_ledgers_and_before_the_answer_leaves(hospitals, asked, monkeypatch):
