@@ -20,7 +20,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 _PATHS = {
     "": ("folder", "key_file", "identity_folder"),
-    "arrivals": ("watch", "series_rules", "columns"),
+    "arrivals": ("watch", "series_rules"),
     "coordinator": ("root_certificates", "key"),
     "dicom tls": ("certificate", "key", "authority"),
     "archive tls": ("certificate", "key", "authority"),
@@ -71,7 +71,6 @@ class Arrivals(Frozen):
     keep_originals_days: Annotated[float, Field(ge=0)] = 0.0  # how long originals stay after they were de-identified
     series_rules: Path | None = None  # as --series-rules of konsil-site admit
     labels: str | None = None  # as --labels
-    columns: Path | None = None  # as --columns
     retain: tuple[Literal["dates", "device", "descriptors", "characteristics"], ...] = ("dates", "descriptors")  # of PS3.15
     accept_faces: bool = False  # let images of the head in, from which a face can be made; else they go to quarantine
 
