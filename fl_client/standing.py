@@ -58,6 +58,11 @@ def standing(site: Site) -> Standing:
         decided = approvals.decisions
     except ValueError as error:
         wrong.append(str(error))
+    refused = 0
+    try:
+        refused = len(cohort.refused)
+    except ValueError as error:
+        wrong.append(f"{cohort.folder / 'refused.jsonl'} can't be read: {error}")
     studies = {}
     try:
         studies = approvals.studies
@@ -69,7 +74,7 @@ def standing(site: Site) -> Standing:
         running=running(site),
         patients=len(cohort),
         withdrawn=len(cohort.withdrawn),
-        refused=len(cohort.refused),
+        refused=refused,
         waiting=tuple(key for key in studies if key not in decided),
         approved=tuple(key for key in studies if key in decided and decided[key].decision == "approved"),
         releases=releases,

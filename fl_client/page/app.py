@@ -25,6 +25,7 @@ from fl_client.chain import ChainBroken
 from fl_client.cohort import CaseUnreadable, Cohort, is_test
 from fl_client.decision import DAYS, LONGEST, approve, decline
 from fl_client.ending import end_now
+from fl_client.failures import new_number, write_failure
 from fl_client.page import people, pictures, views
 from fl_client.page.guard import Guard, Session, Sessions, metrics_allowed
 from fl_client.page.jobs import Jobs
@@ -129,6 +130,7 @@ def page_app(site: Site, page: Page | None = None) -> Guard:
         app.add_api_route(path, handler, methods=[method], response_model=None)
     app.add_exception_handler(404, _told)
     app.add_exception_handler(HTTPException, _told)
+    app.add_exception_handler(Exception, _failed)
     return Guard(app, site=site, page=page, sessions=house.sessions)
 
 
@@ -138,6 +140,18 @@ def _told(request: Request, error: Exception) -> Response:
     said = str(getattr(error, "detail", ""))
     text = "there is nothing at this address" if said in ("Not Found", "") else said
     return _house(request).show(request, "wrong.html", status=status, title="That did not work", text=text)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: a number for the person, the rest for the log."""
+    house, number = _house(request), new_number()
+    try:
+        write_failure(house.site.folder / "log", error, run=0, number=number)
+        text = f"This went wrong here. Failure {number} in log/failures.log says why."
+    except OSError as full:
+        text = f"This went wrong here ({type(error).__name__}), and the log can't be written: {full.strerror}."
+    request.scope["told"] = True
+    return house.show(request, "wrong.html", status=500, title="That did not work", text=text)
 
 
 # -- coming and going -------------------------------------------------------------------------------------------------

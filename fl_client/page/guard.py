@@ -20,7 +20,6 @@ from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, Literal
 
-from fl_client.failures import new_number, write_failure
 from fl_client.site import Page, Site
 
 Scope = MutableMapping[str, Any]
@@ -206,12 +205,9 @@ class Guard:
             return
         if scope["type"] != "http":
             return
-        begun = False
 
         async def guarded(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 mine = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message["headers"] = [*(pair for pair in message["headers"] if pair[0].lower().decode() not in HEADERS), *mine]
             await send(message)
@@ -238,16 +234,9 @@ class Guard:
         scope["secure"] = host in {name.lower() for name in self.page.names}  # these are reached over TLS
         try:
             await self.app(scope, receive, guarded)
-        except Exception as error:
-            number = new_number()
-            try:
-                write_failure(self.site.folder / "log", error, run=0, number=number)
-                told = f"this went wrong here; failure {number} in log/failures.log says why"
-            except OSError as full:
-                told = f"this went wrong here ({type(error).__name__}), and the log can't be written: {full.strerror}"
-            if begun:
+        except Exception:
+            if not scope.get("told"):  # else the person has its number, and the log what it was
                 raise
-            await _plain(guarded, 500, told)
 
 
 def _host(header: str) -> str:

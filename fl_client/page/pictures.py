@@ -149,7 +149,7 @@ def direction(vector: npt.NDArray[np.float64]) -> str:
     """
     length = float(np.linalg.norm(vector)) or 1.0
     parts = sorted(zip(np.abs(vector) / length, range(3), strict=True), reverse=True)
-    return "".join(("LR", "PA", "HF")[axis][vector[axis] < 0] for share, axis in parts[:2] if share > 0.4)
+    return "".join(("LR", "PA", "HF")[axis][int(vector[axis] < 0)] for share, axis in parts[:2] if share > 0.4)
 
 
 def opposite(letters: str) -> str:
