@@ -99,7 +99,7 @@ def unsuitable(header: Dataset) -> str | None:
     """Why a readable file is neither a slice nor a mask, or None if it is one."""
     kind = header.get("SOPClassUID")
     if kind in DRAWN:
-        return None
+        return "a model of konsil drew this mask, and no other learns from it" if _is_ours(header) else None
     if kind not in (MR, CT, *ENHANCED):
         # a private UID may carry a hospital's own root, so only the standard's names are repeated
         standard = str(kind or "").startswith("1.2.840.10008.")
@@ -112,6 +112,12 @@ def unsuitable(header: Dataset) -> str | None:
     if header.get("Rows") is None or header.get("Columns") is None:
         return "an image header without Rows and Columns"
     return None
+
+
+def _is_ours(seg: Dataset) -> bool:
+    """Whether it went out of this door: an archive may send on to us what we gave it."""
+    drawn = {segment.get("SegmentAlgorithmType") for segment in seg.get("SegmentSequence") or []}
+    return seg.get("Manufacturer") == "konsil" and "AUTOMATIC" in drawn
 
 
 def references(seg: Dataset) -> Iterator[str]:

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 A4_INCHES = (8.27, 11.69)
-SLICES, MOST_SERIES = 6, 4
+COLUMNS, MOST_SERIES = 4, 4
 COLOURS = ("#e6194b", "#ffe119", "#4cc9f0", "#3cb44b", "#f58231", "#f032e6")
 MARGIN = 0.35  # around what was found, as a part of its size
 
@@ -63,7 +63,7 @@ def draw(report: Report) -> bytes:
         height = 0.872
         for what, which in report.lines:
             _say(figure, 0.07, height, what, color="#555555")
-            _say(figure, 0.25, height, which, family="DejaVu Sans Mono" if len(which) > 60 else "DejaVu Sans")
+            _say(figure, 0.25, height, which, family="DejaVu Sans Mono" if len(which) == 64 else "DejaVu Sans")  # a hash
             height -= 0.0165
         height = _table(figure, report, height - 0.012)
         _montage(figure, report, height - 0.015)
@@ -95,16 +95,18 @@ def _table(figure: Figure, report: Report, top: float) -> float:
 
 
 def _montage(figure: Figure, report: Report, top: float) -> None:
-    """Slices with outlines, a row per series."""
-    shown, bottom = report.drawn[:MOST_SERIES], 0.05
-    each = min(0.16, (top - bottom) / max(1, len(shown)))
-    for row, drawn in enumerate(shown):
-        base = top - each * (row + 1)
-        _say(figure, 0.07, base + each - 0.012, drawn.series, weight="bold")
+    """Slices with outlines: two rows per series, or one where there are many series."""
+    shown, bottom, title = report.drawn[:MOST_SERIES], 0.05, 0.018
+    rows = 2 if len(shown) <= 2 else 1
+    each = min(0.152, ((top - bottom) / max(1, len(shown)) - title) / rows)
+    for done, drawn in enumerate(shown):
+        begin = top - done * (title + rows * each)
+        _say(figure, 0.07, begin - 0.012, drawn.series, weight="bold")
         low, high = np.percentile(drawn.image.astype(np.float32), (1, 99.5))
         window = _window(drawn.mask)
-        for column, number in enumerate(_slices(drawn.mask)):
-            axes = figure.add_axes((0.07 + 0.145 * column, base, 0.14, each - 0.018))
+        for place, number in enumerate(_slices(drawn.mask, COLUMNS * rows)):
+            row, column = divmod(place, COLUMNS)
+            axes = figure.add_axes((0.07 + 0.217 * column, begin - title - each * (row + 1), 0.213, each - 0.005), anchor="NW")
             axes.imshow(
                 drawn.image[number][window],
                 cmap="gray",
@@ -112,7 +114,7 @@ def _montage(figure: Figure, report: Report, top: float) -> None:
                 vmax=float(high) if high > low else float(low) + 1,
                 aspect=drawn.spacing_mm[1] / drawn.spacing_mm[2],
             )
-            for position, value in enumerate(report.structures.values()):
+            for position, value in reversed(list(enumerate(report.structures.values()))):  # the first lies on top
                 inside = drawn.mask[number][window] == value
                 if inside.any() and not inside.all():
                     axes.contour(inside, levels=[0.5], colors=COLOURS[position % len(COLOURS)], linewidths=0.9)
@@ -120,11 +122,11 @@ def _montage(figure: Figure, report: Report, top: float) -> None:
             axes.set_axis_off()
 
 
-def _slices(mask: Mask) -> list[int]:
+def _slices(mask: Mask, most: int) -> list[int]:
     """Which slices are shown: spread over those with something in them, or over all if there is nothing."""
     found = np.flatnonzero(mask.any(axis=(1, 2)))
     among = found if len(found) else np.arange(len(mask))
-    return sorted({int(among[round(i)]) for i in np.linspace(0, len(among) - 1, min(SLICES, len(among)))})
+    return sorted({int(among[round(i)]) for i in np.linspace(0, len(among) - 1, min(most, len(among)))})
 
 
 def _window(mask: Mask) -> tuple[slice, slice]:

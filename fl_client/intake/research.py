@@ -96,7 +96,7 @@ def research_pdf(page: bytes, originals: Sequence[Originals], segs: Sequence[Nam
         document.ContentDate, document.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
         document.BurnedInAnnotation = "YES"  # the patient's number stands on the page
         document.ConceptNameCodeSequence = []
-        document.DocumentTitle = f"RESEARCH USE ONLY. {NOTE}"
+        document.DocumentTitle = "RESEARCH USE ONLY, not for diagnosis: outlines by a model"
         document.MIMETypeOfEncapsulatedDocument = "application/pdf"
         document.EncapsulatedDocumentLength = len(page)
         document.EncapsulatedDocument = page + b"\0" * (len(page) % 2)
