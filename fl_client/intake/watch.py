@@ -1,8 +1,8 @@
 """The other way in: a folder that somebody else fills, for hospitals without a DICOM door and for exports by hand.
 
 Files are copied, not moved: the folder is not ours. A file is taken once it has not changed for a while, and remembered by
-name, size and time in `<identity>/watched.jsonl`, so that it is taken once. Links are not followed. Tables and masks in files of
-other formats are noted and stay: `konsil-site admit` takes them.
+name, size and time in `<identity>/watched.jsonl`, so that it is taken once. Links are not followed. Tables, and
+masks in files of other formats, are noted and stay: `konsil-site admit` takes them.
 """
 
 from __future__ import annotations
