@@ -29,11 +29,11 @@ from fl_client.failures import new_number, write_failure
 from fl_client.page import people, pictures, views
 from fl_client.page.guard import Guard, Session, Sessions, metrics_allowed
 from fl_client.page.jobs import Jobs
+from fl_client.page.pictures import LARGE, THUMB, TILE
 from fl_client.site import Page, Site
 
 LARGEST_FORM = 16 * 1024  # bytes
 LONGEST_NAME, LONGEST_WHY = 80, 400
-THUMB, TILE, LARGE = 128, 320, 800  # pixels of a slice's longer side
 VIEWS = (
     ("/", "Status"),
     ("/studies", "Studies"),

@@ -232,7 +232,7 @@ def series_of(cohort: Cohort, case: Case, known: Measured | None, *, every: bool
 def sides_of(volume: Volume) -> str:
     """Which side of the patient the rims are, in words."""
     lower, right = direction_of(volume.affine[:3, 1]), direction_of(volume.affine[:3, 2])
-    return f"left rim {opposite(right)}, right rim {right}, upper rim {opposite(lower)}, lower rim {lower}"
+    return f"Left rim {opposite(right)}, right rim {right}, upper rim {opposite(lower)}, lower rim {lower}"
 
 
 def spread(count: int, most: int) -> tuple[int, ...]:

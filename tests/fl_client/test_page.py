@@ -597,7 +597,7 @@ def test_pictures_have_the_patients_proportions(tmp_path):
 
 
 def test_sides_are_told_by_the_affine():
-    assert people.sides_of(disc()) == "left rim R, right rim L, upper rim A, lower rim P"
+    assert people.sides_of(disc()) == "Left rim R, right rim L, upper rim A, lower rim P"
     assert pictures.direction(np.array([0.0, -0.7, 0.71])) == "HA"
     assert pictures.opposite("HA") == "FP"
 
