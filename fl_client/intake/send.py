@@ -6,6 +6,7 @@ than was sent. The archive is known by its address, and with TLS by the authorit
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
@@ -13,11 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pydicom
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
+from pynetdicom.transport import AssociationSocket
 
 from fl_client.intake.deidentify import discreet
 from fl_client.site import Archive, TransportSecurity
@@ -77,11 +80,7 @@ def destination(archive: Archive) -> str:
 
 def knock(archive: Archive) -> None:
     """Open a line to the archive and close it. Raises `NoLine` if it can't be reached or takes nothing that we send."""
-    line = _open(archive)
-    accepted = len(line.accepted_contexts)
-    line.release()
-    if not accepted:
-        raise NoLine(f"{destination(archive)} takes neither DICOM SEG nor encapsulated PDF; ask who looks after the archive")
+    _open(archive).release()
 
 
 def send(archive: Archive, files: Sequence[Path], *, attempts: int = 3, pause_s: float = 2.0) -> Iterator[Answer]:
@@ -142,7 +141,7 @@ def _open(archive: Archive, *, attempts: int = 1, pause_s: float = 0.0) -> Assoc
     """An association. Raises `NoLine` in words, after `attempts`."""
     _config.LOG_HANDLER_LEVEL = "none"
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # its log can hold datasets
-    asking = AE(ae_title=archive.ae_title)
+    asking = _Caller(ae_title=archive.ae_title)
     asking.acse_timeout = asking.dimse_timeout = asking.network_timeout = asking.connection_timeout = TIMEOUT_S
     for kind in KINDS:
         asking.add_requested_context(kind, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
@@ -154,6 +153,10 @@ def _open(archive: Archive, *, attempts: int = 1, pause_s: float = 0.0) -> Assoc
         line = asking.associate(peer.address, peer.port, ae_title=peer.ae_title, tls_args=arguments)
         if line.is_established:
             return line
+        if len(line.rejected_contexts) == len(KINDS):
+            raise NoLine(
+                f"{destination(archive)} takes neither DICOM SEG nor encapsulated PDF; ask who looks after the archive"
+            )
         said = line.acceptor.primitive if line.is_rejected else None
         why = (int(said.result_source), int(said.diagnostic)) if said is not None else (0, 0)
         if said is not None and why[0] != 3:  # a stranger stays one
@@ -195,3 +198,22 @@ def _why_not(archive: Archive, context: ssl.SSLContext | None) -> str:
                 return f"no TLS ({getattr(error, 'reason', None) or type(error).__name__})"
     except OSError as error:
         return f"it can't be reached ({error.strerror or type(error).__name__})"
+
+
+class _Caller(AE):  # type: ignore[misc]  # pynetdicom is read without its types
+    """pynetdicom's caller, whose sockets are closed in any case."""
+
+    def _create_socket(self, assoc: Association, address: Any, tls_args: Any) -> AssociationSocket:
+        connection = _Socket(assoc, address=address)
+        connection.tls_args = tls_args
+        return connection
+
+
+class _Socket(AssociationSocket):  # type: ignore[misc]  # pynetdicom is read without its types
+    """A socket that is closed also where the other side was faster."""
+
+    def _shutdown_socket(self) -> None:
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
