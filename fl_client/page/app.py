@@ -223,7 +223,9 @@ def study(request: Request, house: InHouse, key: str) -> Response:
     one = found.value
     if one is None:
         raise HTTPException(404, "no study was put down under this hash")
-    contract = house.jobs.ask(("contract", key, _books(house.site)), lambda: views.clauses(house.site, one.study), wait_s=2.0)
+    contract = house.jobs.ask(
+        ("contract", key), lambda: views.clauses(house.site, one.study), wait_s=2.0, strictly_of=_books(house.site)
+    )
     counted = house.jobs.find(("usable", key))
     decided = house.jobs.find(("decide", key))
     running = any(job is not None and job.running for job in (contract, counted, decided))

@@ -21,7 +21,7 @@ KEPT = 40
 """Results that are remembered."""
 
 AGAIN_S = 10.0
-"""After which what failed is tried again."""
+"""After which what failed is tried again, and what is made of something that keeps changing is made anew."""
 
 
 @dataclass
@@ -32,6 +32,8 @@ class Job:
     value: Any = None
     trouble: str = ""
     ended: str = ""  # when, ISO 8601, UTC
+    made_of: tuple[Hashable, Hashable] = (None, None)
+    over_at: float = 0.0
     over: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -58,16 +60,26 @@ class Jobs:
         with self._lock:
             return self._jobs.get(key)
 
-    def ask(self, key: Hashable, work: Callable[[], Any], *, wait_s: float = 0.0) -> Job:
-        """The job of this key; begun if there is none, or if it failed a while ago. Waits a moment for it to end."""
+    def ask(
+        self, key: Hashable, work: Callable[[], Any], *, wait_s: float = 0.0, of: Hashable = None, strictly_of: Hashable = None
+    ) -> Job:
+        """The job of this key, begun if need be; waits a moment for it to end.
+
+        It is begun anew if it failed a while ago, if what it is made of (`of`) was another a while ago, and at once if
+        `strictly_of` has changed. One that is running is never overtaken, so however often a page asks, there is one.
+        """
         job = self.find(key)
-        failed_long_ago = job is not None and not job.running and job.trouble and time.monotonic() - job.begun > AGAIN_S
-        if job is None or failed_long_ago:
-            job = self.start(key, work)
+        if job is not None and not job.running:
+            a_while_ago = time.monotonic() - job.over_at > AGAIN_S
+            changed = job.made_of != (of, strictly_of)
+            if job.made_of[1] != strictly_of or (a_while_ago and (changed or job.trouble)):
+                job = None
+        if job is None:
+            job = self.start(key, work, made_of=(of, strictly_of))
         job.over.wait(wait_s)
         return job
 
-    def start(self, key: Hashable, work: Callable[[], Any]) -> Job:
+    def start(self, key: Hashable, work: Callable[[], Any], *, made_of: tuple[Hashable, Hashable] = (None, None)) -> Job:
         """Begin anew, unless it is running: then that one."""
         with self._lock:
             job = self._jobs.pop(key, None)
@@ -77,7 +89,7 @@ class Jobs:
             done = [old for old, other in self._jobs.items() if not other.running]
             for old in done[: max(0, len(self._jobs) - KEPT + 1)]:
                 del self._jobs[old]
-            job = self._jobs[key] = Job()
+            job = self._jobs[key] = Job(made_of=made_of)
         # a daemon's thread: whoever stops the page doesn't wait for a count
         threading.Thread(target=self._run, args=(job, work), daemon=True).start()
         return job
@@ -89,6 +101,7 @@ class Jobs:
         except Exception as error:
             job.trouble = in_words(error)
         finally:
+            job.over_at = time.monotonic()
             job.ended = datetime.now(UTC).isoformat(timespec="seconds")
             job.over.set()
 

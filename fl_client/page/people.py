@@ -35,12 +35,10 @@ LOG_BYTES = 16 << 20
 _drawing = Lock()  # matplotlib's fonts are shared between threads
 
 
-def state_of(site: Site) -> Hashable:
-    """What changes when a patient is let in, replaced, refused or withdraws."""
-    folder = site.cohort_folder
-    watched = (folder / "cases", folder / "withdrawn", folder / "refused.jsonl", site.identity_folder / "quarantine")
+def _changed(*paths: Path) -> Hashable:
+    """What differs once one of these has been written."""
     found = []
-    for path in watched:
+    for path in paths:
         try:
             found.append((path.stat().st_mtime_ns, path.stat().st_size))
         except OSError:
@@ -48,9 +46,16 @@ def state_of(site: Site) -> Hashable:
     return tuple(found)
 
 
+def _state(site: Site) -> dict[str, Hashable]:
+    """What the cohort's numbers are made of: after a withdrawal they are made anew at once, after an arrival soon."""
+    folder = site.cohort_folder
+    arrivals = _changed(folder / "cases", folder / "refused.jsonl", site.identity_folder / "quarantine")
+    return {"of": arrivals, "strictly_of": _changed(folder / "withdrawn")}
+
+
 def counted(site: Site, jobs: Jobs, *, wait_s: float = 1.5) -> Job:
     """The job that says what became of everybody; its value is `Counted`."""
-    return jobs.ask(("counted", state_of(site)), lambda: count(site), wait_s=wait_s)
+    return jobs.ask("counted", lambda: count(site), wait_s=wait_s, **_state(site))
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Measured:
 
 def measured(site: Site, jobs: Jobs, *, wait_s: float = 1.5) -> Job:
     """The job that measures the cohort; its value is `Measured`."""
-    return jobs.ask(("measured", state_of(site)), lambda: _measure(site), wait_s=wait_s)
+    return jobs.ask("measured", lambda: _measure(site), wait_s=wait_s, **_state(site))
 
 
 def _measure(site: Site) -> Measured:

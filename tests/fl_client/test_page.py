@@ -629,8 +629,18 @@ def test_work_runs_once_beside_the_page_and_tells_its_trouble():
     failed = jobs.ask("bad", lambda: int("x"), wait_s=5)
     assert failed.trouble == "invalid literal for int() with base 10: 'x'"
     assert jobs.ask("bad", slow) is failed
-    failed.begun -= 60
+    failed.over_at -= 60
     assert jobs.ask("bad", slow, wait_s=5).value == 7
+
+
+def test_numbers_of_a_cohort_that_changes_are_made_anew_soon_and_after_a_withdrawal_at_once():
+    jobs = Jobs()
+    first = jobs.ask("n", lambda: 1, wait_s=5, of="ten patients", strictly_of="nobody")
+    assert jobs.ask("n", lambda: 2, wait_s=5, of="eleven", strictly_of="nobody") is first
+    assert jobs.ask("n", lambda: 3, wait_s=5, of="eleven", strictly_of="one").value == 3
+    jobs.find("n").over_at -= 60
+    assert jobs.ask("n", lambda: 4, wait_s=5, of="eleven", strictly_of="one").value == 3
+    assert jobs.ask("n", lambda: 5, wait_s=5, of="twelve", strictly_of="one").value == 5
 
 
 # -- as a process, in a browser ---------------------------------------------------------------------------------------
