@@ -7,6 +7,7 @@ of the time that has passed, nor two seconds. Arrays travel as one block (tasks/
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 
@@ -20,6 +21,8 @@ FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 2.0
 BLOCK = "konsil-block"
 """The one name in an ArrayRecord that holds a block; hospitals know it, too (fl_client/packed.py)."""
+
+log = logging.getLogger("konsil.grid")
 
 SHARE = 0.02  # of the time that has passed: what waiting may add to a round
 
@@ -105,6 +108,6 @@ def _unpack(content: RecordDict) -> None:
         if list(record) == [BLOCK]:
             try:
                 arrays = unpack(record[BLOCK].data)
-            except (ValueError, MemoryError):
-                continue
-            content[name] = ArrayRecord({key: Array(array) for key, array in arrays.items()})
+                content[name] = ArrayRecord({key: Array(array) for key, array in arrays.items()})
+            except Exception as error:  # a hospital wrote it: whatever it is, the others' run goes on
+                log.warning("a hospital's block can't be read: %s", type(error).__name__)

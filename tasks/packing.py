@@ -18,14 +18,21 @@ import numpy.typing as npt
 LONGEST_HEADER = 16 * 1024**2
 """Bytes."""
 
-_KINDS = "fiub"  # of NumPy's dtypes: floats, integers, booleans
+_DTYPES = {
+    np.dtype(kind).newbyteorder("<").str: np.dtype(kind).newbyteorder("<")
+    for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+}
+"""What a block may hold, as the header writes it: floats, integers and booleans that every machine knows in the same size."""
+
+_LARGEST = 2**40
+"""Product of an array's sides, those of zero left out: what NumPy can hold without overflow on any machine."""
 
 
 def pack(arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
-    """One block that `unpack` makes the same arrays of. Raises `ValueError` for arrays of anything but numbers."""
+    """One block that `unpack` makes the same arrays of. Raises `ValueError` for arrays of anything but common numbers."""
     for name, array in arrays.items():
-        if array.dtype.kind not in _KINDS:
-            raise ValueError(f"array '{name}' holds {array.dtype}; numbers can be packed")
+        if array.dtype.newbyteorder("<").str not in _DTYPES:
+            raise ValueError(f"array '{name}' holds {array.dtype}; numbers of up to 64 bits can be packed")
     ordered = {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in arrays.items()}
     header = json.dumps([[name, array.dtype.str, array.shape] for name, array in ordered.items()]).encode()
     return b"".join([len(header).to_bytes(8, "little"), header, *(array.tobytes() for array in ordered.values())])
@@ -38,17 +45,25 @@ def unpack(block: bytes) -> dict[str, npt.NDArray[Any]]:
         raise ValueError(f"the block's header is said to be {length} bytes long; the block has {len(block)}")
     try:
         header = json.loads(block[8 : 8 + length])
-        entries = [(str(name), np.dtype(str(kind)), [int(side) for side in shape]) for name, kind, shape in header]
-    except (ValueError, TypeError, RecursionError, SyntaxError) as error:
-        raise ValueError(f"the block's header can't be read: {str(error)[:100]}") from None
+        entries = [(name, kind, list(shape)) for name, kind, shape in header]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"the block's header can't be read: {str(error)[:100]!a}") from None
     arrays: dict[str, npt.NDArray[Any]] = {}
     at = 8 + length
-    for name, dtype, shape in entries:
-        if dtype.kind not in _KINDS or dtype.hasobject or name in arrays or len(shape) > 16 or any(side < 0 for side in shape):
-            raise ValueError(f"the block's header lists '{name[:100]}' as {dtype}{shape[:8]}, or twice")
+    for name, kind, shape in entries:
+        if not isinstance(name, str) or name in arrays or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(f"the block's header lists {str(name)[:100]!a}, which is no name, or twice")
+        dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
+        if dtype is None:
+            raise ValueError(f"the block's header lists {name[:100]!a} as {str(kind)[:20]!a}, which is no kind of number here")
+        # a number such as 1e999 is no int, and True is one only to isinstance
+        if len(shape) > 16 or any(type(side) is not int or side < 0 for side in shape):
+            raise ValueError(f"the block's header lists {name[:100]!a} with sides that are no whole numbers, or too many")
+        if math.prod(max(side, 1) for side in shape) > _LARGEST:
+            raise ValueError(f"array {name[:100]!a} of the block would be larger than any machine holds")
         count = math.prod(shape)
         if count * dtype.itemsize > len(block) - at:
-            raise ValueError(f"array '{name[:100]}' would end beyond the block")
+            raise ValueError(f"array {name[:100]!a} would end beyond the block")
         values = np.frombuffer(block, dtype=dtype, count=count, offset=at).reshape(shape)
         arrays[name] = values.astype(dtype.newbyteorder("="))  # a copy: torch wants arrays that can be written to
         at += count * dtype.itemsize

@@ -14,6 +14,9 @@ from fl_server.prompt_grid import BLOCK, PromptGrid
 from simulation.grid import FIRST_NODE, InProcessGrid
 
 
+INFINITE = b'[["a","<f4",[1e999]]]'
+
+
 class Clock:
     def __init__(self):
         self.now, self.waits = 0.0, []
@@ -128,8 +131,9 @@ def test_a_hospital_that_is_asked_in_plain_arrays_answers_in_plain_arrays(clock)
     assert list(answer.content["arrays"]) == ["a", "b"]
 
 
-def test_a_block_that_can_not_be_read_is_passed_on_as_it_is(clock):
-    broken = ArrayRecord({BLOCK: Array("uint8", (3,), BLOCK, b"abc")})
+@pytest.mark.parametrize("block", [b"abc", len(INFINITE).to_bytes(8, "little") + INFINITE])
+def test_a_block_that_can_not_be_read_is_passed_on_as_it_is(clock, block):
+    broken = ArrayRecord({BLOCK: Array("uint8", (len(block),), BLOCK, block)})
 
     class Forging(Later):
         def pull_messages(self, message_ids):

@@ -21,7 +21,10 @@ def arrays():
 
 
 def block_of(header, data=b""):
-    text = json.dumps(header).encode()
+    return block_of_text(json.dumps(header).encode(), data)
+
+
+def block_of_text(text, data=b""):
     return struct.pack("<Q", len(text)) + text + data
 
 
@@ -49,8 +52,13 @@ def test_the_block_is_what_its_page_says():
 
 
 def test_objects_are_not_packed():
-    with pytest.raises(ValueError, match="numbers can be packed"):
+    with pytest.raises(ValueError, match=r"numbers .* can be packed"):
         pack({"a": np.array([object()])})
+
+
+def test_numbers_that_other_machines_write_in_another_size_are_not_packed():
+    with pytest.raises(ValueError, match=r"numbers of up to 64 bits can be packed"):
+        pack({"a": np.zeros(2, np.longdouble)})
 
 
 @pytest.mark.parametrize(
@@ -76,6 +84,21 @@ def test_objects_are_not_packed():
         block_of([["a", "<f8", "x"]], b"x" * 8),
         block_of([["a", "<f8"]], b"x" * 8),
         pack({"a": np.arange(3.0)})[:-1],
+        block_of_text(b'[["a", "<f4", [1e999]]]'),
+        block_of_text(b'[["a", "<f4", [NaN]]]'),
+        block_of_text(b'[["a", "<f4", [' + b"9" * 5000 + b"]]]"),
+        block_of([["a", "<f4", [True]]], b"x" * 4),
+        block_of([["a", "<f4", [1.0]]], b"x" * 4),
+        block_of([["a", "<f4", ["1"]]], b"x" * 4),
+        block_of([["a", "<f4", [0, 10**30]]]),
+        block_of([["a", "<f4", [0, 2**63]]]),
+        block_of([["a", "<f16", [1]]], b"x" * 16),
+        block_of([["a", "|f1", [1]]], b"x"),
+        block_of([["a", ">f4", [1]]], b"x" * 4),
+        block_of([["a", "f4,", [1]]], b"x" * 4),
+        block_of([["a", ["<f4"], [1]]], b"x" * 4),
+        block_of([[7, "<f4", [1]]], b"x" * 4),
+        block_of([["\ud800", "<f4", [1]]], b"x" * 4),
     ],
 )
 def test_a_block_that_nobody_has_packed_is_refused_in_words(block):
