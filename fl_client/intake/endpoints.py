@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ Value = float | int | str | None
 NO_VALUE = frozenset({"", "?", "na", "n/a"})
 """Cells, in lower case, that hold no value in any table; a category of this name comes first."""
 EVERY_COLUMN = "every column"
+_DATE = re.compile(r"[0-9]{8}|[0-9]{4}-[0-9]{2}-[0-9]{2}")  # without its zeros, 2020-1-11 could be read as 1 November
 
 SEGMENTS = tuple(f"{what}_{number:02d}" for number in range(1, 18) for what in ("segment", "call", "certainty"))
 """Readings of the 17 AHA segments: what is there, what the reader called, how certain the reader was (1 to 5)."""
@@ -202,7 +204,7 @@ def _value(column: str, text: str, rules: EndpointRules, deidentify: Deidentifie
     if column in rules.categories:
         raise ValueError(f"{column} is none of {', '.join(rules.categories[column])}")
     if column in rules.dates:
-        shifted = deidentify.date(text.replace("-", ""), patient_id)
+        shifted = deidentify.date(text.replace("-", ""), patient_id) if _DATE.fullmatch(text) else ""
         if not shifted:
             raise ValueError(f"{column} is no date YYYY-MM-DD")
         return shifted
@@ -250,9 +252,11 @@ def _day(column: str, text: str, rules: EndpointRules) -> date | None:
     if text.lower() in NO_VALUE or _is_missing(text, column, rules):
         return None
     try:
-        return datetime.strptime(text.replace("-", ""), "%Y%m%d").date()
+        if _DATE.fullmatch(text):
+            return datetime.strptime(text.replace("-", ""), "%Y%m%d").date()
     except ValueError:
-        raise ValueError(f"{column} is no date YYYY-MM-DD") from None
+        pass  # no day of the calendar
+    raise ValueError(f"{column} is no date YYYY-MM-DD")
 
 
 def _number(text: str, rules: EndpointRules) -> float | None:

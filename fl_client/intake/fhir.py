@@ -99,7 +99,12 @@ def _resources(file: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
             for number, part in enumerate(text if lines else [text.read()], 1):
                 if not part.strip():
                     continue
-                yield from _of_json(part, f"line {number}" if lines else "")
+                try:
+                    yield from _of_json(part, f"line {number}" if lines else "")
+                except NoResource as reason:
+                    if lines:  # the lines after it would be lost in silence
+                        raise DeliveryUnreadable(str(reason)) from None
+                    raise
     except UnicodeDecodeError:
         raise DeliveryUnreadable("it is not UTF-8 text") from None
     except OSError as error:

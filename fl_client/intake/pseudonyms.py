@@ -8,6 +8,7 @@ pseudonymous is not anonymous.
 from __future__ import annotations
 
 import hmac
+import re
 from datetime import datetime, timedelta
 
 from pydicom._uid_dict import UID_dictionary
@@ -47,10 +48,12 @@ class Pseudonyms:
         return -1 - int.from_bytes(self._digest("date", patient_id.strip())[:4], "big") % 1825
 
     def date(self, date: str, patient_id: str) -> str:
-        """A date `YYYYMMDD`, or the day of a date-time, moved by the patient's shift; empty if it is no date.
+        """A date `YYYYMMDD`, or the day of a date-time, moved by the patient's shift; empty if it isn't eight digits of a date.
 
         The time of day does not pass: a scan's second is in every log of the hospital, and leads to its patient.
         """
+        if not re.fullmatch("[0-9]{8}", date[:8]):  # strptime takes 2020111 for 1 November
+            return ""
         try:
             return (datetime.strptime(date[:8], "%Y%m%d") + timedelta(days=self.shift_days(patient_id))).strftime("%Y%m%d")
         except (ValueError, OverflowError):

@@ -31,6 +31,18 @@ def test_dates_move_with_the_patients_dicom_dates(tmp_path: Path) -> None:
     assert rows[P1].values == {"operation": DEIDENTIFY.date("20240115", "1")}
 
 
+@pytest.mark.parametrize("cell", ["2020-1-11", "2020111", "2020-11-1", "2020-01-112", "20200111120000"])
+def test_a_date_that_is_not_written_in_full_is_refused_and_never_read_as_another_day(tmp_path: Path, cell: str) -> None:
+    rules = EndpointRules(dates=("operation",))
+    rows, _ = read_endpoints(table(tmp_path, f"patient_id,operation\n1,{cell}\n"), rules, DEIDENTIFY)
+    assert rows[P1].problem == "line 2 of endpoints.csv: operation is no date YYYY-MM-DD"
+
+
+@pytest.mark.parametrize("date", ["2020111", "2020 111", "202011", "2020.1.1", ""])
+def test_a_dicom_date_without_its_eight_digits_moves_nowhere(date: str) -> None:
+    assert DEIDENTIFY.date(date, "1") == ""
+
+
 @pytest.mark.parametrize(
     ("cell", "problem"),
     [("x", "event is no number"), ("nan", "event is not a finite number")],

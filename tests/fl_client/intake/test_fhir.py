@@ -514,6 +514,13 @@ def test_a_damaged_line_of_a_bulk_export_stops_the_whole_export(tmp_path):
         admit_fhir(tmp_path / "x", Cohort(tmp_path / "cohort"), key=KEY, mapping=ClinicalMapping.model_validate(MAPPING))
 
 
+@pytest.mark.parametrize("odd", ['{"note": "end of page 1"}', "[]", "7"])
+def test_a_line_of_a_bulk_export_that_is_no_resource_stops_the_export_instead_of_losing_the_lines_after_it(let_in, odd):
+    text = ndjson(patient(), scan(), condition("38341003")) + odd + "\n" + ndjson(condition())
+    with pytest.raises(DeliveryUnreadable, match=r"Abendroth\.ndjson: line 4 is no FHIR resource.*nobody is let in"):
+        let_in(text=text, name="Abendroth.ndjson")
+
+
 def test_a_folder_of_ndjson_is_joined_whatever_the_order_of_its_files_and_other_json_is_left_out(tmp_path):
     folder = tmp_path / "export"
     folder.mkdir()

@@ -61,6 +61,10 @@ def test_dates_themselves_stay_outside(let_in, tmp_path):
         ("2020-03-01,,2020-02-01,", "line 2 of the table: died: the event lies before the index day"),
         ("2020-03-01,soon,,", "line 2 of the table: surgery is no date YYYY-MM-DD"),
         ("2020-02-30,,,", "line 2 of the table: scan is no date YYYY-MM-DD"),
+        ("2020-1-11,,,", "line 2 of the table: scan is no date YYYY-MM-DD"),  # not 1 November 2020
+        ("2020111,,,", "line 2 of the table: scan is no date YYYY-MM-DD"),
+        ("20-20-03-01,,,", "line 2 of the table: scan is no date YYYY-MM-DD"),
+        ("2020-03-01,2020-3-1,,", "line 2 of the table: surgery is no date YYYY-MM-DD"),
     ],
 )
 def test_dates_that_cannot_be_right_refuse_the_row(let_in, row, told):
