@@ -7,14 +7,15 @@ delivery adds to the case and takes nothing away.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from fl_client.cohort import Cohort
 from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.door import Door, Intake, Progress
 from fl_client.intake.fhir import read_delivery
-from fl_client.intake.mapping import ClinicalMapping, Present
-from fl_client.intake.variables import values_of
+from fl_client.intake.mapping import ClinicalMapping, Present, Source, Survival
+from fl_client.intake.variables import is_undated, values_of
 from tasks.case import Case
 
 
@@ -29,18 +30,22 @@ def admit_fhir(path: Path, cohort: Cohort, *, key: bytes, mapping: ClinicalMappi
     delivery = read_delivery(Path(path), mapping)
     for file, reason in delivery.left_out:
         door.leave_out(door.deidentify.handle(f"{file}: {reason}"), reason, file if file.name else Path(path))
-    for variable in mapping.variables:
-        if isinstance(variable, Present) and variable.if_none == 0 and variable.resource not in delivery.types:
-            reason = f"no {variable.resource} came at all, so that nobody's {variable.name} is taken for 0"
+    for resource, name in _taken_for_none(mapping):
+        if resource not in delivery.types:
+            reason = f"no {resource} came at all, so that nobody's {name} is taken for 0"
             door.leave_out(door.deidentify.handle(f"{path}: {reason}"), reason, Path(path))
     for done, (identifier, person) in enumerate(sorted(delivery.people.items()), 1):
         pseudonym = door.deidentify.pseudonym(identifier)
+        for variable in mapping.variables:
+            if isinstance(variable, Survival) and is_undated(variable, person):
+                reason = f"{variable.event} happened on a day that isn't known, so that {variable.time} is missing"
+                door.leave_out(f"{pseudonym}-{variable.event}", reason)
         try:
             if person.problem:
                 raise ValueError(person.problem)
             values = values_of(person, mapping, came=delivery.types)
-        except ValueError as reason:
-            door.refuse(pseudonym, str(reason))
+        except ValueError as problem:
+            door.refuse(pseudonym, str(problem))
         else:
             if values:
                 door.admit(Case(pseudonym, (), values))
@@ -49,3 +54,12 @@ def admit_fhir(path: Path, cohort: Cohort, *, key: bytes, mapping: ClinicalMappi
         if progress:
             progress(done, len(delivery.people))
     return door.summary(len(delivery.people))
+
+
+def _taken_for_none(mapping: ClinicalMapping) -> Iterator[tuple[str, str]]:
+    """Types of resources of which none means that something did not happen, each with the name of the value that says so."""
+    for variable in mapping.variables:
+        if isinstance(variable, Present) and variable.if_none == 0:
+            yield variable.resource, variable.name
+        elif isinstance(variable, Survival) and isinstance(variable.of, Source):
+            yield variable.of.resource, variable.event

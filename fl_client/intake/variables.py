@@ -32,7 +32,7 @@ def values_of(person: Person, mapping: ClinicalMapping, *, came: Collection[str]
     found: dict[str, Value] = {}
     for variable in mapping.variables:
         if isinstance(variable, Survival):
-            if (pair := _survival(variable, person, index)) is not None:
+            if (pair := _survival(variable, person, index, came)) is not None:
                 found[variable.time], found[variable.event] = pair
             continue
         try:
@@ -62,9 +62,18 @@ def _index_day(person: Person, index: Index | None) -> date | None:
     return max(days) if index is not None and index.which == "latest" else min(days)
 
 
-def _days_of(source: Source, person: Person) -> list[date]:
+def _found(source: Source, person: Person) -> list[Finding]:
     codes = set(source.codes)
-    return [one.day for one in person.findings if one.resource == source.resource and one.codes & codes and one.day]
+    return [one for one in person.findings if one.resource == source.resource and one.codes & codes]
+
+
+def _days_of(source: Source, person: Person) -> list[date]:
+    return [one.day for one in _found(source, person) if one.day]
+
+
+def is_undated(variable: Survival, person: Person) -> bool:
+    """Whether the event happened on a day that nobody knows, be it only one of several: no time can be counted to it."""
+    return isinstance(variable.of, Source) and any(one.day is None for one in _found(variable.of, person))
 
 
 def _number(variable: Number, person: Person, index: date | None) -> float | None:
@@ -177,10 +186,15 @@ def _days(variable: Days, person: Person, index: date | None) -> int | None:
     return ((max if variable.which == "latest" else min)(days) - index).days
 
 
-def _survival(variable: Survival, person: Person, index: date | None) -> tuple[int, int] | None:
-    """Days and event. Missing if the event came before the index day, or if nobody knows when it or the last visit was."""
+def _survival(variable: Survival, person: Person, index: date | None, came: Collection[str]) -> tuple[int, int] | None:
+    """Days and event. Missing if the event came before the index day, or if nobody knows when it or the last visit was.
+
+    Without a single resource of the event's type nobody knows that there was none.
+    """
     seen = [one.day for one in person.findings if one.resource in variable.last_seen and one.day is not None]
     if isinstance(variable.of, Source):
+        if variable.of.resource not in came or is_undated(variable, person):
+            return None
         events = _days_of(variable.of, person)
         if index is not None and any(day <= index for day in events):
             return None  # not at risk any more

@@ -330,6 +330,24 @@ def test_who_had_the_event_before_is_not_at_risk_and_has_no_time(values):
     assert found == {"sex": "F"}
 
 
+INFARCT = variables({"kind": "survival", "of": {"resource": "Condition", "codes": ["snomed|22298006"]}}, {"kind": "sex"})
+
+
+@pytest.mark.parametrize("events", [["2020-05"], ["2020"], [None], ["2020-06-01", "2020-05"]])
+def test_an_event_on_a_day_that_nobody_knows_is_missing_and_never_no_event(let_in, events):
+    intake, cohort = let_in(
+        patient(), scan(), *(condition("22298006", day) for day in events), encounter("2021-01-01"), mapping=INFARCT
+    )
+    assert dict(cohort.case(ONE).endpoints) == {"sex": "F"}
+    assert intake.left_out == {f"{ONE}-event": "event happened on a day that isn't known, so that time_days is missing"}
+
+
+def test_without_a_single_resource_of_the_events_type_nobody_is_without_the_event(let_in):
+    intake, cohort = let_in(patient(), scan(), encounter("2021-01-01"), mapping=INFARCT)
+    assert dict(cohort.case(ONE).endpoints) == {"sex": "F"}
+    assert list(intake.left_out.values()) == ["no Condition came at all, so that nobody's event is taken for 0"]
+
+
 def test_no_date_reaches_the_cohort(let_in, tmp_path):
     days = {"kind": "days", "name": "to_visit", "resource": "Encounter", "codes": ["urn:kind|checkup"]}
     mapping = variables(*MAPPING["variables"], days)
