@@ -7,6 +7,7 @@ objects that are known to carry text in their pixels, or to be documents, do not
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,34 @@ SCREENS = re.compile(r"SCREEN|CAPTURE|SNAPSHOT|DOSE|REPORT|PATIENT[ _]PROT|\bPRO
 """In an image type or a series description: a picture of a screen or a page."""
 
 HEAD = re.compile(
-    r"\b(HEAD|BRAIN|SKULL|FACE|FACIAL|ORBITS?|CEREBR\w*|CRANI\w*|NEURO\w*|KOPF|SCHAEDEL|SINUS(ES)?|MAXILLA|JAW|IAC)\b"
+    r"\b(HEAD\w*|NECKHEAD|BRAIN\w*|SKULL\w*|FACE|FACIAL|ORBITS?|ORBITA\w*|EYES?|CEREB\w*|CEREV\w*|CRAN[IE]\w*|KRANI\w*|NEURO\w*"
+    r"|ENCEPHAL\w*|ENCEFAL\w*|(HALS)?KOPF\w*|SCHAE?DEL\w*|(GE)?HIRN\w*|GESICHT\w*|FELSENBEIN\w*|NNH|NASENNEBEN\w*|KIEFER\w*"
+    r"|TETE|CERVEAU|VISAGE|CABEZA|CARA|TESTA|SINUS(ES)?|MAXILL\w*|MANDIB\w*|JAW|IAC|TMJ|PITUITAR\w*|HYPOPHYS\w*|SELLA|SCALP"
+    r"|SCLERA|ZYGOMA|TONGUE|MOUTH|NOSE|PAROTID\w*|PHARYNX|NASOPHARYN\w*|WILLIS|CIRCLEOFWILLIS|MP ?RAGE|BRAVO"
+    r"|WHOLE ?BODY|ENTIRE BODY)\b"
 )
-FACES = frozenset(("MR", "CT", "PT"))
+"""In what a header calls the part of the body: the head, in five languages without accents, or all of the body."""
+
+SKULL_CT = re.compile(r"\bCCT\b")
+HEART = re.compile(r"CARDIA|HEART|HERZ|CORONAR|KORONAR")
+"""CCT is a cranial CT in German, and in English a cardiac one, which then says so."""
+
+_CODES = """69536005 774007 12738006 113305005 83678007 88556005 60819002 11279006 128320002 117590005 38266002 81745001 371398005
+    80243003 89545001 23074001 91397008 361078006 661005 91609006 70925003 123851003 74386004 45206002 363654007 45289007
+    54066008 312535008 41695006 42575006 89546000 53620006 21974007 13881006 2095001 110517009 1101003
+    T-D1100 T-D1000 T-A0100 T-A6000 T-D1200 T-11100 T-11170 T-D1213 T-D14AE T-AA000 T-22000 T-D1460 T-45520 T-D0010"""
+HEAD_CODES = frozenset(_CODES.split())
+"""Of PS3.16 CID 4 (SNOMED CT, and of SNOMED RT the commonest): the head, its parts, and the entire body."""
+
+REGIONS = ("AnatomicRegionSequence", "PrimaryAnatomicStructureSequence")
+PART = (
+    *("BodyPartExamined", "StudyDescription", "SeriesDescription", "ProtocolName"),
+    *("RequestedProcedureDescription", "PerformedProcedureStepDescription"),
+)
+"""Attributes that say which part of the body is shown: as codes, and as words."""
+
+DRAWN = frozenset(("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.481.3"))
+"""SEG and RTSTRUCT, whose pixels and contours somebody drew: no picture of anybody."""
 
 OVERLAYS = range(0x6000, 0x6020, 2)
 
@@ -48,18 +74,38 @@ def problem(dataset: Dataset, *, accept_faces: bool = False) -> str | None:
         return _of_class(sop_class)
     if dataset.get("BurnedInAnnotation") == "YES":
         return "BurnedInAnnotation is YES: names may stand in the pixels"
-    if dataset.get("Modality") in FACES:
+    if sop_class not in DRAWN:  # by the class: Modality is what a device writes, and may say anything
         says = " ".join(_texts(dataset, ("ImageType", "SeriesDescription", "ProtocolName"))).upper()
         if SCREENS.search(says) or "ConversionType" in dataset:
             return "a picture of a screen, a dose page or a protocol: names may stand in the pixels"
         if int(dataset.get("SamplesPerPixel") or 1) != 1:
             return "a picture in colour, as rendered screens are: names may stand in the pixels"
-        part = ("BodyPartExamined", "StudyDescription", "SeriesDescription", "ProtocolName")
-        if not accept_faces and HEAD.search(re.sub(r"[_^-]", " ", " ".join(_texts(dataset, part)).upper())):
+        if not accept_faces and _shows_a_head(dataset):
             return (
                 "an image of the head: a face can be made from it (accept_faces in the site's settings lets such images pass)"
             )
     return None
+
+
+def _shows_a_head(dataset: Dataset) -> bool:
+    """By what the header says of faces, of the part of the body in words, and in codes, of the image or of its frames."""
+    if dataset.get("RecognizableVisualFeatures") == "YES":
+        return True
+    frames = [*(dataset.get("SharedFunctionalGroupsSequence") or []), *(dataset.get("PerFrameFunctionalGroupsSequence") or [])]
+    anatomy = [item for frame in frames for item in frame.get("FrameAnatomySequence") or []]
+    regions = [code for holder in (dataset, *anatomy) for name in REGIONS for code in holder.get(name) or []]
+    if any(str(code.get("CodeValue", "")) in HEAD_CODES for code in regions):
+        return True
+    texts = [*_texts(dataset, PART), *(text for code in regions for text in _texts(code, ("CodeMeaning",)))]
+    words = _words(" ".join(texts))
+    return HEAD.search(words) is not None or (SKULL_CT.search(words) is not None and HEART.search(words) is None)
+
+
+def _words(text: str) -> str:
+    """Capital letters and single blanks; `NeckHead` is two words, beside being one."""
+    split = f"{text} {re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', text)}"
+    plain = unicodedata.normalize("NFKD", split).upper()  # letters lose their accents with the next line
+    return re.sub(r"[^A-Z]+", " ", "".join(letter for letter in plain if not unicodedata.combining(letter)))
 
 
 def clean_pixels(original: Dataset, result: Dataset) -> str | None:

@@ -7,6 +7,8 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_bytes import CT, MR, element, joined, part10, skeleton
+from dicom_peers import image
+from pydicom.dataset import Dataset
 
 from fl_client.intake.clean import Cleaned, Quarantined, deidentify_file
 from fl_client.intake.codestream import without_comments
@@ -80,6 +82,66 @@ def test_images_of_the_head_are_quarantined_unless_the_site_accepts_faces(text: 
     assert pixels(result) == list(range(24))
     codes = pydicom.dcmread(result.path).DeidentificationMethodCodeSequence  # type: ignore[union-attr]
     assert {"113101", "113102"}.isdisjoint(code.CodeValue for code in codes)
+
+
+def refused_as_head(tmp_path: Path, **elements: object) -> bool:
+    source = tmp_path / "head"
+    image(1, **elements).save_as(source, enforce_file_format=True)
+    became = deidentify_file(source, tmp_path / "clean", deidentify=DEIDENTIFY)
+    return isinstance(became, Quarantined) and "a face can be made from it" in became.reason
+
+
+@pytest.mark.parametrize("part", ["HEAD", "HEADNECK", "CIRCLEOFWILLIS", "WHOLEBODY", "ORBIT", "SCALP"])
+def test_body_parts_that_show_a_face_are_of_the_head(part: str, tmp_path: Path) -> None:
+    assert refused_as_head(tmp_path, BodyPartExamined=part)
+
+
+DESCRIPTIONS = [
+    "Schädel nativ",
+    "SCHADEL",
+    "cCT nativ",
+    "CCT",
+    "MRT Hirn",
+    "Gehirn",
+    "crâne",
+    "NeckHead",
+    "Hals Kopf",
+    "t1_mprage_sag",
+]
+
+
+@pytest.mark.parametrize("text", [*DESCRIPTIONS, "tête", "Cráneo", "MP2RAGE", "Brain1"])
+def test_descriptions_of_the_head_in_other_languages_are_understood(text: str, tmp_path: Path) -> None:
+    assert refused_as_head(tmp_path, SpecificCharacterSet="ISO_IR 192", SeriesDescription=text)
+
+
+@pytest.mark.parametrize("text", ["CCT cardiac", "Herz CCT", "RequestedHeart", "3ch cine", "femoral artery", "Hüfte"])
+def test_a_cardiac_ct_and_other_parts_are_not_of_the_head(text: str, tmp_path: Path) -> None:
+    assert not refused_as_head(tmp_path, SpecificCharacterSet="ISO_IR 192", SeriesDescription=text)
+
+
+def region(value: str, meaning: str = "a part of the body", scheme: str = "SCT") -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return code
+
+
+def test_codes_and_marks_say_head_too(tmp_path: Path) -> None:
+    anatomy, frame = Dataset(), Dataset()
+    anatomy.AnatomicRegionSequence, frame.FrameAnatomySequence = [region("69536005")], [anatomy]
+    assert refused_as_head(tmp_path, AnatomicRegionSequence=[region("12738006")])
+    assert refused_as_head(tmp_path, AnatomicRegionSequence=[region("1", "Head and Neck", "99CLINIC")])
+    assert refused_as_head(tmp_path, SharedFunctionalGroupsSequence=[frame])
+    assert refused_as_head(tmp_path, PerFrameFunctionalGroupsSequence=[Dataset(), frame])
+    assert refused_as_head(tmp_path, RecognizableVisualFeatures="YES")
+    assert not refused_as_head(tmp_path, AnatomicRegionSequence=[region("80891009", "Heart")], RecognizableVisualFeatures="NO")
+
+
+@pytest.mark.parametrize("modality", ["OT", "", "SEG"])
+def test_a_modality_of_another_name_opens_no_door(modality: str, tmp_path: Path) -> None:
+    assert refused_as_head(tmp_path, Modality=modality, BodyPartExamined="HEAD")
+    parts = (element(0x00080060, "CS", modality.encode()), element(0x00080008, "CS", b"DERIVED\\SECONDARY\\SCREEN SAVE"))
+    assert "names may stand in the pixels" in reason(outcome(tmp_path, *parts))
 
 
 @pytest.mark.parametrize("text", [b"Cardiac^overhead stress", b"cine sax", b"Protocol 3 heart"])
