@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,11 +35,21 @@ from fl_client.intake.quarantine import sync_folder
 from fl_client.intake.way_back import WayBack
 from fl_client.site import Site
 
-RETRY_S = 300.0  # until a patient that could not be written is tried again
+RETRY_S = 300.0  # until a patient or a file that could not be written is tried again
+TICK_NS = 50_000_000  # two changes of a folder within the kernel's tick can have one time
 DAMAGED = "its bytes are not those that arrived: cut short by a power failure, or damaged on the disk; send it again"
 DEADLY = "the process ended twice while this file was read"
 
 log = logging.getLogger("konsil.intake")
+
+
+@dataclass(frozen=True)
+class Rest:
+    """A study with nothing to do, as long as its folder does not change."""
+
+    changed_ns: int  # the folder's last change
+    removal: float  # when the next original is to go, seconds since 1970
+    again: float  # when what failed is tried again, as `time.monotonic`: no clock that is set back keeps it waiting
 
 
 class Arrivals:
@@ -60,41 +71,59 @@ class Arrivals:
         self._way_back = WayBack(site.identity_folder / "map.sqlite")
         self._cohort = Cohort(site.cohort_folder)
         self._at_work = self.incoming.folder / ".at-work"
-        self._idle: dict[Path, tuple[int, float]] = {}  # studies that rest: the folder's last change, and until when
+        self._idle: dict[Path, Rest] = {}
         self._seen: dict[Path, tuple[int, float]] = {}  # number of originals, and since when there are so many
-        self._not_before: dict[str, float] = {}  # patients that could not be written
+        self._not_before: dict[str, float] = {}  # patients that could not be written; as `time.monotonic`
 
     def work(self, *, all_quiet: bool = False, stopped: Callable[[], bool] = lambda: False) -> Counter[str]:
         """Work off what is quiet (`all_quiet`: what lies there) and give counts. Raises `OSError` if nothing can be read."""
         counts: Counter[str] = Counter()
         for study in self.incoming.studies():
-            changed = study.stat().st_mtime_ns
-            before, due = self._idle.get(study, (0, 0.0))
-            if before == changed and self._clock() < due and not all_quiet:
-                continue
-            todo = self._to_do(study)
-            if todo and (all_quiet or self._is_quiet(study, todo)):
-                failed = 0
-                for original in todo:
-                    if stopped():
-                        return counts
-                    became = self._one(study, original)
-                    counts[became] += 1
-                    failed += became == "failed"
-                counts["studies"] += 1
-                sync_done(study)  # before the originals go, so that the same bytes are known when they come again
-                self._remove_old(study)
-                again = self._clock() + RETRY_S if failed else self._next_removal(study)
-                self._idle[study] = (study.stat().st_mtime_ns, again)
-            elif not todo:
-                self._remove_old(study)
-                self._idle[study] = (study.stat().st_mtime_ns, self._next_removal(study))
+            if stopped():
+                return counts
+            try:
+                if all_quiet or not self._rests(study):
+                    self._study(study, counts, all_quiet=all_quiet, stopped=stopped)
+            except Exception as error:  # one study's failure never stops the others
+                log.error("a study could not be worked off (%s) and is tried again", type(error).__name__)
+                counts["failed"] += 1
+                with contextlib.suppress(OSError):
+                    self._idle[study] = Rest(_changed(study), math.inf, time.monotonic() + RETRY_S)
         for mark in sorted(self._pending.iterdir()):
             if stopped():
                 return counts
-            if all_quiet or self._clock() >= self._not_before.get(mark.name, 0.0):
+            if all_quiet or time.monotonic() >= self._not_before.get(mark.name, 0.0):
                 self._admit(mark, counts)
         return counts
+
+    def _study(self, study: Path, counts: Counter[str], *, all_quiet: bool, stopped: Callable[[], bool]) -> None:
+        """Work off one study if it is quiet, and remember until when it rests."""
+        todo = self._to_do(study)
+        if todo and not all_quiet and not self._is_quiet(study, todo):
+            return
+        failed = set[Path]()
+        for original in todo:
+            if stopped():
+                return
+            became = self._one(study, original)
+            counts[became] += 1
+            if became == "failed":
+                failed.add(original)
+        if todo:
+            counts["studies"] += 1
+            sync_done(study)  # before the originals go, so that the same bytes are known when they come again
+        self._remove_old(study)
+        changed = _changed(study)  # before the look at what is left: what comes after the look changes the folder again
+        if set(self._to_do(study)) <= failed and abs(time.time_ns() - changed) > TICK_NS:
+            again = time.monotonic() + RETRY_S if failed else math.inf
+            self._idle[study] = Rest(changed, self._next_removal(study), again)
+
+    def _rests(self, study: Path) -> bool:
+        """Whether nothing has come since the last look, nothing is to go yet, and nothing is to be tried again."""
+        rest = self._idle.get(study)
+        if rest is None or rest.changed_ns != _changed(study):
+            return False
+        return self._clock() < rest.removal and time.monotonic() < rest.again
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -217,7 +246,7 @@ class Arrivals:
             mark.unlink(missing_ok=True)
         except Exception as error:  # one patient's failure never stops the others
             log.error("a patient could not be let in (%s) and is tried again", type(error).__name__)
-            self._not_before[mark.name] = self._clock() + RETRY_S
+            self._not_before[mark.name] = time.monotonic() + RETRY_S
             counts["failed"] += 1
 
     def _remove_old(self, study: Path) -> None:
@@ -235,6 +264,10 @@ class Arrivals:
         became = done(study)
         lines = [(path, became[path.name]) for path in originals(study) if path.name in became]
         return [(path, float(line["when"])) for path, line in lines if line["clean"] and (self.clean / line["clean"]).exists()]
+
+
+def _changed(study: Path) -> int:
+    return study.stat().st_mtime_ns
 
 
 def work_until(site: Site, stopped: Callable[[], bool]) -> None:

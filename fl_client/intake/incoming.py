@@ -15,6 +15,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ Kept = Literal["stored", "again", "conflict"]
 
 DONE, PARTS = "done.jsonl", ".parts"
 CONFLICT = "another file with the same SOP Instance UID arrived before it; the first one counts"
+STUDY = re.compile(r"[0-9a-f]{32}")  # the name of a study's folder
 STUDIES_IN_MIND = 64  # whose names are remembered between two images
 
 
@@ -140,8 +142,10 @@ class Incoming:
         return disk.f_bavail * disk.f_frsize
 
     def studies(self) -> list[Path]:
-        """The folders of all studies that ever arrived."""
-        return sorted(path for path in self.folder.iterdir() if path.is_dir() and path.name != PARTS)
+        """The folders of all studies that ever arrived. Whatever else somebody put here is not ours."""
+        with os.scandir(self.folder) as found:
+            names = sorted(entry.name for entry in found if STUDY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False))
+        return [self.folder / name for name in names]
 
     def _known(self, study: str) -> dict[str, set[str]]:
         """Contents by instance, of all that has ever arrived of this study."""
@@ -205,7 +209,9 @@ def done(study: Path) -> Mapping[str, dict[str, Any]]:
 
 @lru_cache(maxsize=16)  # asked for each image of a study that is sent again
 def _done_at(path: Path, changed_ns: int, size: int) -> Mapping[str, dict[str, Any]]:
-    return {line["file"]: line for line in lines_of(path)}
+    kinds = {"file": str, "clean": str, "when": float | int}
+    whole = (line for line in lines_of(path) if all(isinstance(line.get(name), kind) for name, kind in kinds.items()))
+    return {line["file"]: line for line in whole}
 
 
 def mark_done(study: Path, file: str, *, clean: str, when: float) -> None:

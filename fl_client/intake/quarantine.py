@@ -45,7 +45,7 @@ class Quarantine:
         path = self.folder / LIST
         with self._lock:
             if _size(path) != self._read_at:  # another process wrote, or a patient's lines were removed
-                self._noted = {(line["file"], line["reason"]) for line in self.lines()}
+                self._noted = {(line["file"], line.get("reason", "")) for line in self.lines()}
             if (what, reason) not in self._noted:
                 append_line(path, {"file": what, "reason": reason, "pseudonym": pseudonym, "when": _now()}, fsync=self._fsync)
                 self._noted.add((what, reason))
@@ -53,7 +53,7 @@ class Quarantine:
 
     def lines(self) -> list[dict[str, Any]]:
         """What is written down, oldest first."""
-        return list(lines_of(self.folder / LIST))
+        return [line for line in lines_of(self.folder / LIST) if isinstance(line.get("file"), str)]
 
     def sweep(self) -> int:
         """Remove what killed processes were writing. Gives how many files."""
@@ -68,14 +68,19 @@ class Quarantine:
 
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file of JSON objects. One cut short by a power failure is left out."""
+    """The lines of a file of JSON objects. One cut short by a power failure, or damaged on the disk, is left out."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
+    yield from _objects(text)
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(found := json.loads(line), dict):
+                yield found
 
 
 def append_line(path: Path, line: dict[str, Any], *, fsync: bool = True) -> None:

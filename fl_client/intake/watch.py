@@ -34,7 +34,9 @@ class WatchFolder:
             raise NotADirectoryError(f"arrivals.watch: {folder} is no folder")
         self._folder, self._incoming, self._quiet_s = folder, incoming, quiet_s
         self._memory = incoming.folder.parent / "watched.jsonl"
-        self._taken: dict[str, Look] = {line["file"]: (line["size"], line["changed_ns"]) for line in lines_of(self._memory)}
+        self._taken: dict[str, Look] = {
+            str(line.get("file")): (line.get("size", -1), line.get("changed_ns", -1)) for line in lines_of(self._memory)
+        }
         self._growing: dict[str, tuple[Look, float]] = {}  # since when a file looks as it does
 
     def look(self, *, all_quiet: bool = False) -> Counter[str]:

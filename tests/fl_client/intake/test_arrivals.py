@@ -285,6 +285,82 @@ def test_images_of_a_patient_who_has_withdrawn_are_removed_and_nothing_is_kept(s
     assert (originals(site.identity_folder), list((site.folder / "clean").glob("P*"))) == ([], [])
 
 
+def test_an_image_that_comes_while_its_study_is_worked_off_is_not_forgotten(
+    site: Site, tmp_path: Path, monkeypatch: Any
+) -> None:
+    push(site, write_images(tmp_path / "first", 1))
+    now = [time.time() + 100]
+    work, real = Arrivals(site, clock=lambda: now[0]), arrivals_module.deidentify_file
+
+    def meanwhile(*args: Any, **settings: Any) -> Any:
+        became = real(*args, **settings)
+        push(site, write_images(tmp_path / "both", 2))
+        return became
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arrivals_module, "deidentify_file", meanwhile)
+        assert work.work()["cleaned"] == 1
+    now[0] += 3600
+    assert work.work()["cleaned"] == 1
+    assert originals(site.identity_folder) == []
+
+
+def test_what_failed_is_tried_again_also_when_the_clock_was_set_back(site: Site, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*args: Any, **settings: Any) -> Any:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(arrivals_module, "RETRY_S", 0.3)
+    push(site, write_images(tmp_path / "images", 1))
+    now = [time.time() + 100]
+    work = Arrivals(site, clock=lambda: now[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(arrivals_module, "deidentify_file", full)
+        assert work.work()["failed"] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(arrivals_module, "admit_folder", full)
+        time.sleep(0.35)
+        now[0] -= 30 * 86400
+        assert work.work(all_quiet=True)["cleaned"] == 1
+        now[0] -= 30 * 86400
+    time.sleep(0.35)
+    counts = work.work()
+    assert counts["admitted"] + counts["refused"] == 1
+
+
+def test_a_file_that_failed_rests_until_it_is_tried_again(site: Site, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*args: Any, **settings: Any) -> Any:
+        raise OSError("the disk is full")
+
+    push(site, write_images(tmp_path / "images", 1))
+    time.sleep(0.1)
+    work = Arrivals(site, clock=lambda: time.time() + 100)
+    monkeypatch.setattr(arrivals_module, "deidentify_file", full)
+    assert [work.work()["failed"] for _ in range(3)] == [1, 0, 0]
+
+
+def test_a_damaged_list_stops_neither_its_own_study_nor_others(site: Site, tmp_path: Path, monkeypatch: Any) -> None:
+    push(site, write_images(tmp_path / "one", 2))
+    Arrivals(site).work(all_quiet=True)
+    (study,) = Incoming(site.identity_folder, clean=site.folder / "clean").studies()
+    damaged = bytearray((study / "done.jsonl").read_bytes())
+    damaged[5] = 0xFF  # a byte that no text has
+    (study / "done.jsonl").write_bytes(bytes(damaged) + b"5\n[]\n{}\n")
+    (site.identity_folder / "quarantine" / "quarantine.jsonl").write_bytes(b"\xff\n5\n")
+    (study.parent / "lost+found").mkdir()
+    push(site, write_images(tmp_path / "two", 3))
+    assert Arrivals(site).work(all_quiet=True)["cleaned"] == 2  # the one whose line is gone, and the new one
+
+
+def test_one_studys_failure_does_not_stop_the_others(site: Site, tmp_path: Path, monkeypatch: Any) -> None:
+    push(site, write_images(tmp_path / "one", 1))
+    push(site, write_images(tmp_path / "two", 1, StudyInstanceUID="1.2.3.4", SOPInstanceUID="1.2.3.5"))
+    work = Arrivals(site)
+    first, real = work.incoming.studies()[0], Arrivals._to_do
+    monkeypatch.setattr(Arrivals, "_to_do", lambda self, study: 1 / 0 if study == first else real(self, study))
+    counts = work.work(all_quiet=True)
+    assert (counts["failed"], counts["cleaned"]) == (1, 1)
+
+
 def test_only_one_process_works_off_what_arrives(site: Site) -> None:
     with Arrivals(site).alone(), pytest.raises(InUse, match="by another process already"), Arrivals(site).alone():
         pass
