@@ -307,6 +307,8 @@ class _Socket(AssociationSocket):  # type: ignore[misc]  # pynetdicom is read wi
     """
 
     def __init__(self, association: Association, client_socket: socket.socket) -> None:
+        client_socket.settimeout(IDLE_S)  # a caller that freezes in the middle of a message gives its place back
+        client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         super().__init__(association, client_socket=client_socket)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         weakref.finalize(self, os.close, self._bell)
@@ -334,16 +336,21 @@ class _Socket(AssociationSocket):  # type: ignore[misc]  # pynetdicom is read wi
             return False
 
     def recv(self, nr_bytes: int) -> bytearray:
-        """So many bytes, or fewer if the connection ends. Raises `OSError` for a part larger than was asked for."""
+        """So many bytes, or fewer if the connection ends.
+
+        Raises `OSError` for a part larger than was asked for, and for one that is not whole after `IDLE_S`.
+        """
         if nr_bytes > PDU_BYTES + 4096 or self.socket is None:
             raise OSError(errno.EMSGSIZE, f"a message part of {nr_bytes} bytes; {PDU_BYTES} was the most")
         received = bytearray(nr_bytes)
-        view, filled = memoryview(received), 0
+        view, filled, began = memoryview(received), 0, time.monotonic()
         while filled < nr_bytes:
             more = self.socket.recv_into(view[filled:])
             if not more:
                 break
             filled += more
+            if time.monotonic() - began > IDLE_S:  # drop by drop
+                raise TimeoutError(errno.ETIMEDOUT, "a message part that does not end")
             if hasattr(socket, "TCP_QUICKACK"):  # a sender with Nagle's algorithm waits for this, 40 ms otherwise
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         view.release()

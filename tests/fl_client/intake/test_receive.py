@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -25,6 +27,7 @@ from pynetdicom import _config as pynetdicom_config
 from pynetdicom.sop_class import MRImageStorage as MR
 from pynetdicom.sop_class import Verification
 
+from fl_client.intake import receive
 from fl_client.intake.incoming import Incoming
 from fl_client.intake.receive import DicomReceiver, contexts
 from fl_client.site import DicomDoor, Peer, TransportSecurity
@@ -144,6 +147,27 @@ def test_more_associations_than_allowed_are_turned_away_and_later_ones_served(id
         again = associate(door.port)
         assert again.is_established
         again.release()
+
+
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_caller_that_freezes_in_the_middle_of_a_message_gives_its_place_back(
+    identity: Path, monkeypatch: Any, drips: bool
+) -> None:
+    monkeypatch.setattr(receive, "IDLE_S", 0.5)
+    with open_door(identity, max_associations=1) as door:
+        frozen = associate(door.port)
+        frozen.dul.socket.socket.sendall(struct.pack(">BBI", 4, 0, 50_000) + bytes(100))  # P-DATA-TF (PS3.8 table 9-22)
+        until = time.monotonic() + 10
+        while not door.is_idle and time.monotonic() < until:
+            time.sleep(0.2)
+            if drips:
+                with contextlib.suppress(OSError):
+                    frozen.dul.socket.socket.send(b"\0")
+        assert door.is_idle
+        again = associate(door.port)
+        assert again.is_established
+        again.release()
+        frozen.abort()
 
 
 @needs("storescu")
