@@ -20,6 +20,7 @@ konsil-site --site site.yaml add-model FILE     keep trained weights that studie
 konsil-site --site site.yaml join TOKEN --coordinator HOST:PORT --root-certificates ca.crt   make a key and register it
 konsil-site --site site.yaml check              whether this hospital can work, and what to mend
 konsil-site --site site.yaml start              run, in the foreground: receive images, take part in studies
+konsil-site --site site.yaml page               the hospital's own page in a browser; page-token: new tokens for it
 """
 
 from __future__ import annotations
@@ -34,8 +35,21 @@ from pydantic import ValidationError
 
 from conf.study import words
 from fl_client.chain import ChainBroken
-from fl_client.commands import clinical, daemon, deidentify, house, images, intake, page, quality, returning, studies
+from fl_client.commands import (
+    clinical,
+    daemon,
+    deidentify,
+    house,
+    images,
+    intake,
+    page,
+    quality,
+    returning,
+    studies,
+    user_name,
+)
 from fl_client.privacy import BudgetSpent
+from fl_client.sharing import kept_to
 from fl_client.site import Site
 
 MODULES = (house, images, deidentify, clinical, intake, quality, studies, returning, daemon, page)
@@ -45,10 +59,15 @@ MODULES = (house, images, deidentify, clinical, intake, quality, studies, return
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it did what was asked, 1 with a sentence on standard error if not."""
     options = _parser().parse_args(arguments)
+    if getattr(options, "who", "") is None:
+        options.who = user_name()
     try:
         if "run_without_site" in options:
-            return int(options.run_without_site(options))
-        return int(options.run(Site.load(options.site), options))
+            with kept_to(options.site.absolute().parent):
+                return int(options.run_without_site(options))
+        site = Site.load(options.site)
+        with kept_to(site.folder):
+            return int(options.run(site, options))
     except ValidationError as error:
         print(f"{options.site}: {words(error)}", file=sys.stderr)
     except (OSError, ValueError, BudgetSpent, ChainBroken) as error:

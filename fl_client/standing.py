@@ -61,7 +61,7 @@ def standing(site: Site) -> Standing:
     refused = 0
     try:
         refused = len(cohort.refused)
-    except ValueError as error:
+    except OSError as error:
         wrong.append(f"{cohort.folder / 'refused.jsonl'} can't be read: {error}")
     studies = {}
     try:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, quote
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from conf.quality import METRICS
 from fl_client import halt
@@ -128,17 +129,15 @@ def page_app(site: Site, page: Page | None = None) -> Guard:
     house = app.state.house = House(site, page)
     for method, path, handler in ROUTES:
         app.add_api_route(path, handler, methods=[method], response_model=None)
-    app.add_exception_handler(404, _told)
-    app.add_exception_handler(HTTPException, _told)
+    app.add_exception_handler(StarletteHTTPException, _told)  # FastAPI's own are of this kind, too
     app.add_exception_handler(Exception, _failed)
     return Guard(app, site=site, page=page, sessions=house.sessions)
 
 
 def _told(request: Request, error: Exception) -> Response:
     """A refusal in words, as a page."""
-    status = error.status_code if isinstance(error, HTTPException) else getattr(error, "status_code", 500)
-    said = str(getattr(error, "detail", ""))
-    text = "there is nothing at this address" if said in ("Not Found", "") else said
+    status, said = getattr(error, "status_code", 500), str(getattr(error, "detail", ""))
+    text = {"Not Found": "there is nothing at this address", "Method Not Allowed": "this can't be done here"}.get(said, said)
     return _house(request).show(request, "wrong.html", status=status, title="That did not work", text=text)
 
 
