@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from fl_client.cohort import Cohort, Split
 from fl_client.sharing import file_mode, make_folder
 from fl_client.site import Site
 from tasks.task import GradientTask, Task
+
+log = logging.getLogger("konsil.patients")
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,15 @@ def chosen(site: Site, study: Study, task: Task, which: Split) -> tuple[Cohort, 
 
 
 def note(site: Site, **facts: object) -> None:
-    """Write a line in the hospital's own training log, which never leaves it."""
+    """Write a line in the hospital's own training log, which never leaves it.
+
+    Nothing is decided by it: if it can't be written, the daemon's log says so, and the round goes on.
+    """
     folder = site.folder / "log"
-    make_folder(folder)
-    log = os.open(folder / "training.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, file_mode(folder))
-    with open(log, "a") as file:
-        file.write(json.dumps(facts) + "\n")
+    try:
+        make_folder(folder)
+        file = os.open(folder / "training.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, file_mode(folder))
+        with open(file, "a") as out:
+            out.write(json.dumps(facts) + "\n")
+    except OSError as error:  # another user's file, a full disk; which patient it was about isn't said here
+        log.warning("the training log %s can't be written: %s", folder / "training.jsonl", error.strerror)

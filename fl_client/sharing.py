@@ -7,7 +7,10 @@ Without that bit everything is for its owner alone. The identity zone is always 
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,3 +30,16 @@ def make_folder(path: Path) -> None:
         return
     make_folder(path.parent)
     path.mkdir(mode=0o770 if is_shared(path.parent) else 0o700, exist_ok=True)
+
+
+@contextmanager
+def kept_to(folder: Path) -> Iterator[None]:
+    """While this lasts, what the process makes without naming a mode is closed to others, and to the group unless it shares.
+
+    A person's shell often has umask 022: what they made in a shared house would then be closed to the other role.
+    """
+    before = os.umask(0o007 if is_shared(folder) else 0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from fl_client.loopback import HOST, Loopback
+from fl_client.sharing import kept_to
 from fl_client.site import Coordinator, Site
 
 BUSY_POLL_S, IDLE_POLL_S = 0.5, 3.0
@@ -146,16 +147,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     os.environ.update(environment(site))
     os.environ.pop("no_proxy", None)
-    try:
-        sys.argv = command(site, site.coordinator, Loopback.make(runtime_folder(site)))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    from flwr.supernode import start_client_internal as loop  # here: Flower reads the environment when it is imported
-    from flwr.supernode.cli.flower_supernode import flower_supernode
+    with kept_to(site.folder):
+        try:
+            sys.argv = command(site, site.coordinator, Loopback.make(runtime_folder(site)))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        from flwr.supernode import start_client_internal as loop  # here: Flower reads the environment when it is imported
+        from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    loop._pull_and_store_message = impatient(loop._pull_and_store_message)
-    flower_supernode()
+        loop._pull_and_store_message = impatient(loop._pull_and_store_message)
+        flower_supernode()
     return 0
 
 

@@ -27,6 +27,7 @@ import httpx
 
 from fl_client.halt import halted
 from fl_client.loopback import Loopback, write_private
+from fl_client.sharing import kept_to
 from fl_client.site import Site
 from fl_client.supernode import environment, pause_s, runtime_folder
 
@@ -271,7 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.info("%s is ready", site.name)
         return worker.run()
 
-    return obey_signals(work)
+    with kept_to(site.folder):
+        return obey_signals(work)
 
 
 def obey_signals(work: Callable[[], int]) -> int:

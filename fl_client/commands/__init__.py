@@ -4,7 +4,32 @@ A command's function takes the hospital's settings and the options, and returns 
 """
 
 import argparse
+import getpass
+import os
+import sys
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `add` adds to."""
+
+
+def user_name() -> str:
+    """Who is at the keyboard, as the machine knows them: by name, or by number where a container has no name for them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no such entry in passwd
+        return f"uid {os.getuid()}"
+
+
+def confided(given: str, question: str) -> str:
+    """`given`, or, for nothing or `-`, what is typed at the terminal without being shown, or the first line of standard input.
+
+    An argument of a command stands in the machine's list of processes, which every user may read, and in the shell's history.
+    Raises `ValueError` if nothing came.
+    """
+    if given not in ("", "-"):
+        return given
+    said = (getpass.getpass(f"{question}: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    if not said:
+        raise ValueError(f"{question}: nothing was said")
+    return said

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fl_client.commands import Commands
+from fl_client.commands import Commands, confided
 from fl_client.site import Site
 
 
 def add(commands: Commands) -> None:
     """The commands and their options."""
     joined = commands.add_parser("join", help="make this hospital's key and register it at the coordinator")
-    joined.add_argument("token", nargs="?", default="", help="from the coordinator's person (default: print the key instead)")
+    joined.add_argument(
+        "token", nargs="?", default="", help="from the coordinator's person; -: it asks for it (default: print the key)"
+    )
     joined.add_argument("--coordinator", default="", metavar="HOST:PORT", help="whom to dial; goes into site.yaml")
     joined.add_argument("--root-certificates", type=Path, metavar="CA.CRT", help="the coordinator's authority; copied here")
     joined.set_defaults(run=_join)
@@ -28,7 +30,8 @@ def add(commands: Commands) -> None:
 def _join(site: Site, options: argparse.Namespace) -> int:
     from fl_client.joining import join
 
-    return join(options.site, token=options.token, address=options.coordinator, root_certificates=options.root_certificates)
+    token = confided(options.token, "the coordinator's token") if options.token else ""
+    return join(options.site, token=token, address=options.coordinator, root_certificates=options.root_certificates)
 
 
 def _public_key(site: Site, options: argparse.Namespace) -> int:

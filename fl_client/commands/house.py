@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import sys
 from pathlib import Path
 
 from fl_client import halt
-from fl_client.commands import Commands
+from fl_client.commands import Commands, confided
 from fl_client.site import Site
 
 
@@ -32,8 +31,8 @@ def add(commands: Commands) -> None:
     bundle.add_argument("out", type=Path, help="a new file, NAME.zip")
     bundle.set_defaults(run=_support_bundle)
     away = commands.add_parser("withdraw", help="a patient withdraws: out of every later round, and removed from the house")
-    away.add_argument("patient", help="the hospital's number, or the pseudonym")
-    away.add_argument("--who", default=getpass.getuser(), help="who asks for it (default: the user's name)")
+    away.add_argument("patient", nargs="?", default="-", help="the hospital's number, or the pseudonym; default: it asks")
+    away.add_argument("--who", help="who asks for it (default: the user's name)")
     away.set_defaults(run=_withdraw)
     switches = (
         ("pause", "decline whatever is asked, until resume; images still come in"),
@@ -42,7 +41,7 @@ def add(commands: Commands) -> None:
     )
     for name, what in switches:
         switch = commands.add_parser(name, help=what)
-        switch.add_argument("--who", default=getpass.getuser(), help="who decides (default: the user's name)")
+        switch.add_argument("--who", help="who decides (default: the user's name)")
         switch.add_argument("--why", default="", help="a sentence for the log")
         switch.set_defaults(run=_switch)
 
@@ -87,7 +86,8 @@ def _support_bundle(site: Site, options: argparse.Namespace) -> int:
 def _withdraw(site: Site, options: argparse.Namespace) -> int:
     from fl_client.withdrawal import tell, withdraw  # here: image readers take seconds to import
 
-    for line in tell(withdraw(site, options.patient, who=options.who), site):
+    patient = confided(options.patient, "the patient's number or pseudonym")
+    for line in tell(withdraw(site, patient, who=options.who), site):
         print(line)
     return 0
 
@@ -96,6 +96,7 @@ def _switch(site: Site, options: argparse.Namespace) -> int:
     from fl_client.audit import AuditLog
     from fl_client.ending import end_now
 
+    audit = AuditLog(site.folder / "audit.jsonl")
     name = {"pause": "paused", "resume": "resumed", "stop-now": "stopped"}[options.command]
     if name == "paused":
         halt.halt(site.folder, "paused", who=options.who, why=options.why)
@@ -105,7 +106,9 @@ def _switch(site: Site, options: argparse.Namespace) -> int:
         print(f"{site.name} is stopped: nothing runs or leaves, until: konsil-site resume")
         for failed in end_now(site):
             print(failed, file=sys.stderr)
-    else:
+    else:  # the line first: nobody goes on working without anybody having said so
+        audit.append(name, who=options.who, why=options.why)
         print(f"{site.name} works again; konsil-site start" if halt.resume(site.folder) else f"{site.name} wasn't halted")
-    AuditLog(site.folder / "audit.jsonl").append(name, who=options.who, why=options.why)
+        return 0
+    audit.append(name, who=options.who, why=options.why)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 from pathlib import Path
 
 from fl_client.commands import Commands
@@ -21,7 +20,7 @@ def add(commands: Commands) -> None:
     back.add_argument("--series-rules", type=Path, help="as the intake's (default: arrivals.series_rules)")
     back.add_argument("--labels", help="label map with the codes for DICOM SEG (default: arrivals.labels, else cardiac)")
     back.add_argument("--dry-run", action="store_true", help="make the objects, to look at them; send nothing")
-    back.add_argument("--who", default=getpass.getuser(), help="who sends them, for the audit log (default: the user's name)")
+    back.add_argument("--who", help="who sends them, for the audit log (default: the user's name)")
     back.set_defaults(run=_return)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -32,7 +31,7 @@ def add(commands: Commands) -> None:
         command.add_argument("study", help="a study's file, or its hash or as much of the beginning as is unique")
         command.set_defaults(run=run)
     for command in (yes, no):
-        command.add_argument("--who", default=getpass.getuser(), help="who decides (default: the user's name)")
+        command.add_argument("--who", help="who decides (default: the user's name)")
 
 
 def _days(said: str) -> int:

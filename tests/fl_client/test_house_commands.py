@@ -1,4 +1,7 @@
+import getpass
+import io
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +12,7 @@ from fl_client.__main__ import main
 from fl_client.app import ledger_of
 from fl_client.approval import Approvals
 from fl_client.audit import AuditLog
+from fl_client.commands import confided, user_name
 from fl_client.halt import halted
 from fl_client.privacy import Event
 
@@ -78,6 +82,32 @@ def test_pausing_and_resuming_are_written_down_with_who_and_why(hospitals, ask, 
         ("paused", "Dr. Alpha", "audit of the data protection officer"),
         ("resumed", "Dr. Beta", ""),
     ]
+
+
+def test_nobody_works_on_before_the_log_says_that_the_house_works_again(hospitals, ask, capsys):
+    folder = hospitals.site("a").folder
+    assert ask("pause", "--who", "Dr. Alpha") == 0
+    (folder / "audit.jsonl").write_text("no line of a log\n")
+    assert ask("resume", "--who", "Dr. Beta") == 1
+    assert halted(folder) == "paused"
+
+
+def test_whom_a_patient_is_can_be_said_without_the_machines_list_of_processes(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("4711-MUELLER\n"))
+    assert confided("-", "the patient") == "4711-MUELLER"
+    with pytest.raises(ValueError, match="the patient: nothing was said"):
+        confided("", "the patient")
+    assert confided("4712", "the patient") == "4712"
+    capsys.readouterr()
+
+
+def test_a_user_without_a_name_is_known_by_number(monkeypatch):
+    def nameless():
+        raise KeyError("getpwuid(): uid not found: 62001")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    monkeypatch.setattr(os, "getuid", lambda: 62001)
+    assert user_name() == "uid 62001"
 
 
 def test_stopping_ends_the_running_processes_at_once(hospitals, ask, capsys):

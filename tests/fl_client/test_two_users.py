@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 BECOME = """
 import os, sys
 import numpy, torch
+import fl_client.__main__, fl_client.ending, fl_client.patients
 import fl_client.app, fl_client.intake.quarantine, fl_server.weights, simulation.grid
 from conf.study import Study
 user, group, warm = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -128,6 +129,51 @@ def test_the_intake_takes_a_patient_out_after_the_trainer_has_prepared_them(hous
     done = as_user(INTAKE, ONCE_MORE, house)
     assert done.stdout.split() == ["True", "p0-1", "p0-2", "p0-3"], done.stderr
     assert not list((house / "cohort" / "prepared").rglob("p0-0*"))
+
+
+PAUSE = """
+import os
+from fl_client.__main__ import main
+for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+    os.environ.pop(name, None)
+os.umask(0o022)
+status = main(["--site", sys.argv[1] + "/site.yaml", "pause"])
+assert os.umask(0o022) == 0o022
+sys.exit(status)
+"""
+
+GO_ON = """
+from pathlib import Path
+from fl_client.audit import AuditLog
+from fl_client.patients import note
+from fl_client.site import Site
+site = Site.load(sys.argv[1] + "/site.yaml")
+log = AuditLog(site.folder / "audit.jsonl")
+log.append("egress", bytes=7)
+print(*(line.get("who", "") for line in log.lines))
+note(site, patient="p0-1", left_out="nothing")
+"""
+
+CLOSED_LOG = """
+from pathlib import Path
+folder = Path(sys.argv[1]) / "log"
+folder.mkdir(exist_ok=True)
+(folder / "training.jsonl").touch(mode=0o600)
+"""
+
+
+def test_what_a_person_with_an_ordinary_umask_and_no_name_does_locks_the_trainer_out_of_nothing(house):
+    done = as_user(INTAKE, PAUSE, house)
+    assert done.returncode == 0, done.stderr
+    done = as_user(TRAINER, GO_ON, house)
+    assert done.stdout == f"uid {INTAKE} \n", done.stderr
+
+
+def test_a_training_log_that_can_not_be_written_stops_no_round(house):
+    assert as_user(INTAKE, CLOSED_LOG, house).returncode == 0
+    done = as_user(TRAINER, GO_ON, house)
+    assert done.returncode == 0, done.stderr
+    assert "training.jsonl can't be written: Permission denied" in done.stderr
 
 
 def test_nobody_else_reads_anything(house):
