@@ -64,7 +64,7 @@ class Answer:
     """What the archive said to one object."""
 
     path: Path
-    status: int | None  # None: no answer came, or it takes no such object
+    status: int | None  # None: it takes no such object
     words: str = ""  # empty if the object was taken
 
     @property
@@ -87,24 +87,24 @@ def send(archive: Archive, files: Sequence[Path], *, attempts: int = 3, pause_s:
     """Send files one after the other and give each one's answer as it comes; the rest goes once the answer was consumed.
 
     A line that breaks, and an archive without room, are tried again: `attempts` times in all, `pause_s` apart. Raises `NoLine`
-    if there is no line, `FileNotFoundError` for a file that went.
+    if there is no line, or no answer on it, and `FileNotFoundError` for a file that went.
     """
     line: Association | None = None
     try:
         for path in files:
-            answer = Answer(path, None, "no answer came")
+            answer: Answer | None = None
             for attempt in range(attempts):
                 if attempt:
                     time.sleep(pause_s)
                 if line is None or not line.is_established:
                     line = _open(archive, attempts=attempts, pause_s=pause_s)
-                said = _one(line, path)
-                if said is None:
+                answer = _one(line, path) or answer
+                if answer is None:
                     line.abort()  # whatever still comes would be taken for the answer to something else
-                    continue
-                answer = said
-                if answer.status not in OUT_OF_RESOURCES:
+                elif answer.status not in OUT_OF_RESOURCES:
                     break
+            if answer is None:  # the next object would have to wait as long
+                raise NoLine(f"{destination(archive)} took the association and gave no answer to an object; look at its log")
             yield answer
     finally:
         if line is not None and line.is_established:
