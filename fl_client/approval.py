@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from conf.study import Study
 from fl_client.audit import AuditLog
 from fl_client.site import Site
+
+log = logging.getLogger("konsil.approval")
 
 Decision = Literal["approved", "declined"]
 
@@ -52,12 +55,15 @@ class Approvals:
         self.studies_folder = folder / "studies"
 
     def put_down(self, study: Study) -> None:
-        """Keep the study's text, so that a person can read what was asked."""
+        """Keep the study's text, so that a person can read what was asked. A copy that a power failure emptied is made anew."""
         self.studies_folder.mkdir(parents=True, exist_ok=True)
         path = self.studies_folder / f"{study.hash}.json"
-        if not path.exists():
+        if not path.exists() or path.stat().st_size == 0:
             part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(study.to_json())
+            with open(part, "w") as file:
+                file.write(study.to_json())
+                file.flush()
+                os.fsync(file.fileno())
             part.replace(path)
 
     def find(self, start_of_hash: str) -> Study:
@@ -69,9 +75,18 @@ class Approvals:
 
     @property
     def studies(self) -> dict[str, Study]:
-        """Every study that was put down, by hash."""
-        paths = sorted(self.studies_folder.glob("*.json"))
-        return {path.stem: Study.from_json(path.read_text()) for path in paths}
+        """Every study that was put down and can be read, by hash. One that can't hides no other; the log names its file."""
+        found = {}
+        for path in sorted(self.studies_folder.glob("*.json")):
+            try:
+                found[path.stem] = Study.from_json(path.read_text())
+            except (
+                OSError,
+                ValueError,
+                TypeError,
+            ) as error:  # an older konsil's, another user's, or emptied by a power failure
+                log.warning("%s can't be read and is left out: %s", path, type(error).__name__)
+        return found
 
     def decide(
         self,

@@ -128,6 +128,9 @@ def books(site: Site, settings: Path) -> Iterator[Finding]:
         yield Finding("warn" if spent > 0.9 * budget.epsilon else "ok", "books", text)
         yield Finding("ok", "books", f"audit log unbroken, {len(AuditLog(site.folder / 'audit.jsonl').lines)} lines")
         decided, asked = Approvals(site.folder).decisions, Approvals(site.folder).studies
+        for path in sorted(Approvals(site.folder).studies_folder.glob("*.json")):
+            if path.stem not in asked:
+                yield Finding("warn", "books", f"{path} is no study that this konsil can read; take it away or mend it")
         waiting = len(set(asked) - set(decided))
         yield Finding(
             "warn" if waiting else "ok", "books", f"{len(decided)} studies decided, {waiting} waiting (konsil-site studies)"

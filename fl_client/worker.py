@@ -78,11 +78,14 @@ class Worker:
         from fl_client.price import planned
         from tasks.task import GradientTask
 
-        approvals = Approvals(self.site.folder)
-        for key, decision in approvals.decisions.items():
-            if decision.decision != "approved" or key not in approvals.studies:
-                continue
-            study = approvals.studies[key]
+        try:
+            approvals = Approvals(self.site.folder)
+            studies = approvals.studies
+            approved = [key for key, said in approvals.decisions.items() if said.decision == "approved" and key in studies]
+        except (OSError, ValueError) as error:  # check and status tell a person; each study is declined until it is mended
+            log.warning("the decisions can't be read, and nothing is prepared: %s", error)
+            return
+        for study in (studies[key] for key in approved):
             try:
                 task = task_of(self.site, study)
                 planned(self.site, study, task)

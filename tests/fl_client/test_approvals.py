@@ -3,8 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from flwr.clientapp import ClientApp
 
 from fl_client.approval import Approvals, Declined, require_approval
+from fl_client.preflight import books
+from fl_client.worker import Worker
 
 
 @pytest.fixture
@@ -50,3 +53,28 @@ def test_decisions_that_are_written_at_once_all_stand(hospitals, approvals):
         for decided in [people.submit(approvals.decide, s, "approved", who="Dr. " + "X" * 900, epsilon=8.0) for s in studies]:
             decided.result()
     assert set(approvals.decisions) == {study.hash for study in [hospitals.study(), *studies]}
+
+
+@pytest.mark.parametrize("wrong", ["", "[]", '{"name": 1}'])
+def test_a_study_that_can_not_be_read_hides_no_other_and_the_worker_starts(hospitals, approvals, wrong):
+    study = hospitals.study()
+    approvals.put_down(study)
+    (approvals.studies_folder / f"{'0' * 64}.json").write_text(wrong)
+    assert list(approvals.studies) == [study.hash]
+    assert approvals.find(study.hash[:8]) == study
+    Worker(hospitals.sites["a"], app=ClientApp()).warm()
+    told = [finding for finding in books(hospitals.site("a"), hospitals.sites["a"]) if "no study" in finding.text]
+    assert [finding.level for finding in told] == ["warn"]
+
+
+def test_decisions_that_can_not_be_read_do_not_keep_the_worker_from_starting(hospitals, approvals):
+    approvals.path.write_text("hello\n")
+    Worker(hospitals.sites["a"], app=ClientApp()).warm()
+
+
+def test_a_study_that_a_power_failure_emptied_is_put_down_anew(hospitals, approvals):
+    study = hospitals.study()
+    approvals.studies_folder.mkdir()
+    (approvals.studies_folder / f"{study.hash}.json").touch()
+    approvals.put_down(study)
+    assert approvals.find(study.hash) == study
