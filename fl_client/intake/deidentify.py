@@ -34,7 +34,7 @@ from fl_client.intake.pseudonyms import Pseudonyms
 from fl_client.intake.terms import KERNEL, SCHEMES, TERMS, is_code, vendor
 from fl_client.yaml_file import read_yaml
 
-METHOD = "konsil positive lists 1"
+METHOD = "konsil positive lists 2"
 """Stands in each de-identified object, with a mark of options and words; the number grows when what passes changes."""
 
 Option = Literal["dates", "device", "descriptors", "characteristics"]
@@ -49,6 +49,7 @@ OPTIONS = {
 """PS3.16 CID 7050: code and meaning of what was done beyond the basic profile."""
 
 _PIXELS = 0x7FE00010
+_FRAMES = (0x52009229, 0x52009230)
 _DIGITS = {"DS": re.compile(rb"[0-9+\-.eE \\\0]*"), "IS": re.compile(rb"[0-9+\- \\\0]*")}
 _SIZES = {"US": 2, "SS": 2, "US or SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "AT": 4, "UV": 8, "SV": 8}
 _SPELLED = re.compile(rb"[\x20-\x7e]+\0*")
@@ -66,6 +67,7 @@ class Done:
 
     dropped: Counter[str] = field(default_factory=Counter)  # keyword, or 'private', or 'unknown': how often
     options: set[str] = field(default_factory=set)  # those that let something pass
+    names: frozenset[str] = frozenset()  # words of the people's names in it, in lower case
 
 
 class Deidentifier(Pseudonyms):
@@ -82,6 +84,7 @@ class Deidentifier(Pseudonyms):
         self._retain = frozenset(retain)
         if strange := self._retain - OPTIONS.keys():
             raise ValueError(f"'{min(strange)}' is no option of de-identification; there are {', '.join(OPTIONS)}")
+        self._own_words = words
         self._words = words | vocabulary() if "descriptors" in self._retain else words
         policy = "\0".join((*sorted(self._retain), "", *sorted(self._words)))
         self.method = f"{METHOD}, policy {hashlib.sha256(policy.encode()).hexdigest()[:8]}"
@@ -98,7 +101,7 @@ class Deidentifier(Pseudonyms):
         patient_id = str(dataset.get("PatientID", "") or "").strip()
         if not patient_id:
             raise Unattributable("no PatientID: this file can't be attributed to a patient")
-        done = Done()
+        done = Done(names=frozenset(_names(dataset)))
         result = self._walk(dataset, rules(str(dataset.get("SOPClassUID", ""))), patient_id, done)
         if hasattr(dataset, "file_meta") and "TransferSyntaxUID" in dataset.file_meta:
             result.file_meta = pydicom.dataset.FileMetaDataset()
@@ -203,16 +206,18 @@ class Deidentifier(Pseudonyms):
                 done.options.add("device")
                 return value
             case "words":
-                text = self._of_vocabulary(value)
+                text = self._of_vocabulary(value, done.names)
                 done.options |= {"descriptors"} if text else set()
                 return text
         return ""
 
-    def _of_vocabulary(self, value: str) -> str:
+    def _of_vocabulary(self, value: str, names: frozenset[str]) -> str:
+        """The words that pass: the site's own, and shipped ones that aren't the name of anybody in this very object."""
         text = value.lower()
-        if text in self._words:
+        if text in self._own_words:
             return text
-        return " ".join(word for word in re.split(r"[^0-9a-z]+", text) if word in self._words)
+        words = re.split(r"[^0-9a-z]+", text)
+        return " ".join(word for word in words if word in self._own_words or (word in self._words and word not in names))
 
     def _private(self, dataset: Dataset, tag: BaseTag, result: Dataset) -> bool:
         """Let a private element pass if it is a known number of a known vendor."""
@@ -226,6 +231,21 @@ class Deidentifier(Pseudonyms):
             return False
         result.private_block(tag.group, creator, create=True).add_new(tag.element & 0xFF, vr, element.value)
         return True
+
+
+def _names(dataset: Dataset) -> Iterator[str]:
+    """Words of all person names, also of those in sequences; only the frames' many groups, which have none, aren't searched."""
+    for tag in dataset.keys():  # noqa: SIM118 - iterating over a Dataset would convert every element
+        raw = dataset.get_item(tag)
+        vr = getattr(raw, "VR", None)
+        if vr in (None, "UN") and pydicom.datadict.dictionary_has_tag(tag):
+            vr = pydicom.datadict.dictionary_VR(tag)
+        if vr == "PN":
+            yield from re.split(r"[^0-9a-z]+", str(dataset[tag].value).lower())
+        elif vr == "SQ" and tag not in _FRAMES and not tag.is_private:
+            element = dataset[tag]
+            for item in element.value if element.VR == "SQ" else ():
+                yield from _names(item)
 
 
 def capped_age(age: str) -> str:

@@ -125,3 +125,20 @@ def test_a_file_without_patient_and_a_short_key_are_refused() -> None:
 )
 def test_manufacturers_are_known_by_name(text: str, name: str) -> None:
     assert vendor(text) == name
+
+
+def test_a_shipped_word_that_is_the_name_of_somebody_in_the_file_does_not_pass() -> None:
+    request = Dataset()
+    request.RequestingPhysician = "Kernel^T"
+    dataset = header(
+        PatientName="Marker^Stack", OperatorsName="Cube^Vista", RequestAttributesSequence=[request],
+        SeriesDescription="Marker cube kernel cine sax, Dr. Vista stack", Modality="MR",
+    )  # fmt: skip
+    assert Deidentifier(KEY, retain=("descriptors",))(dataset).SeriesDescription == "cine sax"
+    dataset.PatientName = "Abendroth^A"
+    assert Deidentifier(KEY, retain=("descriptors",))(dataset).SeriesDescription == "marker cine sax stack"
+
+
+def test_the_sites_own_words_pass_whatever_the_patients_name() -> None:
+    dataset = header(PatientName="Smith^Ed", SeriesDescription="cine ED", Modality="MR")
+    assert Deidentifier(KEY, words=frozenset({"cine", "ed"}))(dataset).SeriesDescription == "cine ed"

@@ -73,13 +73,16 @@ COMMON_NAMES = """
     müller schmidt schneider fischer weber meyer wagner becker schulz hoffmann koch richter klein wolf neumann schwarz
     braun lange     garcia lopez perez sanchez rossi ferrari russo bianchi dubois bernard petit durand leroy simon laurent
     anna maria peter paul john james mary robert michael thomas susan linda david emma noah rose grace may mark frank ray art
+    black chambers bright wall hand foot herz leber hals ed blood base real rest head kopf brain colon sharp post norm per deep
+    bone pool milz mass lung body
     lee kim park chen wang li zhang nguyen singh khan ali ahmed long short bull bell church fox cook"""
 """Names of people; some are words, too."""
 
 
 def test_no_common_name_is_a_word_that_passes() -> None:
     assert {name for name in COMMON_NAMES.split() if name in vocabulary()} == set()
-    assert {name for name in COMMON_NAMES.split() if name.upper() in TERMS} == set()
+    parts = set("hand foot head brain colon bone lung body rest real ed norm per".split())  # terms of bodies and of images
+    assert {name for name in COMMON_NAMES.split() if name.upper() in TERMS} <= parts
 
 
 def test_vocabulary_words_are_words_as_descriptions_are_split() -> None:
