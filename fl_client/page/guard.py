@@ -20,6 +20,7 @@ from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, Literal
 
+from fl_client.sharing import make_folder
 from fl_client.site import Page, Site
 
 Scope = MutableMapping[str, Any]
@@ -59,7 +60,7 @@ def token_path(site: Site, name: TokenName) -> Path:
 def new_token(site: Site, name: TokenName) -> Path:
     """Write a new random token, readable by this user alone; the one before is good no more. Raises `OSError`."""
     path = token_path(site, name)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
     file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
