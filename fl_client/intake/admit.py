@@ -136,7 +136,7 @@ def _case(
         except GeometryRefused as reason:
             raise GeometryRefused(f"{name}: {reason}") from None
     notes = _of_images(frames_of)
-    drawings = Drawings(pseudonym, patient, volumes, frames_of, labels=labels, owners=owners, reasons=door)
+    drawings = Drawings(pseudonym, patient, volumes, frames_of, known=rules.names, labels=labels, owners=owners, reasons=door)
     for name, drawing, by_geometry in chain(drawings, drawings.of_files(files)):
         if volumes[name].mask is not None:
             raise Refused(f"two masks for {name}; one of them has to go")

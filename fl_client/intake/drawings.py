@@ -6,10 +6,10 @@ by where its voxels lie (`drawn_on`). What belongs to a series that the study do
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from fl_client.intake.door import Reasons, Refused
-from fl_client.intake.drawn_on import MaskFile, drawn_on, words_of
+from fl_client.intake.drawn_on import MaskFile, allowed, drawn_on, words_of
 from fl_client.intake.headers import RTSTRUCT, Patient, references, structure_series
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import Drawing, MaskRefused
@@ -24,7 +24,10 @@ Frames = Mapping[str, Sequence[Frame]]
 
 
 class Drawings:
-    """The masks of one patient. `volumes` and `frames` are the wanted series by name, `owners` whose a series UID is."""
+    """The masks of one patient. `volumes` and `frames` are the wanted series by name, `owners` whose a series UID is.
+
+    `known` are the names of all series that the rules can give: a mask may be named for one that isn't here.
+    """
 
     def __init__(
         self,
@@ -33,12 +36,13 @@ class Drawings:
         volumes: Mapping[str, Volume],
         frames: Frames,
         *,
+        known: Collection[str],
         labels: LabelMap,
         owners: Mapping[str, str],
         reasons: Reasons,
     ) -> None:
         self._pseudonym, self._patient, self._volumes, self._frames = pseudonym, patient, dict(volumes), frames
-        self._labels, self._owners, self._reasons = labels, owners, reasons
+        self._known, self._labels, self._owners, self._reasons = known, labels, owners, reasons
         self._names: dict[str, set[str]] = {}  # what a mask may call a slice: series names
         for name, several in frames.items():
             for key in (key for frame in several for key in frame.keys):
@@ -67,7 +71,10 @@ class Drawings:
                     continue
             try:
                 drawing = read_mask_file(file.path, self._labels)
-                name = next(iter(among)) if file.series and len(among) == 1 else drawn_on(drawing, file.words, among)
+                if file.series and len(among) == 1:
+                    (name,) = allowed(file.words, among, self._known)
+                else:
+                    name = drawn_on(drawing, file.words, among, self._known)
             except (MaskRefused, UnmappedLabel, GeometryRefused) as reason:
                 raise MaskRefused(f"mask file {number} of {len(files)}: {reason}") from None
             yield name, drawing, True
@@ -106,7 +113,7 @@ class Drawings:
                 raise MaskRefused(f"it refers to no images, and {OTHER_FRAME}")
             drawings: dict[str, Drawing] = {}
             refusals: list[MaskRefused] = []
-            for name in sorted(here):
+            for name in allowed(words, here, self._known):
                 try:
                     drawings[name] = self._read(mask, name)
                 except MaskRefused as reason:
@@ -114,7 +121,7 @@ class Drawings:
             if not drawings:
                 raise refusals[0]
             among = {name: self._volumes[name] for name in drawings}
-            name = drawn_on(drawings[min(drawings)], words, among)
+            name = drawn_on(drawings[min(drawings)], words, among, self._known)
             return name, drawings[name], True
         except (MaskRefused, UnmappedLabel) as reason:
             raise MaskRefused(f"mask {number}: {reason}") from None

@@ -85,17 +85,16 @@ def by_patient(
     return found
 
 
-def drawn_on(drawing: Drawing, words: Collection[str], volumes: Mapping[str, Volume]) -> str:
+def drawn_on(drawing: Drawing, words: Collection[str], volumes: Mapping[str, Volume], known: Collection[str]) -> str:
     """The series that a mask without references was drawn on, of those that it may be.
 
     A series whose name stands in `words` is taken at its word; among others it must be the only one on whose voxels those of
-    the mask fall. Raises `MaskRefused` if it is none or several.
+    the mask fall. `known` are the names of all series that the rules can give. Raises `MaskRefused` if it is none or several.
     """
-    named = {name for name in volumes if words_of(name) <= set(words)}
-    named -= {name for name in named for other in named if words_of(name) < words_of(other)}
+    named = named_in(words, known)
+    among = {name: volumes[name] for name in allowed(words, volumes, known)}
     if len(named) == 1:
-        return named.pop()
-    among = {name: volumes[name] for name in sorted(named or volumes)}
+        return next(iter(among))
     exact = [name for name, volume in among.items() if fit(drawing, volume) == "exact"]
     if len(exact) == 1:
         return exact[0]
@@ -104,6 +103,45 @@ def drawn_on(drawing: Drawing, words: Collection[str], volumes: Mapping[str, Vol
     raise MaskRefused(
         f"its voxels are those of none of {', '.join(among)}; a mask on another grid needs the name of its series in its name"
     )
+
+
+def named_in(words: Collection[str], known: Collection[str]) -> set[str]:
+    """The series whose whole names stand in these words, written apart or together; `lge late` more than `lge`."""
+    said = _with_phases(words)
+    named = {name for name in known if words_of(name) <= said or "".join(re.findall("[a-z0-9]+", name.lower())) in said}
+    return named - {name for name in named for other in named if words_of(name) < words_of(other)}
+
+
+def allowed(words: Collection[str], among: Collection[str], known: Collection[str]) -> list[str]:
+    """The series, of those that a mask may be drawn on, of which its words don't say that it was drawn on another.
+
+    A mask that is named for end-systole lies on the voxels of end-diastole just as well, so place can't find the error. A part
+    of a name counts too (`es`, `systole`), where it isn't a mere number. Raises `MaskRefused` if none is left, or if it is
+    named for one that isn't there.
+    """
+    if named := named_in(words, known):
+        absent = sorted(named - set(among))
+        if absent:
+            raise MaskRefused(
+                f"it is named for {' and '.join(absent)}, and the images that it may belong to are {_list(among)}"
+            )
+        return sorted(named)
+    parts = {word for name in known for word in words_of(name) if not word.isdigit()} & _with_phases(words)
+    left = sorted(name for name in among if parts <= words_of(name))
+    if not left:
+        raise MaskRefused(f"its name says {' '.join(sorted(parts))}, and the images that it may belong to are {_list(among)}")
+    return left
+
+
+def _list(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _with_phases(words: Collection[str]) -> set[str]:
+    """The words, with `ed` and `es` where they speak of diastole and systole, in whatever form and language."""
+    said = set(words)
+    said |= {"ed" for word in words if re.match("(end)?diastol", word)}
+    return said | {"es" for word in words if re.match("(end)?s[iy]stol", word)}
 
 
 def _named(part: str, patients: Mapping[str, Patient], series: Mapping[str, str], names: Pseudonyms) -> tuple[set[str], str]:

@@ -29,6 +29,11 @@ class SeriesRule(Part):
     modality: str = "MR"
     phases: bool = False  # a cine: gives `<name>_ed` and `<name>_es`
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What its volumes may be called."""
+        return frozenset(f"{self.name}_{phase}" for phase in PHASES) if self.phases else frozenset((self.name,))
+
 
 class SeriesRules(Frozen):
     """Which series the study wants, in order: the first rule that fits names the series. Others stay outside.
@@ -47,6 +52,11 @@ class SeriesRules(Frozen):
     def words(self) -> frozenset[str]:
         """The only words of a series description that de-identification lets through."""
         return frozenset(word for rule in self.rules for word in rule.words)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What volumes may be called that these rules give."""
+        return frozenset(name for rule in self.rules for name in rule.names)
 
     def match(self, header: Dataset) -> tuple[SeriesRule, ...]:
         """The first rule that fits a de-identified header, and those that ask for other parts of the same series."""

@@ -19,7 +19,7 @@ from fl_client.intake.deidentify import Deidentifier, discreet
 from fl_client.intake.door import Progress, Reasons, Refused
 from fl_client.intake.headers import Patient, read_headers
 from fl_client.intake.multiframe import Chosen
-from fl_client.intake.series import SeriesRule, SeriesRules, chosen
+from fl_client.intake.series import SeriesRules, chosen
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
 from tasks.case import Volume
 
@@ -84,9 +84,9 @@ def _series(
     pseudonym: str, patient: Patient, rules: SeriesRules, wanted: Collection[str], reasons: Reasons
 ) -> dict[str, list[Frame]]:
     matched = {uid: rules.match(frames[0].header) for uid, frames in patient.series.items()}
-    asked = {uid: patient.series[uid] for uid, fit in matched.items() if any(_names(rule) & set(wanted) for rule in fit)}
+    asked = {uid: patient.series[uid] for uid, fit in matched.items() if any(rule.names & set(wanted) for rule in fit)}
     if not asked:
-        others = sorted({name for fit in matched.values() for rule in fit for name in _names(rule)})
+        others = sorted({name for fit in matched.values() for rule in fit for name in rule.names})
         there = f"{len(patient.series)} series, of which the series rules know {', '.join(others) or 'none'}"
         raise Refused(f"none of the series that the model reads ({', '.join(wanted)}); there are {there}")
     parts = chosen(pseudonym, Patient(asked, patient.masks), rules, reasons)
@@ -97,7 +97,3 @@ def _series(
             f"{', '.join(wanted)}"
         )
     return found
-
-
-def _names(rule: SeriesRule) -> set[str]:
-    return {f"{rule.name}_ed", f"{rule.name}_es"} if rule.phases else {rule.name}

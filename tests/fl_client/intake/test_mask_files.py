@@ -24,6 +24,7 @@ from simulation.dicom import Identity, write_patient
 from tasks.case import Case, Volume
 
 LetIn = Callable[..., tuple[Intake, Cohort]]
+Edit = Callable[..., None]
 TISSUE = (
     "Segmentation category and type - 3D Slicer General Anatomy list~SCT^85756007^Tissue~SCT^85756007^Tissue~^^"
     "~Anatomic codes - DICOM master list~^^~^^"
@@ -305,6 +306,69 @@ def test_a_name_without_the_series_is_refused_where_the_mask_fits_several(
     assert reason == (
         "mask file 1 of 1: it fits cine_ed and cine_es and lge alike; the name of one of them in its own name would say which"
     )
+
+
+CINE_ED_ALONE = "the images that it may belong to are cine_ed"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("cine_es", "it is named for cine_es"),
+        ("cine ED and ES", "it is named for cine_es"),
+        ("CineES", "it is named for cine_es"),
+        ("cine end-systole", "it is named for cine_es"),
+        ("lge", "it is named for lge"),
+        ("es", "its name says es"),
+        ("endsystolisch", "its name says es"),
+    ],
+)
+@pytest.mark.parametrize("by_series", [False, True])
+def test_a_mask_named_for_a_series_that_is_not_here_is_never_laid_on_another(
+    undrawn: Path, case: Case, let_in: LetIn, tmp_path: Path, said: str, reason: str, by_series: bool
+) -> None:
+    uid = pydicom.dcmread(next(undrawn.rglob("cine_ed/*.dcm"))).SeriesInstanceUID
+    for series in ("cine_es", "lge"):
+        shutil.rmtree(next(undrawn.rglob(series)))
+    written(case, tmp_path / "masks" / f"{uid if by_series else number(case)}_{said}.nii.gz")  # voxel by voxel on cine_ed
+    intake, cohort = let_in(undrawn, masks=tmp_path / "masks")
+    assert list(intake.refused.values()) == [f"mask file 1 of 1: {reason}, and {CINE_ED_ALONE}"]
+    assert len(cohort) == 0
+
+
+@pytest.mark.parametrize("said", ["cine_ed", "CineED", "cine", "diastole", "by reader 2", ""])
+def test_other_words_leave_the_place_to_decide(undrawn: Path, case: Case, let_in: LetIn, tmp_path: Path, said: str) -> None:
+    for series in ("cine_es", "lge"):
+        shutil.rmtree(next(undrawn.rglob(series)))
+    written(case, tmp_path / "masks" / f"{number(case)}_{said}.nii.gz")
+    intake, cohort = let_in(undrawn, masks=tmp_path / "masks")
+    assert np.array_equal(cohort.case(intake.admitted[0]).volume("cine_ed").mask, case.volumes[0].mask)  # type: ignore[union-attr]
+
+
+def test_a_segmentation_without_references_described_for_a_series_that_is_not_here_refuses(
+    archive: Path, let_in: LetIn, edit: Edit
+) -> None:
+    def described(text: str) -> Callable[[pydicom.Dataset], None]:
+        def change(seg: pydicom.Dataset) -> None:
+            seg.SeriesDescription = text
+            if "ReferencedSeriesSequence" in seg:
+                del seg.ReferencedSeriesSequence
+            for group in [*seg.get("SharedFunctionalGroupsSequence", []), *seg.PerFrameFunctionalGroupsSequence]:
+                if "DerivationImageSequence" in group:
+                    del group.DerivationImageSequence
+
+        return change
+
+    for name in ("cine_es", "lge"):
+        for path in list(archive.rglob(f"{name}-mask.dcm")):
+            path.unlink()
+        shutil.rmtree(next(archive.rglob(name)))
+    edit(next(archive.rglob("cine_ed-mask.dcm")), described("cine es"))
+    intake, _ = let_in(archive)
+    assert list(intake.refused.values()) == [f"mask 1: it is named for cine_es, and {CINE_ED_ALONE}"]
+    edit(next(archive.rglob("cine_ed-mask.dcm")), described("cine ed"))
+    intake, _ = let_in(archive)
+    assert not intake.refused
 
 
 def test_a_mask_on_another_grid_needs_the_series_in_its_name(undrawn: Path, case: Case, let_in: LetIn, tmp_path: Path) -> None:
