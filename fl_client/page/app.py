@@ -428,10 +428,11 @@ def pause(house: InHouse, sent: Sent) -> Response:
 
 
 def resume(house: InHouse, sent: Sent) -> Response:
-    """Work again."""
+    """Work again. The line first: nobody goes on working without anybody having said so."""
     who, why = _said(sent)
+    if trouble := _note(house.site, "resumed", who, why):
+        raise HTTPException(500, f"not resumed, because the audit log can't be written: {trouble}")
     halt.resume(house.site.folder)
-    _note(house.site, "resumed", who, why)
     return _back("/")
 
 

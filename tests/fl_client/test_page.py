@@ -374,6 +374,15 @@ def test_the_switch_says_who_and_why_and_resume_takes_it_away(site, browser):
     ]
 
 
+def test_nobody_resumes_without_a_line_in_the_log(site, browser):
+    browser.send("/pause", who="Dr. Alpha")
+    (site.folder / "audit.jsonl").write_text("")
+    answer = browser.send("/resume", who="Dr. Beta")
+    assert answer.status_code == 500
+    assert "not resumed, because the audit log can&#39;t be written" in answer.text
+    assert halt.halted(site.folder) == "paused"
+
+
 def test_stop_now_is_on_the_disk_before_the_processes_are_ended(site, browser, monkeypatch):
     ended = []
     monkeypatch.setattr("fl_client.page.app.end_now", lambda house: ended.append(halt.halted(house.folder)))
