@@ -23,18 +23,41 @@ CREATE TABLE IF NOT EXISTS patient (
     pseudonym TEXT PRIMARY KEY, patient_id TEXT NOT NULL, issuer TEXT NOT NULL, name TEXT NOT NULL, birth_date TEXT NOT NULL,
     sex TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS study (
-    new TEXT PRIMARY KEY, original TEXT NOT NULL, pseudonym TEXT NOT NULL REFERENCES patient, date TEXT NOT NULL,
-    time TEXT NOT NULL, accession TEXT NOT NULL, study_id TEXT NOT NULL) WITHOUT ROWID;
+    new TEXT, original TEXT NOT NULL, pseudonym TEXT NOT NULL REFERENCES patient, date TEXT NOT NULL, time TEXT NOT NULL,
+    accession TEXT NOT NULL, study_id TEXT NOT NULL, PRIMARY KEY (new, pseudonym)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS series (
-    new TEXT PRIMARY KEY, original TEXT NOT NULL, study TEXT NOT NULL REFERENCES study, frame_of_reference TEXT NOT NULL)
-    WITHOUT ROWID;
+    new TEXT, original TEXT NOT NULL, study TEXT NOT NULL, frame_of_reference TEXT NOT NULL, pseudonym TEXT NOT NULL,
+    PRIMARY KEY (new, pseudonym)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS instance (
-    new TEXT PRIMARY KEY, original TEXT NOT NULL, series TEXT NOT NULL REFERENCES series) WITHOUT ROWID;
+    new TEXT PRIMARY KEY, original TEXT NOT NULL, series TEXT NOT NULL, pseudonym TEXT NOT NULL) WITHOUT ROWID;
 """
+# two patients can have one study or series UID, and when one withdraws the other's way back stays
+
+_OLDER = """
+ALTER TABLE study RENAME TO older_study;
+ALTER TABLE series RENAME TO older_series;
+ALTER TABLE instance RENAME TO older_instance;
+{tables}
+INSERT INTO study SELECT * FROM older_study;
+INSERT INTO series SELECT r.new, r.original, r.study, r.frame_of_reference, s.pseudonym
+    FROM older_series r JOIN older_study s ON s.new = r.study;
+INSERT INTO instance SELECT i.new, i.original, i.series, s.pseudonym
+    FROM older_instance i JOIN older_series r ON r.new = i.series JOIN older_study s ON s.new = r.study;
+DROP TABLE older_instance;
+DROP TABLE older_series;
+DROP TABLE older_study;
+"""
+"""Databases in which series and instances didn't say whose they are."""
+
+TWO_PEOPLE = {
+    "issuer": "its PatientID is known from another issuer: two people may have the same number",
+    "birth_date": "its PatientID is known with another birth date: two people may have the same number, or one date is wrong",
+}
+"""By what is said of a patient: why an image that says otherwise may be somebody else's."""
 
 
 class TwoPeople(ValueError):
-    """Two issuers gave the same number; the text names neither."""
+    """One number seems to be that of two people, or one image of two numbers; the text names nobody."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,11 @@ class WayBack:
             self._database = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
             for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
                 self._database.execute(f"PRAGMA {setting}")
-            self._database.executescript(_TABLES)
+            self._database.execute("BEGIN IMMEDIATE")
+            columns = [row[1] for row in self._database.execute("PRAGMA table_info(series)")]
+            for statement in (_OLDER.format(tables=_TABLES) if columns and "pseudonym" not in columns else _TABLES).split(";"):
+                self._database.execute(statement)
+            self._database.commit()
 
     def close(self) -> None:
         """Close the database. Nothing is lost if nobody does."""
@@ -82,7 +109,8 @@ class WayBack:
     def remember(self, original: Dataset, pseudonyms: Pseudonyms) -> None:
         """Write down whose an original is and what its UIDs became. Once more changes nothing, and a kill loses nothing.
 
-        Raises `TwoPeople` if the number is known from another issuer, `OSError` if the database can't be written.
+        Raises `TwoPeople` if the number is known from another issuer or with another birth date, or if the instance is known
+        under another number, as after a merge of two files of one person; `OSError` if the database can't be written.
         """
         texts = {
             name: str(original.get(name, "") or "").strip()
@@ -99,16 +127,26 @@ class WayBack:
                 texts[name] for name in ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")
             ]
             database.execute("INSERT OR IGNORE INTO patient VALUES (?, ?, ?, ?, ?, ?)", [pseudonym, *person])
-            known = database.execute("SELECT issuer FROM patient WHERE pseudonym = ?", [pseudonym]).fetchone()[0]
-            if known and texts["IssuerOfPatientID"] not in ("", known):
-                raise TwoPeople("its PatientID is known from another issuer: two people may have the same number")
+            query = "SELECT issuer, birth_date FROM patient WHERE pseudonym = ?"
+            known = dict(zip(("issuer", "birth_date"), database.execute(query, [pseudonym]).fetchone(), strict=True))
+            said = {"issuer": texts["IssuerOfPatientID"], "birth_date": texts["PatientBirthDate"]}
+            for column, reason in TWO_PEOPLE.items():
+                if known[column] and said[column] and said[column] != known[column]:
+                    raise TwoPeople(reason)
+                if said[column] and not known[column]:  # not every device says it, and the first one may not have
+                    database.execute(f"UPDATE patient SET {column} = ? WHERE pseudonym = ?", [said[column], pseudonym])
+            holder = database.execute("SELECT pseudonym FROM instance WHERE new = ?", [pseudonyms.uid(instance)]).fetchone()
+            if holder is not None and holder[0] not in ("", pseudonym):
+                raise TwoPeople(
+                    "the same image is known under another PatientID: the numbers of one person were merged, or mixed up"
+                )
             about = [texts[name] for name in ("StudyDate", "StudyTime", "AccessionNumber", "StudyID")]
             new = [pseudonyms.uid(study), study, pseudonym, *about]
             database.execute("INSERT OR IGNORE INTO study VALUES (?, ?, ?, ?, ?, ?, ?)", new)
-            new = [pseudonyms.uid(series), series, pseudonyms.uid(study), texts["FrameOfReferenceUID"]]
-            database.execute("INSERT OR IGNORE INTO series VALUES (?, ?, ?, ?)", new)
-            new = [pseudonyms.uid(instance), instance, pseudonyms.uid(series)]
-            database.execute("INSERT OR IGNORE INTO instance VALUES (?, ?, ?)", new)
+            new = [pseudonyms.uid(series), series, pseudonyms.uid(study), texts["FrameOfReferenceUID"], pseudonym]
+            database.execute("INSERT OR IGNORE INTO series VALUES (?, ?, ?, ?, ?)", new)
+            new = [pseudonyms.uid(instance), instance, pseudonyms.uid(series), pseudonym]
+            database.execute("INSERT OR IGNORE INTO instance VALUES (?, ?, ?, ?)", new)
 
     def person(self, pseudonym: str) -> Person | None:
         """Who stands behind a pseudonym."""
@@ -123,12 +161,12 @@ class WayBack:
             query = "SELECT pseudonym FROM patient WHERE patient_id = ? ORDER BY pseudonym"
             return tuple(row[0] for row in database.execute(query, [patient_id.strip()]))
 
-    def study(self, new: str) -> OriginalStudy | None:
-        """A study of the clean store as the archive knows it."""
+    def study(self, new: str, pseudonym: str | None = None) -> OriginalStudy | None:
+        """A study of the clean store as the archive knows it; None if two patients have it and nobody says whose is meant."""
         with self._open() as database:
-            query = "SELECT original, pseudonym, date, time, accession, study_id FROM study WHERE new = ?"
-            row = database.execute(query, [new]).fetchone()
-        return None if row is None else OriginalStudy(*row)
+            query = "SELECT original, pseudonym, date, time, accession, study_id FROM study WHERE new = ?1"
+            rows = database.execute(f"{query} AND (?2 IS NULL OR pseudonym = ?2)", [new, pseudonym]).fetchall()
+        return OriginalStudy(*rows[0]) if len(rows) == 1 else None
 
     def original_uid(self, new: str) -> str | None:
         """The archive's UID of a study, series or instance of the clean store."""
@@ -147,14 +185,9 @@ class WayBack:
 
     def forget(self, pseudonym: str) -> None:
         """Remove all that is known of a patient."""
-        studies = "SELECT new FROM study WHERE pseudonym = ?"
         with self._open() as database:
-            database.execute(
-                f"DELETE FROM instance WHERE series IN (SELECT new FROM series WHERE study IN ({studies}))", [pseudonym]
-            )
-            database.execute(f"DELETE FROM series WHERE study IN ({studies})", [pseudonym])
-            database.execute("DELETE FROM study WHERE pseudonym = ?", [pseudonym])
-            database.execute("DELETE FROM patient WHERE pseudonym = ?", [pseudonym])
+            for table in ("instance", "series", "study", "patient"):
+                database.execute(f"DELETE FROM {table} WHERE pseudonym = ?", [pseudonym])
         with self._lock, self._told():
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still holds what was removed
 

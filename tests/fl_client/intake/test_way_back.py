@@ -76,6 +76,90 @@ def test_a_number_of_two_issuers_is_told_and_the_first_patient_stays(way_back: W
     way_back.remember(other, PSEUDONYMS)
 
 
+def test_an_issuer_that_the_first_file_did_not_say_is_learned_from_a_later_one(way_back: WayBack) -> None:
+    for number, issuer in ((1, ""), (2, "WEST")):
+        each = an_original(number)
+        each.IssuerOfPatientID = issuer
+        way_back.remember(each, PSEUDONYMS)
+    person = way_back.person(PSEUDONYMS.pseudonym("MRN-1"))
+    assert person is not None
+    assert person.issuer == "WEST"
+    other = an_original(3)
+    other.IssuerOfPatientID = "EAST"
+    with pytest.raises(TwoPeople, match="another issuer"):
+        way_back.remember(other, PSEUDONYMS)
+
+
+def test_a_number_with_two_birth_dates_is_told_and_a_missing_one_is_learned(way_back: WayBack) -> None:
+    first, other = an_original(1), an_original(3)
+    first.PatientBirthDate = ""
+    other.PatientBirthDate = "19310101"
+    way_back.remember(first, PSEUDONYMS)
+    way_back.remember(an_original(2), PSEUDONYMS)
+    with pytest.raises(TwoPeople, match="another birth date"):
+        way_back.remember(other, PSEUDONYMS)
+    assert way_back.original_uid(PSEUDONYMS.uid("1.2.3.4.3")) is None
+    way_back.remember(first, PSEUDONYMS)
+
+
+def test_an_image_that_is_known_under_another_number_is_told(way_back: WayBack) -> None:
+    way_back.remember(an_original(), PSEUDONYMS)
+    merged = an_original()
+    merged.PatientID = "MRN-2"
+    with pytest.raises(TwoPeople, match="another PatientID"):
+        way_back.remember(merged, PSEUDONYMS)
+    assert way_back.pseudonyms("MRN-2") == ()
+
+
+def two_patients_of_one_study(way_back: WayBack) -> tuple[str, str]:
+    other = an_original(2)
+    other.PatientID, other.PatientName, other.AccessionNumber = "MRN-2", "Brunnthaler^B", "ACC-8"
+    way_back.remember(an_original(1), PSEUDONYMS)
+    way_back.remember(other, PSEUDONYMS)
+    return PSEUDONYMS.pseudonym("MRN-1"), PSEUDONYMS.pseudonym("MRN-2")
+
+
+def test_when_one_of_two_patients_with_one_study_withdraws_the_other_keeps_the_way_back(way_back: WayBack) -> None:
+    one, other = two_patients_of_one_study(way_back)
+    study = PSEUDONYMS.uid("1.2.3")
+    assert way_back.study(study) is None  # whose, nobody said
+    assert way_back.study(study, one) == OriginalStudy("1.2.3", one, "20240115", "101112", "ACC-7", "S7")
+    way_back.forget(one)
+    assert way_back.study(study) == OriginalStudy("1.2.3", other, "20240115", "101112", "ACC-8", "S7")
+    assert way_back.original_uid(PSEUDONYMS.uid("1.2.3.4")) == "1.2.3.4"
+    assert way_back.original_uid(PSEUDONYMS.uid("1.2.3.4.2")) == "1.2.3.4.2"
+    assert way_back.original_uid(PSEUDONYMS.uid("1.2.3.4.1")) is None
+
+
+OLDER = """
+CREATE TABLE patient (pseudonym TEXT PRIMARY KEY, patient_id TEXT NOT NULL, issuer TEXT NOT NULL, name TEXT NOT NULL,
+    birth_date TEXT NOT NULL, sex TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE study (new TEXT PRIMARY KEY, original TEXT NOT NULL, pseudonym TEXT NOT NULL REFERENCES patient,
+    date TEXT NOT NULL,
+    time TEXT NOT NULL, accession TEXT NOT NULL, study_id TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE series (new TEXT PRIMARY KEY, original TEXT NOT NULL, study TEXT NOT NULL REFERENCES study,
+    frame_of_reference TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE instance (new TEXT PRIMARY KEY, original TEXT NOT NULL, series TEXT NOT NULL REFERENCES series) WITHOUT ROWID;
+INSERT INTO patient VALUES ('P1', 'MRN-1', '', 'Abendroth^Anna', '', '');
+INSERT INTO study VALUES ('2.25.1', '1.1', 'P1', '20240115', '', 'ACC-7', '');
+INSERT INTO series VALUES ('2.25.2', '1.2', '2.25.1', '1.9');
+INSERT INTO instance VALUES ('2.25.3', '1.3', '2.25.2');
+"""
+
+
+def test_a_database_of_before_is_taken_over(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "map.sqlite")
+    database.executescript(OLDER)
+    database.close()
+    for _ in range(2):
+        way_back = WayBack(tmp_path / "map.sqlite")
+        assert way_back.study("2.25.1") == OriginalStudy("1.1", "P1", "20240115", "", "ACC-7", "")
+        assert [way_back.original_uid(f"2.25.{number}") for number in (1, 2, 3)] == ["1.1", "1.2", "1.3"]
+        assert way_back.frame_of_reference("2.25.2") == "1.9"
+    way_back.forget("P1")
+    assert [way_back.original_uid(f"2.25.{number}") for number in (1, 2, 3)] == [None] * 3
+
+
 def test_a_database_that_is_none_is_an_error_in_words(tmp_path: Path) -> None:
     (tmp_path / "map.sqlite").write_bytes(b"no database at all, but rather long" * 30)
     with pytest.raises(OSError, match=r"the way back map\.sqlite can't be read"):
