@@ -25,7 +25,8 @@ FIELDS = "endpoint.<name>, image.<series>, mask.<series>, scanner.<name> or qual
 
 Op = Literal["=", "!=", "<", "<=", ">", ">=", "in", "not in", "known"]
 Text = Annotated[StrictStr, Field(max_length=LONGEST_TEXT)]
-Value = StrictBool | StrictInt | StrictFloat | Text
+Whole = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
+Value = StrictBool | Whole | StrictFloat | Text
 _OPEN = {"all": " and ", "any": " or ", "none": " or "}
 
 

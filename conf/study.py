@@ -22,6 +22,11 @@ from conf.quality import QualityLimits
 from conf.selection import Selection
 
 SCHEMA = 1
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+"""What a study or a hospital is called: it is shown on screens and becomes a folder."""
+LARGEST_NUMBER = 2**53
+"""Whole numbers of a task's settings and of a selection are no larger."""
+
 LARGEST = 256 * 1024
 """Bytes of JSON that a study may have: what a person approves is no larger, and nothing larger is parsed."""
 
@@ -44,9 +49,9 @@ class Privacy(Frozen):
 class LocalTraining(Frozen):
     """What a site does in one round."""
 
-    steps: Annotated[int, Field(ge=1)] = 1  # gradient steps per round
+    steps: Annotated[int, Field(ge=1, le=1000)] = 1  # gradient steps per round
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0  # Poisson probability that a patient takes part in one step
-    views: Annotated[int, Field(ge=1)] = 4  # rows drawn from one patient in one step, inside the clipping
+    views: Annotated[int, Field(ge=1, le=1000)] = 4  # rows drawn from one patient in one step, inside the clipping
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -80,13 +85,14 @@ class Study(Frozen):
     """One federated study: who may differ in nothing that stands here."""
 
     schema_version: Literal[1] = 1
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "rehearsal"
+    name: Name = "rehearsal"
     konsil_version: str
     task: dict[str, JsonValue]  # {"name": folder of tasks/, ...its settings}
-    rounds: Annotated[int, Field(ge=1)]
-    sites: tuple[str, ...]  # hospitals asked to take part, by name
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    sites: Annotated[tuple[Name, ...], Field(max_length=1000)]  # hospitals asked to take part, by name
     seed: Annotated[int, Field(ge=0)] = 0  # initial weights and sampling order; never the privacy noise
-    initial_model_sha256: str | None = None  # of the arrays that round 1 starts from, when they were pre-trained
+    # of the arrays that round 1 starts from, when they were pre-trained
+    initial_model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     privacy: Privacy = Privacy()
     training: LocalTraining = LocalTraining()
     strategy: Strategy = Strategy()
@@ -98,8 +104,19 @@ class Study(Frozen):
     def _task_is_finite(cls, task: dict[str, JsonValue]) -> dict[str, JsonValue]:
         for path, value in _leaves(task):  # Python's JSON has words for them that no other reader knows
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{path} is {value}; task settings must be finite numbers")
+                raise ValueError(f"{_shown(path)} is {value}; task settings must be finite numbers")
+            if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+                raise ValueError(f"{_shown(path)} is beyond {LARGEST_NUMBER}, where numbers are no longer exact")
         return task
+
+    @model_validator(mode="after")
+    def _can_be_shown(self) -> Self:
+        """A person approves what stands on the screen: no letter may move the cursor, hide or imitate a line."""
+        for path, value in _leaves(self.model_dump(mode="json")):
+            for text in (path, value):
+                if isinstance(text, str) and not text.isprintable():
+                    raise ValueError(f"{_shown(path)} holds characters that can't be printed")
+        return self
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
@@ -151,6 +168,10 @@ def _refuse_size(size: int) -> NoReturn:
         "study_size", "{size} bytes are no study; at most {largest} are read", {"size": size, "largest": LARGEST}
     )
     raise ValidationError.from_exception_data("Study", [{"type": problem, "input": {}}])
+
+
+def _shown(path: str) -> str:
+    return path if path.isprintable() else repr(path)
 
 
 def _leaves(value: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]]:

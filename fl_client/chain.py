@@ -90,8 +90,9 @@ class Chain:
     def end(self) -> Iterator[Open]:
         """The end of the file for one more line, without reading what the head vouches for. Checks what it reads."""
         with self._locked(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as fd:
-            written, digest, size = self._head() if self.head_path.exists() else (0, self.first, 0)
-            if size is None or os.fstat(fd).st_size < size:
+            there = os.fstat(fd).st_size
+            written, digest, size = self._head() if self.head_path.exists() else (0, self.first, None if there else 0)
+            if size is None or there < size:
                 bodies, last, end = self._read(fd)  # says what is wrong
                 yield Open(bodies, self, fd, len(bodies), last, end)
                 return

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -155,9 +155,9 @@ class Cohort:
 
     def _forget_prepared(self, patient: str) -> None:
         """Take away what tasks made of this patient; out of its place at once, so that no half of it is ever served."""
-        for prepared in (self.folder / "prepared").glob(f"*/{patient}*"):
-            if prepared.name.partition(".")[0] == patient:
-                away = prepared.with_name(f".{uuid4().hex}.part")
+        for prepared in (self.folder / "prepared").glob(f"*/*{patient}*"):
+            if prepared.name.removeprefix(".").partition(".")[0] == patient:
+                away = prepared.with_name(f".{patient}.{uuid4().hex}.part")
                 prepared.rename(away)
                 shutil.rmtree(away)
 
@@ -196,7 +196,7 @@ class Cohort:
     def refuse(self, what: str, reason: str) -> None:
         """Write down that `what` (a pseudonym, never a name) did not get in, and why."""
         with open(self.folder / "refused.jsonl", "a") as file:
-            file.write(json.dumps({"what": what, "reason": reason}) + "\n")
+            file.write(json.dumps({"what": _storable(what), "reason": _storable(reason)}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -204,7 +204,12 @@ class Cohort:
     def refused(self) -> list[dict[str, str]]:
         """What did not get in, in order: `[{"what": pseudonym, "reason": sentence}]`."""
         path = self.folder / "refused.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        found = []
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+            with suppress(ValueError, KeyError, TypeError):  # cut short by a full disk: it says nothing of anybody inside
+                said = json.loads(line)
+                found.append({"what": _storable(str(said["what"])), "reason": _storable(str(said["reason"]))})
+        return found
 
     # -- what training and scoring read -----------------------------------------------------------------------------
 
@@ -333,7 +338,7 @@ class Cohort:
             with self._lock(fcntl.LOCK_SH):  # the case may have been replaced meanwhile
                 case, state = self._read(patient)
             place = folder / f"{patient}.{state}"
-            part = place.with_name(f".{uuid4().hex}.part")
+            part = place.with_name(f".{patient}.{uuid4().hex}.part")
             part.mkdir(parents=True)
             try:
                 for name, array in task.prepare(case).items():
@@ -393,6 +398,11 @@ def _save(path: Path, array: npt.NDArray[Any]) -> str:
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(array.data)
     return digest.hexdigest()
+
+
+def _storable(text: str) -> str:
+    """The text without halves of characters, which no file and no database takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _remove(place: Path) -> None:

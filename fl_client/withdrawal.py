@@ -50,15 +50,16 @@ def withdraw(site: Site, patient: str, *, who: str) -> Withdrawal:
     """
     cohort, pseudonym = Cohort(site.cohort_folder), pseudonym_of(site, patient)
     inside = cohort.withdraw(pseudonym)
-    clean = site.folder / "clean" / pseudonym
-    if clean.exists():
+    store = site.folder / "clean"
+    if (store / pseudonym).exists():
+        (store / pseudonym).rename(store / f".{pseudonym}.{uuid4().hex}.part")  # no half of it is ever read
+    for away in store.glob(f".{pseudonym}.*.part"):  # one that a kill left, too
         inside = True
-        away = clean.with_name(f".{uuid4().hex}.part")
-        clean.rename(away)
         shutil.rmtree(away)
     Catalog.of(site).forget(pseudonym)
     _forget_lines(site.folder / "log" / "training.jsonl", pseudonym)
     _forget_lines(cohort.folder / "refused.jsonl", pseudonym)
+    _forget_failures(site.folder / "log" / "failures.log", pseudonym)
     originals, unknown = 0, 0
     if site.identity_folder.exists():
         originals, unknown = forget_identity(site.identity_folder, pseudonym, names=Pseudonyms(key_of(site)))
@@ -86,14 +87,26 @@ def _forget_lines(path: Path, pseudonym: str) -> None:
     """The JSON lines without those that name the pseudonym, or one of its series."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if not _names(line, pseudonym)]
+    _write_anew(path, [line for line in path.read_text(errors="replace").splitlines() if not _names(line, pseudonym)])
+
+
+def _write_anew(path: Path, kept: list[str]) -> None:
+    """These lines and no others, with the permissions that the file had."""
     part = path.with_name(f".{uuid4().hex}.part")
-    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, path.stat().st_mode & 0o777)
+    mode = path.stat().st_mode & 0o777
+    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    os.fchmod(file, mode)  # whatever the umask of who asks
     with open(file, "w") as out:
         out.writelines(f"{line}\n" for line in kept)
         out.flush()
         os.fsync(file)
     part.replace(path)
+
+
+def _forget_failures(path: Path, pseudonym: str) -> None:
+    """The texts of failures without the lines that name the pseudonym."""
+    if path.exists() and pseudonym in (text := path.read_text(errors="replace")):
+        _write_anew(path, [line for line in text.splitlines() if pseudonym not in line])
 
 
 def _names(line: str, pseudonym: str) -> bool:

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from conf.study import Study
 from fl_server.prompt_grid import PromptGrid
-from fl_server.record import LONGEST_REASON, SiteRound
+from fl_server.record import SiteRound, printable
 
 LATE_S = 10.0
 """Seconds from a question on that a round is held up for its answer; a node that answered with an error is asked again no
@@ -99,7 +99,7 @@ class Enrolment:
             if node is None:  # a second answer to one question
                 continue
             if reply.has_error():  # which hospital it is can't be known: it gives no name
-                self.failures[node] = f"node {node}: {(reply.error.reason or '')[:LONGEST_REASON]}"
+                self.failures[node] = f"node {node}: {printable(reply.error.reason or '')}"
                 self._failed[node] = time.monotonic()
             else:
                 self.failures.pop(node, None)
@@ -111,13 +111,15 @@ class Enrolment:
         if name not in self.study.sites:
             return
         if name != said:
-            self.reasons[name] = f"its key is registered for {name}, but it says it is {said[:64]}; name in its site.yaml"
+            self.reasons[name] = (
+                f"its key is registered for {name}, but it says it is {printable(said)[:64]}; name in its site.yaml"
+            )
             return
         if list(self._names.values()).count(name) > 1:
             self.reasons[name] = f"more than one node says it is {name}; none of them is asked"
             self.nodes = {n: site for n, site in self.nodes.items() if site != name}
         elif answer.get("takes-part") is not True:
-            self.reasons[name] = str(answer.get("reason", ""))[:LONGEST_REASON] or "declined without a reason"
+            self.reasons[name] = printable(str(answer.get("reason", ""))) or "declined without a reason"
         elif not isinstance(size, int) or size < 1:
             self.reasons[name] = f"declared the size {size!r}; it must be a whole number, 1 or more"
         else:

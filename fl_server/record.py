@@ -22,6 +22,11 @@ LONGEST_REASON = 500  # characters of a site's own words that go into the record
 Answer = Literal["used", "declined", "failed", "quarantined", "absent"]
 
 
+def printable(said: str) -> str:
+    """A hospital's own words, cut, and with a space for every character that could move a cursor or begin a line."""
+    return "".join(letter if letter.isprintable() else " " for letter in said[:LONGEST_REASON])
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.fedopt import FedOpt
 
-from fl_server.record import LONGEST_REASON, SiteRound
+from fl_server.record import SiteRound, printable
 
 DECLINED = 100  # error code of a site that says no, in words (fl_client/release.py); any other code is a failure
 
@@ -139,7 +139,7 @@ class Rounds(Strategy):
             return SiteRound(answer="quarantined", reason="answered twice, with different contents")
         if first.has_error():
             answer = "declined" if first.error.code == DECLINED else "failed"
-            reason = (first.error.reason or f"error {first.error.code}")[:LONGEST_REASON]
+            reason = printable(first.error.reason or f"error {first.error.code}")
             return SiteRound.model_validate({"answer": answer, "reason": reason})
         if first.metadata.src_node_id != question.metadata.dst_node_id:
             reason = f"answered by node {first.metadata.src_node_id}, which was not asked"

@@ -120,7 +120,12 @@ def gradient_task(settings: Mapping[str, Any]) -> GradientTask:
 
 def load_for(study: Study, *, models: Path | None = None) -> GradientTask | CountingTask:
     """The study's task. Raises `ValueError` for a task there isn't, or that can't be run under this study."""
-    task = load(study.task, models=models)
+    try:
+        task = load(study.task, models=models)
+    except ValueError:
+        raise
+    except Exception as error:  # settings come from elsewhere; whatever they break is a refusal
+        raise ValueError(f"task {study.task.get('name')} can't be made of these settings ({type(error).__name__})") from None
     counting = isinstance(task, CountingTask)
     if counting != (study.strategy.name == "sum"):
         wanted = "is counted and needs strategy.name 'sum'" if counting else "is learned by gradients, which can't be summed"

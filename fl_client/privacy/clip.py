@@ -30,6 +30,11 @@ class ClippedSum:
     gradients: list[Tensor]
     norms: list[float] = field(repr=False)
     losses: list[float] = field(repr=False)
+    failed: list[str] = field(repr=False, default_factory=list)  # why a patient's gradient could not be computed
+
+
+class LossMisshapen(ValueError):
+    """The task's loss isn't one number per row: there is nothing to clip, for any patient."""
 
 
 def clipped_sum(
@@ -59,7 +64,8 @@ def clipped_sum(
     -------
     ClippedSum
         Zeros for no patients. A patient whose gradient is not finite contributes exactly zero (and appears in `norms` as
-        what it was): 0 * inf would make the sum NaN, which is a release about that patient.
+        what it was): 0 * inf would make the sum NaN, which is a release about that patient. So does one whose gradient
+        can't be computed: a step that fails because of one patient tells of that patient.
 
     Raises
     ------
@@ -71,17 +77,15 @@ def clipped_sum(
         raise ValueError(f"max_grad_norm must be positive, not {max_grad_norm}")
     # float64, so that rounding can't lift a patient's share above the bound or tell who was summed before
     total = [torch.zeros_like(parameter, dtype=torch.float64, requires_grad=False) for parameter in parameters]
-    norms, losses = [], []
+    norms, losses, failed = [], [], list[str]()
     for x, y in patients:
-        per_row = loss(model(x), y)  # (rows,)
-        if per_row.shape != (len(x),):
-            shape = tuple(per_row.shape)
-            raise ValueError(
-                f"the loss of one patient with {len(x)} rows has shape {shape}; it must be ({len(x)},), one number per row"
-            )
-        mean = per_row.mean()
-        found = torch.autograd.grad(mean, parameters, allow_unused=True)
-        gradient = [None if g is None else g.double() for g in found]
+        try:
+            mean, gradient = _gradient(model, parameters, x, y, loss)
+        except LossMisshapen:
+            raise
+        except Exception as error:
+            failed.append(f"{type(error).__name__}: {error}")
+            continue
         norm = _norm(gradient)
         if math.isfinite(norm):
             scale = 1.0 if norm <= max_grad_norm else max_grad_norm / norm
@@ -90,7 +94,22 @@ def clipped_sum(
                     share.add_(part, alpha=scale)
         norms.append(norm)
         losses.append(float(mean.detach()))
-    return ClippedSum(total, norms, losses)
+    return ClippedSum(total, norms, losses, failed)
+
+
+def _gradient(
+    model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: Loss
+) -> tuple[Tensor, list[Tensor | None]]:
+    """One patient's loss, and its gradient in float64; None where a parameter has no part in it."""
+    per_row = loss(model(x), y)  # (rows,)
+    if per_row.shape != (len(x),):
+        shape = tuple(per_row.shape)
+        raise LossMisshapen(
+            f"the loss of one patient with {len(x)} rows has shape {shape}; it must be ({len(x)},), one number per row"
+        )
+    mean = per_row.mean()
+    found = torch.autograd.grad(mean, parameters, allow_unused=True)
+    return mean, [None if g is None else g.double() for g in found]
 
 
 def _norm(gradient: Sequence[Tensor | None]) -> float:

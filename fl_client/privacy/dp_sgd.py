@@ -125,7 +125,7 @@ def train(
     model.to(device).train()
     start = [parameter.detach().clone() for parameter in parameters]
     follow = _optimizer(optimizer, parameters, learning_rate=learning_rate, weight_decay=weight_decay)
-    norms, losses = [], []
+    norms, losses = list[list[float]](), list[list[float]]()
     failed: dict[str, str] = {}
     for _ in range(steps):
         drawn = _draw(examples, sample_rate=sample_rate, views=views, rng=sampling_rng, device=device, failed=failed)
@@ -134,6 +134,7 @@ def train(
             gradient = (noised(share, std, noise) / denominator).to(parameter.dtype)
             parameter.grad = gradient.add_(parameter.detach() - before, alpha=proximal_mu)
         follow.step()
+        failed |= {f"one of step {len(norms) + 1}, number {n}": reason for n, reason in enumerate(total.failed, 1)}
         norms.append(total.norms)
         losses.append(total.losses)
     follow.zero_grad(set_to_none=True)

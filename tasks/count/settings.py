@@ -44,6 +44,8 @@ class Axis(Frozen):
         given = bool(self.edges) + bool(self.values)
         if given != (0 if self.is_presence else 1):
             raise ValueError(f"{self.field} needs " + ("neither edges nor values" if self.is_presence else "edges or values"))
+        if {str(value) for value in self.values} & {OTHER, NOT_KNOWN}:
+            raise ValueError(f"'{OTHER}' and '{NOT_KNOWN}' are cells of their own; they can't be values of {self.field}")
         if any(low >= high for low, high in itertools.pairwise(self.edges)):
             raise ValueError(f"the edges of {self.field} must rise, not {list(self.edges)}")
         if len({str(value) for value in self.values}) != len(self.values):

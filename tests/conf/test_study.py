@@ -63,3 +63,29 @@ def test_a_task_setting_that_is_not_finite_is_refused_with_its_path(task, refusa
 def test_nor_can_a_study_be_made_with_one(value):
     with pytest.raises(ValidationError, match="finite"):
         Study.model_validate({**STUDY, "task": {"name": "segmentation", "network": {"dropout": value}}})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sites": ["clinic", "b\nPrice   price epsilon 0.01"]},
+        {"sites": ["\x1b[8m"]},
+        {"name": "pilot\n"},
+        {"task": {"name": "segmentation", "note": "\x1b[1A"}},
+        {"task": {"name": "segmentation", "a\u202eb": 1}},
+        {"selection": {"where": {"field": "endpoint.sex", "op": "=", "value": "F\r"}}},
+    ],
+)
+def test_nothing_that_could_hide_or_imitate_a_line_of_the_contract_is_a_study(change):
+    with pytest.raises(ValidationError) as error:
+        Study.from_json(json.dumps({**STUDY, **change}))
+    assert words(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rounds": 10**6}, {"training": {"steps": 10**6}}, {"task": {"name": "count", "edge": 10**400}}, {"sites": ["a"] * 2000}],
+)
+def test_a_study_that_would_keep_a_hospital_reckoning_for_ever_is_none(change):
+    with pytest.raises(ValidationError):
+        Study.from_json(json.dumps({**STUDY, **change}))

@@ -79,3 +79,10 @@ def test_several_processes_append_to_one_chain(path):
     lines = AuditLog(path).lines
     assert len(lines) == 40
     assert [line["number"] for line in lines if line["who"] == 1] == list(range(20))
+
+
+def test_a_lost_head_is_not_healed_by_the_next_line(log, path):
+    Path(f"{path}.head").unlink()
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:1]))
+    with pytest.raises(AuditBroken, match="head is missing, so nobody can say whether audit"):
+        log.append("told", number=3)

@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from fl_client.privacy import BudgetSpent, Event, Ledger
 from fl_client import chain as module
+from fl_client.privacy import BudgetSpent, Event, Ledger
 
 EVENT = Event(noise_multiplier=10.0, study_name="crash")
 

@@ -157,3 +157,13 @@ def test_gradients_already_on_the_parameters_are_left_alone(unet, patients):
         p.grad = torch.ones_like(p)
     clipped(unet, patients)
     assert all(bool((p.grad == 1).all()) for p in unet.parameters())
+
+
+def test_a_patient_on_whom_the_network_breaks_contributes_nothing_and_the_step_goes_on(unet, patients):
+    broken = (torch.zeros(2, 7, 3), torch.zeros(2))
+    parameters = list(unet.parameters())
+    alone = clipped_sum(unet, parameters, patients, row_loss, max_grad_norm=1.0)
+    beside = clipped_sum(unet, parameters, [patients[0], broken, *patients[1:]], row_loss, max_grad_norm=1.0)
+    assert all(torch.equal(one, other) for one, other in zip(alone.gradients, beside.gradients, strict=True))
+    assert len(beside.norms) == len(patients)
+    assert len(beside.failed) == 1
