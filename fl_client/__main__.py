@@ -17,7 +17,7 @@ konsil-site --site site.yaml segment MODEL [FOLDER] --out FOLDER   masks of a tr
 konsil-site --site site.yaml return MODEL       masks and a report of a trained model back to the archive, research use only
 konsil-site --site site.yaml features --study STUDY --out TABLE.parquet   the cohort's radiomic features, to look at here
 konsil-site --site site.yaml add-model FILE     keep trained weights that studies name as the model which draws their masks
-konsil-site --site site.yaml join TOKEN --coordinator HOST:PORT --root-certificates ca.crt   make a key and register it
+konsil-site --site site.yaml join - --coordinator HOST:PORT --root-certificates ca.crt   make a key, register it by a token
 konsil-site --site site.yaml check              whether this hospital can work, and what to mend
 konsil-site --site site.yaml start              run, in the foreground: receive images, take part in studies
 konsil-site --site site.yaml page               the hospital's own page in a browser; page-token: new tokens for it

@@ -84,7 +84,7 @@ class Approvals:
                 OSError,
                 ValueError,
                 TypeError,
-            ) as error:  # an older konsil's, another user's, or emptied by a power failure
+            ) as error:  # an older konsil's, another user's, or emptied
                 log.warning("%s can't be read and is left out: %s", path, type(error).__name__)
         return found
 

@@ -28,7 +28,7 @@ from typing import IO
 import psutil
 
 from fl_client.halt import halted
-from fl_client.sharing import make_folder
+from fl_client.sharing import make_folder, replaceable
 from fl_client.site import Site
 from fl_client.supernode import environment, runtime_folder
 
@@ -216,6 +216,8 @@ def start(settings: Path, only: str = "") -> int:
         _say("this hospital has stopped its work; konsil-site resume takes the switch away")
         return STOPPED
     roles = roles_of(site, only)
+    if only == "intake" and (wrong := replaceable(settings, site.key_file, site.identity_folder)):
+        raise ValueError(f"identities would not be safe from the trainer's user: {wrong[0]}")
     rehearsing = {
         "noise_seed: the noise can be repeated and protects nobody": site.noise_seed is not None,
         "accept_no_privacy: updates may leave without noise": site.accept_no_privacy,

@@ -15,14 +15,15 @@ from pydantic import ValidationError
 
 from conf.study import words
 from fl_client.keys import make_key
+from fl_client.sharing import is_shared, replaceable
 from fl_client.site import Site
 
 _SETTINGS = """\
 # This hospital's own settings for konsil. The coordinator never sends or sees this file.
 name: {name}
-folder: .  # gets clean/, cohort/, the books (ledger.jsonl, audit.jsonl, approvals.jsonl), studies/ and log/
-key_file: pseudonym.key  # makes the pseudonyms; whoever has it can test whether a known patient is in the cohort
-identity_folder: identity  # originals, quarantine and the way back to patients: the intake's alone
+folder: {folder}  # gets clean/, cohort/, the books (ledger.jsonl, audit.jsonl, approvals.jsonl), studies/ and log/
+key_file: {key_file}  # makes the pseudonyms; whoever has it can test whether a known patient is in the cohort
+identity_folder: {identity}  # originals, quarantine and the way back to patients: the intake's alone
 declared_size: {declared_size}  # public: a round number near the number of patients, never the exact count
 test_fraction: 0.2  # share of the patients that no training ever sees
 minimum_cohort: 10  # with fewer usable patients nobody here can approve a study
@@ -50,7 +51,11 @@ arrivals:
 
 @dataclass(frozen=True)
 class Founding:
-    """What a hospital has to say about itself. `peer` is TITLE@ADDRESS of the archive, or empty: no DICOM port."""
+    """What a hospital has to say about itself. `peer` is TITLE@ADDRESS of the archive, or empty: no DICOM port.
+
+    `folder` and `identity` are places, relative to the settings file's folder; the key for pseudonyms lies in `identity`, if
+    that is named.
+    """
 
     name: str
     declared_size: int
@@ -59,6 +64,8 @@ class Founding:
     ae_title: str = "KONSIL"
     listen: str = "127.0.0.1:11112"
     peer: str = ""
+    folder: str = "."
+    identity: str = ""
 
 
 QUESTIONS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
@@ -95,22 +102,36 @@ def asked(given: Mapping[str, Any], *, ask: Callable[[str], str] = input) -> Fou
 
 
 def found(path: Path, new: Founding) -> int:
-    """Write `site.yaml`, a random key for pseudonyms and the hospital's own key beside it (0600), in a folder of mode 0700.
+    """Write `site.yaml`, a random key for pseudonyms and the hospital's own key (0600), in a folder of mode 0700.
 
-    Prints the public key. Raises `ValueError` for values that can't be right, and `FileExistsError` where settings, a key or a
-    cohort stand already: a new key would give the same patients new pseudonyms, and count each of them as two people.
+    Prints the public key. Where the group shares `folder` (`chmod 2770`), intake and trainer are two users: this is run by the
+    intake's, the group may read the settings, and the hospital's own key is left to the trainer, who makes it when it joins.
+    Raises `ValueError` for values that can't be right, and `FileExistsError` where settings, a key or a cohort stand already: a
+    new key would give the same patients new pseudonyms, and count each of them as two people.
     """
     text = _text(new)
+    home = path.parent
     try:
-        Site.model_validate({**yaml.safe_load(text), "folder": path.parent})
+        site = Site.model_validate({**yaml.safe_load(text), "folder": home / new.folder})
     except ValidationError as error:
         raise ValueError(words(error)) from None
-    key, own = path.parent / "pseudonym.key", path.parent / "node.key"
-    for present in (path, key, own, path.parent / "cohort"):
+    key, own = home / site.key_file, home / "node.key"
+    for present in (path, key, own, site.cohort_folder):
         if present.exists():
             raise FileExistsError(f"{present} stands already; a hospital is set up once, in a folder of its own")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (home, key.parent):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    two_users = is_shared(site.folder)
+    if two_users and (wrong := replaceable(path, key)):
+        raise ValueError(wrong[0])
     _write(key, secrets.token_hex(32))
+    if two_users:
+        _write(path, text, group=site.folder.stat().st_gid)
+        print(f"wrote {path}, which the group may read, and {key}, which only you may; keep a copy of it, away from the cohort")
+        print(
+            "next: konsil-site join --coordinator ... as this user, then konsil-site join - as the trainer's, who gets the key"
+        )
+        return 0
     line = make_key(own, comment=new.name)
     _write(path, text)
     print(f"wrote {path}, {key} and {own} (readable by you alone); keep a copy of pseudonym.key, away from the cohort")
@@ -119,7 +140,15 @@ def found(path: Path, new: Founding) -> int:
 
 
 def _text(new: Founding) -> str:
-    text = _SETTINGS.format(name=new.name, declared_size=new.declared_size, epsilon=new.epsilon, delta=new.delta)
+    text = _SETTINGS.format(
+        name=new.name,
+        declared_size=new.declared_size,
+        epsilon=new.epsilon,
+        delta=new.delta,
+        folder=_quoted(new.folder) if new.folder != "." else ".",
+        key_file=_quoted(f"{new.identity}/pseudonym.key") if new.identity else "pseudonym.key",
+        identity=_quoted(new.identity) if new.identity else "identity",
+    )
     if not new.peer:
         return text
     title, at, address = new.peer.partition("@")
@@ -142,9 +171,12 @@ def _quoted(word: str) -> str:
     return "'" + word.replace("'", "''") + "'"
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, *, group: int | None = None) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(file, "w") as out:
+        if group is not None:
+            os.fchown(file, -1, group)
+            os.fchmod(file, 0o640)
         out.write(text)
         out.flush()
         os.fsync(file)

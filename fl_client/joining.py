@@ -16,6 +16,7 @@ import httpx
 import yaml
 
 from fl_client.keys import make_key, public_key
+from fl_client.sharing import is_shared
 from fl_client.site import Coordinator, Site
 from fl_client.supernode import require_this_machine
 from fl_client.yaml_file import read_yaml
@@ -32,7 +33,9 @@ def join(settings: Path, *, token: str = "", address: str = "", root_certificate
     """Write the coordinator down, make a key if there is none, and register it with `token` or print it.
 
     `address` (HOST:PORT) and `root_certificates` are needed where `site.yaml` names no coordinator yet; the file of
-    certificates is copied beside it. Raises `ValueError` in words, `JoinRefused` for a coordinator that says no, and `OSError`.
+    certificates is copied beside it. Where the group shares the house's folder, the intake's user writes the coordinator down
+    (an address and no token), and the trainer's makes the key. Raises `ValueError` in words, `JoinRefused` for a coordinator
+    that says no, and `OSError`.
     """
     site = Site.load(settings)
     if address:
@@ -41,6 +44,9 @@ def join(settings: Path, *, token: str = "", address: str = "", root_certificate
     if coordinator is None:
         raise ValueError(f"{settings} names no coordinator yet: add --coordinator HOST:PORT --root-certificates ca.crt")
     if not coordinator.key.exists():
+        if address and not token and is_shared(site.folder):
+            print(f"{settings} names the coordinator now; next: konsil-site join - as the trainer's user, whose key it will be")
+            return 0
         make_key(coordinator.key, comment=site.name)
         print(f"wrote {coordinator.key} (readable by you alone) and its public half {coordinator.key}.pub")
     line = f"{public_key(coordinator.key)} {site.name}"
@@ -107,15 +113,28 @@ def _write_down(settings: Path, site: Site, address: str, root_certificates: Pat
         own = settings.parent / "coordinator.crt"
         if root_certificates.resolve() != own.resolve():
             shutil.copyfile(root_certificates, own)
+            _as_closed_as(own, settings)
         section["root_certificates"] = own.name
     else:
         require_this_machine(address)
-    section["key"] = "node.key"
+    section["key"] = os.path.relpath(site.folder / "node.key", settings.parent) if is_shared(site.folder) else "node.key"
     old = settings.read_text()
     new = old + ("" if old.endswith("\n") else "\n") + yaml.safe_dump({"coordinator": section}, sort_keys=False)
     part = settings.with_name(f"{settings.name}.{os.getpid()}.part")
     part.touch(mode=0o600)
     part.write_text(new)
+    _as_closed_as(part, settings)
     Site.load(part)  # else the old file stays
     part.replace(settings)
     return Site.load(settings)
+
+
+def _as_closed_as(new: Path, old: Path) -> None:
+    """Give a file the mode and group of another: the other role reads the settings by its group."""
+    info = old.stat()
+    if new.stat().st_gid != info.st_gid:
+        try:
+            os.chown(new, -1, info.st_gid)
+        except PermissionError:
+            raise ValueError(f"you are not in the group of {old} (gid {info.st_gid}); let its owner do this") from None
+    new.chmod(info.st_mode & 0o777)

@@ -6,6 +6,7 @@ numbers, never a patient.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Literal
 from fl_client.daemon import ROLES, running
 from fl_client.finding import Finding
 from fl_client.halt import halted
+from fl_client.sharing import is_shared, replaceable
 from fl_client.site import DicomDoor, Site
 
 GIB = 2**30
@@ -55,6 +57,9 @@ def rules(site: Site, settings: Path) -> Iterator[Finding]:
         yield Finding("mend", "settings", f"{settings} has mode {mode:04o}, so others may change it; do: chmod 600 {settings}")
     else:
         yield Finding("ok", "settings", f"{settings}: {site.name}, {', '.join(_has(site)) or 'no role yet'}")
+    if is_shared(site.folder) and site.identity_folder.exists() and site.identity_folder.stat().st_uid == os.geteuid():
+        for text in replaceable(settings, site.key_file, site.identity_folder):  # two users, and this is the intake's
+            yield Finding("mend", "settings", text)
     loose = {
         "approve_all: nobody is asked": site.approve_all,
         "accept_no_privacy: updates may leave without noise": site.accept_no_privacy,
@@ -76,7 +81,8 @@ def rules(site: Site, settings: Path) -> Iterator[Finding]:
 
 def keys(site: Site, settings: Path) -> Iterator[Finding]:
     """Secrets: there, and closed to other users."""
-    secret = {"pseudonym key": site.key_file}
+    trainers = is_shared(site.folder) and settings.stat().st_uid not in (0, os.geteuid())  # the other user's eyes
+    secret = {} if trainers else {"pseudonym key": site.key_file}
     for name, tls in (
         ("dicom", site.dicom.tls if site.dicom else None),
         ("archive", site.archive.tls if site.archive else None),

@@ -43,3 +43,28 @@ def kept_to(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def replaceable(*paths: Path) -> list[str]:
+    """What another user could put in the place of these files or folders, as sentences that say what to do; empty if nothing.
+
+    Whoever may write in a folder may rename what is in it, whatever its own mode says, unless the folder has the sticky bit.
+    Looked at are each path and every folder above it; trusted are root and the user who runs this.
+    """
+    trusted, found = (0, os.geteuid()), {}
+    for path in paths:
+        inside = path.absolute()
+        for place in (inside, *inside.parents):
+            if place in found or not place.exists():
+                continue
+            info = place.stat()
+            holds = place != inside  # a folder, in which `path` or a folder of it lies
+            if info.st_uid not in trusted:
+                found[place] = f"{place} belongs to another user (uid {info.st_uid}), who could exchange {path}; do: chown it"
+            elif info.st_mode & 0o022 and not (holds and info.st_mode & stat.S_ISVTX):
+                mode = stat.S_IMODE(info.st_mode)
+                found[place] = (
+                    f"{place} has mode {mode:04o}, so others could exchange {path}; do: chmod go-w {place}, and let the "
+                    "setting folder name another folder for what the group shares"
+                )
+    return list(found.values())

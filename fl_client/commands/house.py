@@ -21,6 +21,10 @@ def add(commands: Commands) -> None:
     new.add_argument("--peer", metavar="TITLE@ADDRESS", help="the archive that sends images here (default: no DICOM port)")
     new.add_argument("--ae-title", help="how the archive calls us (default KONSIL)")
     new.add_argument("--listen", metavar="ADDRESS:PORT", help="where we listen for it (default 127.0.0.1:11112)")
+    new.add_argument("--folder", help="where clean files, cohort and books lie (default: beside the settings)")
+    new.add_argument(
+        "--identity", metavar="FOLDER", help="where identities and the key for pseudonyms lie (default: there too)"
+    )
     new.set_defaults(run_without_site=_init)
     now = commands.add_parser("status", help="what runs, what waits for you, what is left of the budget")
     now.set_defaults(run=_status)
@@ -50,11 +54,12 @@ def _init(options: argparse.Namespace) -> int:
     from fl_client.founding import QUESTIONS, Founding, asked, found
 
     given = {key: getattr(options, key) for key, _, _ in QUESTIONS if getattr(options, key) is not None}
+    places = {key: getattr(options, key) for key in ("folder", "identity") if getattr(options, key) is not None}
     if sys.stdin.isatty() and not {"name", "declared_size"} <= given.keys():
-        return found(options.site, asked(given))
+        return found(options.site, asked({**given, **places}))
     if missing := [f"--{key.replace('_', '-')}" for key in ("name", "declared_size") if key not in given]:
         raise ValueError(f"{' and '.join(missing)}: say it, or start this at a terminal, where it asks")
-    return found(options.site, Founding(**given))
+    return found(options.site, Founding(**given, **places))
 
 
 def _status(site: Site, options: argparse.Namespace) -> int:

@@ -1,8 +1,11 @@
 import pytest
 
 from fl_client.__main__ import main
+from fl_client.daemon import start
 from fl_client.founding import Founding, asked, found
 from fl_client.keys import public_key
+from fl_client.preflight import rules
+from fl_client.sharing import replaceable
 from fl_client.site import Site
 
 
@@ -68,3 +71,61 @@ def test_what_cannot_be_right_is_refused_before_anything_is_written(tmp_path, gi
 def test_without_a_terminal_what_is_missing_is_named(tmp_path, capsys):
     assert main(["--site", str(tmp_path / "site.yaml"), "init", "--name", "clinic"]) == 1
     assert "--declared-size: say it, or start this at a terminal, where it asks" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """The folder of a house for two users, and where its settings go."""
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house").chmod(0o2770)
+    (tmp_path / "identity").mkdir(mode=0o700)
+    return tmp_path
+
+
+FOR_TWO = ("--folder", "house", "--identity", "identity")
+
+
+def test_of_a_house_for_two_users_the_group_reads_the_settings_and_only_the_intake_the_key_for_pseudonyms(shared, capsys):
+    settings = shared / "site.yaml"
+    assert main(["--site", str(settings), "init", "--name", "clinic", "--declared-size", "50", *FOR_TWO]) == 0
+    site = Site.load(settings)
+    assert (site.folder, site.key_file) == (shared / "house", shared / "identity" / "pseudonym.key")
+    assert settings.stat().st_mode & 0o777 == 0o640
+    assert site.key_file.stat().st_mode & 0o777 == 0o600
+    assert not list(shared.rglob("node.key"))
+    assert "the trainer's" in capsys.readouterr().out
+    assert main(["--site", str(settings), "join", "--coordinator", "127.0.0.1:8443"]) == 0
+    assert settings.stat().st_mode & 0o777 == 0o640
+    assert not list(shared.rglob("node.key"))
+    assert main(["--site", str(settings), "join"]) == 0  # the trainer's user
+    assert (shared / "house" / "node.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_where_the_trainer_could_exchange_the_settings_nothing_is_founded(shared, capsys):
+    settings = shared / "house" / "site.yaml"
+    given = ["--name", "clinic", "--declared-size", "50"]
+    assert main(["--site", str(settings), "init", *given]) == 1
+    assert f"{shared / 'house'} has mode 2770, so others could exchange {settings}" in capsys.readouterr().err
+    assert list((shared / "house").iterdir()) == []
+
+
+def test_an_intake_whose_settings_or_identities_could_be_exchanged_does_not_start(shared, capsys):
+    settings = shared / "house" / "site.yaml"
+    (shared / "in").mkdir()
+    settings.write_text(f"name: clinic\ndeclared_size: 50\nidentity_folder: ../identity\narrivals: {{watch: {shared}/in}}\n")
+    with pytest.raises(ValueError, match="others could exchange"):
+        start(settings, "intake")
+    found = [finding.text for finding in rules(Site.load(settings), settings) if finding.level == "mend"]
+    assert any("others could exchange" in text for text in found)
+
+
+def test_what_can_be_exchanged_is_told_but_not_under_the_sticky_bit(shared):
+    inside = shared / "house" / "site.yaml"
+    inside.touch(mode=0o640)
+    assert replaceable(shared / "identity") == []
+    (told,) = replaceable(inside)
+    assert told.startswith(f"{shared / 'house'} has mode 2770")
+    (shared / "house").chmod(0o3770)
+    assert replaceable(inside) == []
+    inside.chmod(0o660)
+    assert len(replaceable(inside)) == 1

@@ -55,8 +55,10 @@ def test_the_trainers_unit_can_not_see_identities():
 
 def test_only_the_intakes_container_has_the_identity_zone_and_a_port():
     services = yaml.safe_load((DEPLOY / "site.compose.yaml").read_text())["services"]
-    seen = {name: [volume.partition(":")[0] for volume in service["volumes"]] for name, service in services.items()}
-    assert seen == {"intake": ["clean", "identity"], "trainer": ["clean"]}
+    assert {name: service["volumes"] for name, service in services.items()} == {
+        "intake": ["settings:/srv/settings", "clean:/srv/konsil", "identity:/srv/identity"],
+        "trainer": ["settings:/srv/settings:ro", "clean:/srv/konsil"],
+    }
     assert "ports" not in services["trainer"]
     assert services["intake"]["ports"][0].startswith("${KONSIL_LAN:-127.0.0.1}:")
     assert services["intake"]["user"] != services["trainer"]["user"]
@@ -64,6 +66,28 @@ def test_only_the_intakes_container_has_the_identity_zone_and_a_port():
         options = _parser().parse_args(service["command"])
         assert options.only in services
         assert (service["cap_drop"], service["read_only"]) == (["ALL"], True)
+
+
+def test_the_image_gives_each_volume_to_whom_it_belongs_to():
+    made = re.findall(r"install -d -o (\S+) -g konsil -m (\d+) (\S+)", (DEPLOY / "Dockerfile").read_text())
+    assert {place: (owner, mode) for owner, mode, place in made} == {
+        "/srv/konsil": ("konsil-intake", "2770"),
+        "/srv/settings": ("konsil-intake", "0750"),
+        "/srv/identity": ("konsil-intake", "0700"),
+    }
+
+
+def test_what_the_compose_file_says_to_do_first_are_commands_of_ours():
+    text = (DEPLOY / "site.compose.yaml").read_text()
+    (found,) = re.findall(r"intake (init .*)", text)
+    options = _parser().parse_args(shlex.split(found))
+    assert (options.folder, options.identity) == ("/srv/konsil", "/srv/identity")
+    assert re.search(r"trainer join - ", text)
+    assert not re.search(r"trainer init", text)
+
+
+def test_the_trainers_unit_writes_into_the_groups_folder_alone():
+    assert value("konsil-trainer.service", "ReadWritePaths") == ["/srv/konsil/house"]
 
 
 def test_docker_compose_takes_the_file():
