@@ -11,12 +11,13 @@ patient: this is the identity zone, and a patient who withdraws takes the folder
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from fl_client.intake.quarantine import append_line, lines_of, sync_folder
+from fl_client.intake.quarantine import append_line, sync_folder
 
 SENT = "sent.jsonl"
 
@@ -56,10 +57,16 @@ class Returned:
 
     def is_sent(self, instance: str) -> bool:
         """Whether the destination has said that it has it."""
-        return any(
-            line.get("instance") == instance and line.get("destination") == self._destination
-            for line in lines_of(self.folder / SENT)
-        )
+        try:
+            lines = (self.folder / SENT).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return False
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a power failure
+                said = json.loads(line)
+                if (said["instance"], said["destination"]) == (instance, self._destination):
+                    return True
+        return False
 
     def mark_sent(self, instance: str) -> None:
         """The destination has it: write that down on the disk, then let the object go. Raises `OSError`."""
