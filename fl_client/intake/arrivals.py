@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import pydicom
-
 from fl_client.admission import key_of, label_map, series_rules
 from fl_client.cohort import Cohort
 from fl_client.intake.admit import admit_folder
 from fl_client.intake.clean import Cleaned, Quarantined, deidentify_file, sweep
-from fl_client.intake.deidentify import Deidentifier, discreet
+from fl_client.intake.deidentify import Deidentifier
+from fl_client.intake.forget import owner
 from fl_client.intake.incoming import Incoming, clean_folder, done, is_whole, mark_done, only_one, originals, sync_done
 from fl_client.intake.part10 import NotPart10, split
 from fl_client.intake.quarantine import sync_folder
@@ -135,11 +134,14 @@ class Arrivals:
     def _to_do(self, study: Path) -> list[Path]:
         """Originals whose de-identified copy isn't there. One that was quarantined and came again counts, too."""
         became = done(study)
-        return [
+        todo = [
             path
             for path in originals(study)
             if not (line := became.get(path.name)) or not line["clean"] or not (self.clean / line["clean"]).exists()
         ]
+        if len({path.name.partition("-")[0] for path in todo}) < len(todo):  # of two with one UID the first that came counts
+            todo.sort(key=_arrived)
+        return todo
 
     def _is_quiet(self, study: Path, todo: list[Path]) -> bool:
         """Nothing of the study has come for `quiet_s`, by the files' times or, if those are ahead, by watching it."""
@@ -192,7 +194,13 @@ class Arrivals:
     def _apart(self, study: Path, original: Path, reason: Quarantined, name: str = "") -> str:
         """The original goes to the quarantine; the reason is written first, the line last."""
         quarantine = self.incoming.quarantine
-        quarantine.note(name or original.name, reason.reason, pseudonym=reason.pseudonym)
+        quarantine.note(
+            name or original.name,
+            reason.reason,
+            pseudonym=reason.pseudonym,
+            series=reason.series,
+            instance=reason.instance,
+        )
         original.rename(quarantine.folder / (name or original.name))
         sync_folder(quarantine.folder)
         if not name:
@@ -216,16 +224,11 @@ class Arrivals:
             start, syntax = split(data)
         except NotPart10:
             return False
-        return is_whole(original, data[start:], syntax)
+        return is_whole(original, memoryview(data)[start:], syntax)
 
     def _has_withdrawn(self, original: Path) -> bool:
         away = self._cohort.withdrawn
-        if not away:
-            return False
-        with discreet(), contextlib.suppress(Exception):  # what can't be read is quarantined in the next step
-            header = pydicom.dcmread(original, stop_before_pixels=True, specific_tags=["PatientID"])
-            return self._deidentify.pseudonym(str(header.get("PatientID", "") or "")) in away
-        return False
+        return bool(away) and owner(original, self._deidentify) in away
 
     def _note_pending(self, became: Cleaned) -> None:
         mark = self._pending / became.pseudonym
@@ -264,6 +267,13 @@ class Arrivals:
         became = done(study)
         lines = [(path, became[path.name]) for path in originals(study) if path.name in became]
         return [(path, float(line["when"])) for path, line in lines if line["clean"] and (self.clean / line["clean"]).exists()]
+
+
+def _arrived(original: Path) -> tuple[int, str]:
+    try:
+        return original.stat().st_mtime_ns, original.name
+    except FileNotFoundError:  # its patient withdrew just now
+        return 0, original.name
 
 
 def _changed(study: Path) -> int:

@@ -24,6 +24,7 @@ from pydicom.uid import UID
 
 from fl_client.intake.deidentify import Deidentifier, Unattributable, discreet
 from fl_client.intake.pixels import clean_pixels, problem
+from fl_client.intake.pseudonyms import patient_number
 from fl_client.intake.way_back import TwoPeople, WayBack
 
 IMPLEMENTATION = "2.25.219830236116190285178391290513214730541"
@@ -50,6 +51,8 @@ class Quarantined:
 
     reason: str
     pseudonym: str = ""
+    series: str = ""  # the new UIDs, if the image is part of a series that is short of it now
+    instance: str = ""
 
 
 def deidentify_file(
@@ -73,13 +76,14 @@ def deidentify_file(
             original = pydicom.dcmread(io.BytesIO(data))
             if original.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
                 return Quarantined("a DICOMDIR: the files it lists are read instead")
-            if patient_id := str(original.get("PatientID", "") or "").strip():
+            if patient_id := patient_number(original):
                 pseudonym = deidentify.pseudonym(patient_id)
+            new_uids = [deidentify.uid(str(original.get(name, ""))) for name in ("SeriesInstanceUID", "SOPInstanceUID")]
             if (why := problem(original, accept_faces=accept_faces)) is not None:
-                return Quarantined(why, pseudonym)
+                return Quarantined(why, pseudonym, *new_uids)
             result, done = deidentify.clean(original)
             if (why := clean_pixels(original, result)) is not None:
-                return Quarantined(why, pseudonym)
+                return Quarantined(why, pseudonym, *new_uids)
             names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
             study, series, instance = (str(result.get(name, "")) for name in names)
             if not (study and series and instance):
@@ -94,6 +98,8 @@ def deidentify_file(
     place = Path(clean_folder) / pseudonym / study / series / f"{instance}.dcm"
     there = place.exists()
     if there and place.read_bytes() != new and _method(place) == str(result.DeidentificationMethod):
+        if _says_the_same(place, new):  # in another transfer syntax; the first one stays
+            return Cleaned(place, pseudonym, study, series, instance, str(result.SOPClassUID), False, dict(done.dropped))
         return Quarantined("another file of the same SOPInstanceUID has arrived before, and holds something else", pseudonym)
     if way_back is not None:
         try:
@@ -146,6 +152,15 @@ class AlreadyClean(Deidentifier):
         if dataset.file_meta.get("ImplementationClassUID") != IMPLEMENTATION or dataset.get("PatientIdentityRemoved") != "YES":
             raise Unattributable("not a file of the clean store: it has not been de-identified here")
         return dataset
+
+
+def _says_the_same(path: Path, new: bytes) -> bool:
+    """Whether a file of the store and these bytes hold the same elements, pixels included."""
+    try:
+        with discreet():
+            return bool(pydicom.dcmread(path) == pydicom.dcmread(io.BytesIO(new)))
+    except Exception:
+        return False
 
 
 def _method(path: Path) -> str:

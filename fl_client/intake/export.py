@@ -13,8 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fl_client.admission import key_of
-from fl_client.intake.clean import Cleaned, deidentify_file
+from fl_client.cohort import Cohort
+from fl_client.intake.clean import Cleaned, Quarantined, deidentify_file
 from fl_client.intake.deidentify import Deidentifier, Option
+from fl_client.intake.forget import owner
+from fl_client.intake.pseudonyms import Pseudonyms
 from fl_client.site import Site
 
 
@@ -35,8 +38,11 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     deidentify = Deidentifier(secrets.token_bytes(32) if other_key else key_of(site), retain=retain)
     files, dropped, reasons = [], Counter[str](), Counter[str]()
+    away, names = Cohort(site.cohort_folder).withdrawn, Pseudonyms(key_of(site))
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        result = deidentify_file(path, out, deidentify=deidentify, accept_faces=accept_faces)
+        result: Cleaned | Quarantined = Quarantined("its patient has withdrawn")
+        if not away or owner(path, names) not in away:
+            result = deidentify_file(path, out, deidentify=deidentify, accept_faces=accept_faces)
         handle = deidentify.handle(path.relative_to(folder).as_posix())
         if isinstance(result, Cleaned):
             files.append((handle, result.pseudonym, "copied", result.path.relative_to(out).as_posix()))

@@ -26,15 +26,16 @@ from threading import Condition
 from typing import Any, Literal
 from uuid import uuid4
 
-from fl_client.intake.part10 import look
+from fl_client.intake.part10 import NotPart10, look, split
 from fl_client.intake.quarantine import Bytes, Quarantine, append_line, lines_of, sync_folder, write_whole
 from fl_client.site import Site
 
 Kept = Literal["stored", "again", "conflict"]
 
 DONE, PARTS = "done.jsonl", ".parts"
-CONFLICT = "another file with the same SOP Instance UID arrived before it; the first one counts"
+ORIGINAL = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}\.dcm")
 STUDY = re.compile(r"[0-9a-f]{32}")  # the name of a study's folder
+PIECE = 2**20  # bytes of a large file that are looked at together
 STUDIES_IN_MIND = 64  # whose names are remembered between two images
 
 
@@ -95,8 +96,8 @@ class Incoming:
 
         `header` is the preamble and the file meta information, `dataset` what follows it, `instance` the SOP Instance UID by
         which the sender calls it. "again": the same bytes lie here or were worked off; "conflict": other bytes under this
-        UID came before, these lie in the quarantine. Raises `NoRoom`, and `OSError` for a disk that can't take it; then
-        nothing of it is left.
+        UID came before; these are kept, too, and go to the quarantine if they still say something else when both are
+        de-identified. Raises `NoRoom`, and `OSError` for a disk that can't take it; then nothing of it is left.
         """
         free = self.free_bytes()
         if free - len(dataset) < self._min_free:
@@ -122,9 +123,7 @@ class Incoming:
         if named.content in before and self._is_here(named, dataset):
             return "again"
         folder = self.folder / named.study
-        if any(self._counts(named, content) for content in before - {named.content}):
-            self.quarantine.keep(named.file, (header, dataset), CONFLICT)
-            return "conflict"
+        conflict = any(self._counts(named, content) for content in before - {named.content})
         if not folder.exists():
             with self._turn:
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -134,7 +133,27 @@ class Incoming:
         before.add(named.content)
         with self._turn:
             self._in_mind.get(named.study, {})[named.instance] = before
-        return "stored"
+        return "conflict" if conflict else "stored"
+
+    def again(self, file: str) -> None:
+        """Back from the quarantine, to be judged anew. Raises `ValueError` for what can't be, `OSError`."""
+        place = self.quarantine.folder / file
+        if not ORIGINAL.fullmatch(file) or not place.exists():
+            raise ValueError(f"{file} is no original that lies in the quarantine")
+        data = place.read_bytes()
+        try:
+            start, syntax = split(data)
+        except NotPart10 as reason:
+            raise ValueError(f"{file}: {reason}") from None
+        named = name_of(memoryview(data)[start:], transfer_syntax=syntax, instance="")
+        if not is_whole(place, memoryview(data)[start:], syntax):
+            raise ValueError(f"{file}: its bytes are not those that arrived; it can only be dropped")
+        folder = self.folder / named.study
+        folder.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(self.folder)
+        place.rename(folder / file)  # a line in done.jsonl that says "quarantine" leaves it to do
+        sync_folder(folder)
+        self.quarantine.forget(files=[file])
 
     def free_bytes(self) -> int:
         """Room on the disk that the originals lie on."""
@@ -164,14 +183,16 @@ class Incoming:
     def _is_here(self, named: Named, dataset: Bytes) -> bool:
         """The same bytes are safe already. A file that a power failure cut short is not."""
         try:
-            return (self.folder / named.study / named.file).read_bytes().endswith(bytes(dataset))
+            return _ends_with(self.folder / named.study / named.file, dataset)
         except FileNotFoundError:
             return self._worked_off(named.study, named.file)
 
     def _counts(self, named: Named, content: str) -> bool:
-        """Other bytes under the same UID are really there, and not only remembered."""
+        """Other bytes under the same UID are really there, not only remembered, and not in the quarantine."""
         file = f"{named.instance}-{content}.dcm"
-        return (self.folder / named.study / file).exists() or self._worked_off(named.study, file)
+        became = done(self.folder / named.study).get(file)
+        copied = bool(became and became["clean"] and (self._clean / str(became["clean"])).exists())
+        return copied or (self.folder / named.study / file).exists()
 
     def _worked_off(self, study: str, file: str) -> bool:
         became = done(self.folder / study).get(file)
@@ -255,6 +276,15 @@ def only_one(path: Path, words: str) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def _ends_with(path: Path, end: Bytes) -> bool:
+    """Whether the file's last bytes are these; read piece by piece, since files can be large."""
+    with open(path, "rb") as file, memoryview(end) as view:
+        if os.fstat(file.fileno()).st_size < len(view):
+            return False
+        file.seek(-len(view), os.SEEK_END)
+        return all(file.read(PIECE) == view[at : at + PIECE] for at in range(0, len(view), PIECE))
 
 
 def _content(dataset: Bytes, transfer_syntax: str) -> str:

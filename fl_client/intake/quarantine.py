@@ -1,7 +1,7 @@
 """Originals that may not pass: kept in the identity zone, each with the reason, until a person has looked at them.
 
     <identity>/quarantine/<name>.dcm          the bytes as they came
-    <identity>/quarantine/quarantine.jsonl    one line each: file, reason, when, and whose it is by pseudonym
+    <identity>/quarantine/quarantine.jsonl    one line each: file, reason, when, whose it is by pseudonym, of which new series
 
 Reasons are our own sentences; they name no person and repeat nothing of a header.
 """
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -29,8 +31,8 @@ class Quarantine:
     def __init__(self, folder: Path, *, fsync: bool = True) -> None:
         self.folder, self._fsync = Path(folder), fsync
         self._lock = Lock()
-        self._noted: set[tuple[str, str]] = set()  # files with reasons, as of when the list had this size in bytes
-        self._read_at = 0
+        self._noted: set[tuple[str, str]] = set()  # files with reasons, as far as the list has been read
+        self._read = (0, 0)  # which file that was, and to which byte
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def keep(self, file: str, parts: Sequence[Bytes], reason: str, *, pseudonym: str = "") -> None:
@@ -40,16 +42,57 @@ class Quarantine:
             write_whole(self.folder / f".{uuid4().hex}{PART}", place, parts, fsync=self._fsync)
         self.note(file, reason, pseudonym=pseudonym)
 
-    def note(self, what: str, reason: str, *, pseudonym: str = "") -> None:
-        """Write a reason down; `what` is a file here, or a handle of something that stays where it is. Raises `OSError`."""
-        path = self.folder / LIST
-        with self._lock:
-            if _size(path) != self._read_at:  # another process wrote, or a patient's lines were removed
-                self._noted = {(line["file"], line.get("reason", "")) for line in self.lines()}
+    def note(self, what: str, reason: str, *, pseudonym: str = "", series: str = "", instance: str = "") -> None:
+        """Write a reason down; `what` is a file here, or a handle of something that stays where it is. Raises `OSError`.
+
+        `series` and `instance` are the new UIDs of an image whose place in the clean store stays empty.
+        """
+        path, image = self.folder / LIST, {"series": series, "instance": instance} if series else {}
+        with self._lock, self._turn():
+            self._read_on(path)
             if (what, reason) not in self._noted:
-                append_line(path, {"file": what, "reason": reason, "pseudonym": pseudonym, "when": _now()}, fsync=self._fsync)
+                line = {"file": what, "reason": reason, "pseudonym": pseudonym, **image, "when": _now()}
+                append_line(path, line, fsync=self._fsync)
                 self._noted.add((what, reason))
-            self._read_at = _size(path)
+                self._read = _identity(path)
+
+    def _read_on(self, path: Path) -> None:
+        """Learn what other processes wrote since the last time, and all of it anew if lines were removed."""
+        now = _identity(path)
+        if now == self._read:
+            return
+        if now[0] != self._read[0] or now[1] < self._read[1]:
+            self._noted, self._read = set(), (now[0], 0)
+        with open(path, "rb") as file:
+            file.seek(self._read[1])
+            text = file.read().decode("utf-8", "replace")
+        self._noted |= {(str(line.get("file")), str(line.get("reason", ""))) for line in _objects(text)}
+        self._read = now
+
+    def drop(self, file: str) -> None:
+        """Delete a file and its lines. Raises `ValueError` for a name that is none of the list's, `OSError`."""
+        if file not in {line["file"] for line in self.lines()} or Path(file).name != file:
+            raise ValueError(f"{file} is no file of the quarantine")
+        (self.folder / file).unlink(missing_ok=True)
+        self.forget(files=[file])
+
+    def forget(self, *, files: Collection[str] = (), pseudonym: str = "") -> None:
+        """Take away the lines of these files, or all of a patient; the list is whole or as it was. Raises `OSError`."""
+        with self._lock, self._turn():
+            without(
+                self.folder / LIST,
+                lambda line: line.get("file") in files or (pseudonym != "" and line.get("pseudonym") == pseudonym),
+            )
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One process after the other writes the list."""
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def lines(self) -> list[dict[str, Any]]:
         """What is written down, oldest first."""
@@ -81,6 +124,19 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(ValueError, RecursionError):
             if isinstance(found := json.loads(line), dict):
                 yield found
+
+
+def without(path: Path, gone: Callable[[dict[str, Any]], bool]) -> None:
+    """The file of JSON objects without some of its lines, whole or as it was. Raises `OSError`."""
+    if not path.exists():
+        return
+    lines = list(lines_of(path))
+    kept = [line for line in lines if not gone(line)]
+    if len(kept) < len(lines):
+        part = path.with_name(f".{uuid4().hex}{PART}")
+        write_whole(part.with_suffix(".new"), part, ["".join(json.dumps(line) + "\n" for line in kept).encode()])
+        part.replace(path)
+        sync_folder(path.parent)
 
 
 def append_line(path: Path, line: dict[str, Any], *, fsync: bool = True) -> None:
@@ -138,8 +194,13 @@ def sync_folder(folder: Path) -> None:
         os.close(file)
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file it is, and how many bytes it has."""
+    try:
+        now = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return now.st_ino, now.st_size
 
 
 def _now() -> str:

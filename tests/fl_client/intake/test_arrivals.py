@@ -19,6 +19,8 @@ import pytest
 from conftest import KEY, a_case
 from dicom_peers import answers, image, needs, originals, storescu, write_images
 
+from fl_client.__main__ import main
+from fl_client.audit import AuditLog
 from fl_client.cohort import Cohort
 from fl_client.intake import arrivals as arrivals_module
 from fl_client.intake.admit import admit_folder
@@ -29,6 +31,7 @@ from fl_client.intake.labels import LabelMap
 from fl_client.intake.part10 import split
 from fl_client.intake.watch import WatchFolder
 from fl_client.site import Site
+from fl_client.withdrawal import withdraw
 from simulation.dicom import Identity, write_patient
 
 
@@ -359,6 +362,112 @@ def test_one_studys_failure_does_not_stop_the_others(site: Site, tmp_path: Path,
     monkeypatch.setattr(Arrivals, "_to_do", lambda self, study: 1 / 0 if study == first else real(self, study))
     counts = work.work(all_quiet=True)
     assert (counts["failed"], counts["cleaned"]) == (1, 1)
+
+
+def quarantined_files(site: Site) -> list[Path]:
+    return list((site.identity_folder / "quarantine").glob("*.dcm"))
+
+
+@pytest.mark.parametrize("elements", [{"RetrieveAETitle": "PACS2"}, {"ReferringPhysicianName": "Brunnthaler^Bertrand"}])
+def test_an_image_that_comes_again_with_other_words_that_do_not_pass_is_the_same_image(
+    site: Site, tmp_path: Path, elements: dict[str, str]
+) -> None:
+    push(site, write_images(tmp_path / "first", 1, **dict.fromkeys(elements, "Anders")))
+    push(site, write_images(tmp_path / "again", 1, **elements))
+    assert Arrivals(site).work(all_quiet=True)["cleaned"] == 2
+    assert len(list((site.folder / "clean").rglob("*.dcm"))) == 1
+    assert (quarantined_files(site), originals(site.identity_folder)) == ([], [])
+
+
+def test_an_image_that_comes_again_in_another_transfer_syntax_is_the_same_image(site: Site, tmp_path: Path) -> None:
+    push(site, write_images(tmp_path / "first", 1))
+    Arrivals(site).work(all_quiet=True)
+    (copy,) = (site.folder / "clean").rglob("*.dcm")
+    before, implicit = copy.read_bytes(), image(1)
+    implicit.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    (tmp_path / "again").mkdir()
+    implicit.save_as(tmp_path / "again" / "1.dcm", enforce_file_format=True)
+    push(site, tmp_path / "again")
+    assert Arrivals(site).work(all_quiet=True)["cleaned"] == 1
+    assert (copy.read_bytes(), quarantined_files(site)) == (before, [])
+
+
+@pytest.mark.parametrize("worked_off_between", [False, True])
+def test_of_two_images_with_one_uid_the_first_that_came_counts(site: Site, tmp_path: Path, worked_off_between: bool) -> None:
+    for sizes in ((16, 20), (20, 16)):  # whatever their digests are
+        push(site, write_images(tmp_path / f"{sizes[0]} first", 1, size=sizes[0], StudyInstanceUID=f"1.2.{sizes[0]}"))
+        if worked_off_between:
+            Arrivals(site).work(all_quiet=True)
+        push(site, write_images(tmp_path / f"{sizes[0]} then", 1, size=sizes[1], StudyInstanceUID=f"1.2.{sizes[0]}"))
+    Arrivals(site).work(all_quiet=True)
+    assert len(quarantined_files(site)) == 2
+    assert sorted(pydicom.dcmread(path).Rows for path in (site.folder / "clean").rglob("*.dcm")) == [16, 20]
+    aside = {str(pydicom.dcmread(path).StudyInstanceUID): pydicom.dcmread(path).Rows for path in quarantined_files(site)}
+    assert aside == {"1.2.16": 20, "1.2.20": 16}
+
+
+def test_of_a_patient_who_has_withdrawn_other_bytes_under_a_known_uid_are_not_kept_either(site: Site, tmp_path: Path) -> None:
+    withdraw(site, "MRN-0815", who="Dr. Alpha")
+    push(site, write_images(tmp_path / "first", 1))
+    push(site, write_images(tmp_path / "other", 1, size=20))
+    assert Arrivals(site).work(all_quiet=True)["withdrawn"] == 2
+    assert (quarantined_files(site), quarantined(site), originals(site.identity_folder)) == ([], [], [])
+
+
+def test_whoever_withdraws_goes_from_the_quarantine_and_from_the_lists_of_studies(site: Site, tmp_path: Path) -> None:
+    push(site, write_images(tmp_path / "first", 2))
+    push(site, write_images(tmp_path / "other", 1, size=20))
+    push(site, write_images(tmp_path / "somebody", 1, PatientID="MRN-0816", SOPInstanceUID="1.2.3.5"))
+    Arrivals(site).work(all_quiet=True)
+    assert len(quarantined_files(site)) == 1
+    gone = withdraw(site, "MRN-0815", who="Dr. Alpha")
+    (others,) = (path.name for path in (site.folder / "clean").glob("P*"))
+    files = [path for path in site.folder.rglob("*") if path.is_file()]
+    assert [p.name for p in files if gone.pseudonym.encode() in p.read_bytes()] == ["withdrawn"]
+    assert {p.name for p in files if others.encode() in p.read_bytes()} >= {"done.jsonl", "map.sqlite"}
+    assert quarantined_files(site) == []
+
+
+def test_what_was_put_aside_is_judged_again_when_somebody_lets_it(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    site = a_site(tmp_path / "site")
+    site.save(site.folder / "site.yaml")
+    command = ["--site", str(site.folder / "site.yaml"), "quarantine"]
+    push(site, write_images(tmp_path / "heads", 2, BodyPartExamined="BRAIN"))
+    assert Arrivals(site).work(all_quiet=True)["quarantined"] == 2
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "2 files in" in said
+    assert "Abendroth" not in said
+    files = sorted(path.name for path in quarantined_files(site))
+    assert main([*command, "release"]) == 1  # which?
+    assert main([*command, "drop", files[0]]) == 0
+    assert [path.name for path in quarantined_files(site)] == files[1:]
+    assert main([*command, "release", "--reason", "head"]) == 0
+    assert (quarantined_files(site), quarantined(site)) == ([], [])
+    assert Arrivals(site).work(all_quiet=True)["quarantined"] == 1  # by the same settings
+    assert main([*command, "release", files[1][:48]]) == 0
+    faces = a_site(site.folder, accept_faces=True)
+    assert Arrivals(faces).work(all_quiet=True)["cleaned"] == 1
+    decided = [line for line in AuditLog(site.folder / "audit.jsonl").lines if line["happening"] == "quarantine"]
+    assert [line["decision"] for line in decided] == ["drop", "release", "release"]
+    push(faces, tmp_path / "heads")  # the dropped one comes again
+    assert Arrivals(faces).work(all_quiet=True)["cleaned"] == 1
+
+
+def test_damaged_bytes_are_not_released_and_names_from_elsewhere_are_refused(site: Site, tmp_path: Path) -> None:
+    push(site, write_images(tmp_path / "images", 1))
+    file = originals(site.identity_folder)[0]
+    file.write_bytes(file.read_bytes()[:-100])
+    Arrivals(site).work(all_quiet=True)
+    incoming = Incoming(site.identity_folder, clean=site.folder / "clean")
+    (aside,) = quarantined_files(site)
+    for name in (aside.name, "../map.sqlite", "", f"{'0' * 32}-{'0' * 32}.dcm"):
+        with pytest.raises(ValueError, match="is no original"):
+            incoming.again(name)
+    with pytest.raises(ValueError, match="no file of the quarantine"):
+        incoming.quarantine.drop("../map.sqlite")
+    incoming.quarantine.drop(aside.name)
+    assert (quarantined_files(site), quarantined(site)) == ([], [])
 
 
 def test_only_one_process_works_off_what_arrives(site: Site) -> None:

@@ -181,8 +181,8 @@ def test_images_sent_again_succeed_and_other_bytes_under_a_known_uid_are_told_an
     sent = storescu(door.port, images)
     assert sent.returncode == 0  # a warning does not stop the sender
     assert (answers(sent), answers(sent, "Warning")) == (2, 1)
-    assert {path: path.stat().st_mtime_ns for path in originals(identity)} == before
-    (apart,) = (identity / "quarantine").glob("*.dcm")
+    assert {path: path.stat().st_mtime_ns for path in originals(identity) if path in before} == before
+    (apart,) = set(originals(identity)) - set(before)
     assert pydicom.dcmread(apart).PatientName == "Brunnthaler^Bertrand"
     assert dict(door.counts) == {"stored": 3, "again": 5, "conflict": 1}
 
