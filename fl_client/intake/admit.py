@@ -74,13 +74,13 @@ def admit_folder(
             try:
                 if row.problem:
                     raise Refused(row.problem)
-                case, notes = _case(pseudonym, patient, files.get(pseudonym, []), rules, labels, owners, door)
+                case, notes, apart = _case(pseudonym, patient, files.get(pseudonym, []), rules, labels, owners, door)
             except (Refused, GeometryRefused, MaskRefused, UnmappedLabel) as reason:
                 door.refuse(pseudonym, str(reason))
             except Exception as error:  # a header that breaks an assumption is a reason, never a traceback
                 door.refuse(pseudonym, f"its files can't be understood ({type(error).__name__})")
             else:
-                door.admit(Case(case.patient, case.volumes, row.values, case.scanner), notes)
+                door.admit(Case(case.patient, case.volumes, row.values, case.scanner), notes, apart=apart)
             if progress:
                 progress(done, len(patients))
         for pseudonym in sorted(rows):
@@ -125,9 +125,9 @@ def _case(
     labels: LabelMap,
     owners: Mapping[str, str],
     door: Door,
-) -> tuple[Case, Notes]:
-    """The patient's wanted series as volumes with their masks. Raises the refusals."""
-    wanted = chosen(pseudonym, patient, rules, door)
+) -> tuple[Case, Notes, frozenset[str]]:
+    """The patient's wanted series as volumes with their masks, and what `chosen` left out. Raises the refusals."""
+    wanted, apart = chosen(pseudonym, patient, rules, door)
     volumes: dict[str, Volume] = {}
     frames_of: dict[str, list[Frame]] = {}
     for name, frames in wanted.items():
@@ -154,7 +154,7 @@ def _case(
     if first.get("MagneticFieldStrength"):
         scanner["field_strength_t"] = float(first.MagneticFieldStrength)
     scanner["modality"] = "/".join(sorted({str(frames[0].header.Modality) for frames in frames_of.values()}))
-    return Case(pseudonym, tuple(volumes[name] for name in sorted(volumes)), {}, scanner), notes
+    return Case(pseudonym, tuple(volumes[name] for name in sorted(volumes)), {}, scanner), notes, apart
 
 
 def _of_images(frames_of: Mapping[str, list[Frame]]) -> Notes:

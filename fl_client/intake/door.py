@@ -6,7 +6,7 @@ Several walks make one cohort: a patient is one case, however many folders arriv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -67,8 +67,10 @@ class Door(Reasons):
         self.admitted: list[str] = []
         self._known = {(line["what"], line["reason"]) for line in cohort.refused}
 
-    def admit(self, case: Case, notes: Mapping[str, float | bool | str] = {}) -> None:
+    def admit(self, case: Case, notes: Mapping[str, float | bool | str] = {}, *, apart: Collection[str] = ()) -> None:
         """Merge the case with what the cohort has of this patient, and store it. Raises `OSError` if the disk can't take it.
+
+        Series named in `apart` go: they are of an earlier study than the case's other phase of the same cine.
 
         A patient whose stored case can't be read is refused: the new images alone would take the place of more.
         """
@@ -77,7 +79,7 @@ class Door(Reasons):
             return
         merged, lost = case, tuple[str, ...]()
         try:
-            merged, lost = merge(self.cohort.case(case.patient), case)
+            merged, lost = merge(self.cohort.case(case.patient), case, apart=apart)
         except CaseUnreadable as damaged:  # a KeyError, too
             self.cohort.make_damaged_folder()
             self.refuse(
@@ -117,14 +119,16 @@ class Door(Reasons):
         return Intake(expected, tuple(sorted(self.admitted)), self.refused, self.left_out, self.where)
 
 
-def merge(old: Case, new: Case) -> tuple[Case, tuple[str, ...]]:
+def merge(old: Case, new: Case, *, apart: Collection[str] = ()) -> tuple[Case, tuple[str, ...]]:
     """One patient is one case, however many studies arrive: new series and endpoints replace old ones, others stay.
+
+    Those in `apart` don't stay.
 
     A mask outlives an arrival of its own image without a mask, equal in every voxel and place. Also gives the series whose mask
     is lost because another image came in its place, without one.
     """
     arrived = tuple(_with_known_mask(volume, old.volume(volume.series)) for volume in new.volumes)
-    kept = tuple(volume for volume in old.volumes if new.volume(volume.series) is None)
+    kept = tuple(volume for volume in old.volumes if new.volume(volume.series) is None and volume.series not in apart)
     masked = {volume.series for volume in old.volumes if volume.mask is not None}
     case = Case(
         new.patient,

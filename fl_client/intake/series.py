@@ -65,8 +65,13 @@ class SeriesRules(Frozen):
         return tuple(rule for rule in fitting if set(rule.words) == set(fitting[0].words))
 
 
-def chosen(pseudonym: str, patient: Patient, rules: SeriesRules, reasons: Reasons) -> dict[str, list[Frame]]:
+def chosen(
+    pseudonym: str, patient: Patient, rules: SeriesRules, reasons: Reasons
+) -> tuple[dict[str, list[Frame]], frozenset[str]]:
     """The images that the study gets of a patient, by series name: one part of the latest of each rule, of a cine its phases.
+
+    End-diastole and end-systole are of one examination, or only the later of the two is taken; the name of the other is the
+    second answer.
 
     A cine's phase and a series of its own can have one name: a study holds the whole cine, and its end-diastole once more. The
     one that somebody drew on is taken. If nobody drew, it is the series of its own, whose description says what it is, where a
@@ -92,7 +97,40 @@ def chosen(pseudonym: str, patient: Patient, rules: SeriesRules, reasons: Reason
                 away = phase
                 reason = f"{rule.name}: its {which} has no mask, and there is a series {name} {'with one' if on_own else 'too'}"
             reasons.leave_out(f"{pseudonym}-{str(away[0].header.get('SeriesInstanceUID', ''))[-12:]}", reason)
-    return found
+    return found, _without_other_examinations(pseudonym, found, reasons)
+
+
+def _without_other_examinations(pseudonym: str, found: dict[str, list[Frame]], reasons: Reasons) -> frozenset[str]:
+    """Takes out phases of an earlier examination than their cine's other phase, and names them. Raises `Refused`."""
+    apart = set()
+    for name in sorted(found):
+        other = _other_phase(name)
+        if name not in found or other not in found or _examination(found[name]) == _examination(found[other]):
+            continue
+        dates = {each: _date(found[each]) for each in (name, other)}
+        if not all(dates.values()):
+            raise Refused(f"{name} and {other} are of two studies, and there are no dates to say which is the later")
+        odd = min(dates, key=lambda each: dates[each])
+        frames = found.pop(odd)
+        apart.add(odd)
+        reason = f"{odd} of an earlier study than {_other_phase(odd)}; the two phases of a cine are taken from one"
+        reasons.leave_out(f"{pseudonym}-{str(frames[0].header.get('SeriesInstanceUID', ''))[-12:]}", reason)
+    return frozenset(apart)
+
+
+def _other_phase(name: str) -> str:
+    """`cine_es` of `cine_ed` and the reverse; empty for the name of no phase."""
+    stem, _, phase = name.rpartition("_")
+    return f"{stem}_{next(iter(PHASES.keys() - {phase}))}" if stem and phase in PHASES else ""
+
+
+def _date(frames: list[Frame]) -> str:
+    return max(str(frame.header.get("StudyDate") or frame.header.get("AcquisitionDate") or "") for frame in frames)
+
+
+def _examination(frames: list[Frame]) -> str:
+    """What the images of one examination share: the day, since one visit may come as two studies, or else the study's UID."""
+    return _date(frames) or str(frames[0].header.get("StudyInstanceUID", ""))
 
 
 def _volumes(
@@ -137,20 +175,24 @@ def latest(pseudonym: str, patient: Patient, rules: SeriesRules, reasons: Reason
             reason = f"a series of {len(frames)} {frames[0].header.get('Modality', '')} images {why} no series rule asks for"
             reasons.leave_out(f"{pseudonym}-{uid[-12:]}", reason)
             unasked[reason] = unasked.get(reason, 0) + 1
-        dates = [str(frame.header.get("StudyDate") or frame.header.get("AcquisitionDate") or "") for frame in frames]
         for rule in asked:
-            found.setdefault(rule.name, []).append((max(dates), uid))
+            found.setdefault(rule.name, []).append((_date(frames), uid))
     if not found:
         wanted = ", ".join(f"{rule.name} ({rule.modality})" for rule in rules.rules)
         raise Refused(f"no usable series: the study asks for {wanted}; there were {'; '.join(unasked) or 'no MR or CT slices'}")
     result = []
     for name, series in sorted(found.items()):
-        last = max(date for date, _ in series)
+        other = _other_phase(name)
+        complete = {_examination(patient.series[uid]) for _, uid in found.get(other, [])}
+        together = [date for date, uid in series if _examination(patient.series[uid]) in complete]
+        last = max(together or [date for date, _ in series])  # a lone phase of today doesn't part the two of last year
         newest = [uid for date, uid in series if date == last]
         if len(newest) > 1:
             raise Refused(f"{len(newest)} series are {name} and none is later than the other; the study wants one")
         for date, uid in series:
             if date < last:
                 reasons.leave_out(f"{pseudonym}-{uid[-12:]}", f"an earlier {name} of a patient with a later one")
+            elif date > last:
+                reasons.leave_out(f"{pseudonym}-{uid[-12:]}", f"a later {name} without {other}; an earlier study has both")
         result.append((by_name[name], patient.series[newest[0]]))
     return result

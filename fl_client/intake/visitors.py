@@ -89,7 +89,7 @@ def _series(
         others = sorted({name for fit in matched.values() for rule in fit for name in rule.names})
         there = f"{len(patient.series)} series, of which the series rules know {', '.join(others) or 'none'}"
         raise Refused(f"none of the series that the model reads ({', '.join(wanted)}); there are {there}")
-    parts = chosen(pseudonym, Patient(asked, patient.masks), rules, reasons)
+    parts, _ = chosen(pseudonym, Patient(asked, patient.masks), rules, reasons)
     found = {name: frames for name, frames in parts.items() if name in wanted}
     if not found:  # a cine's other phase was
         raise Refused(

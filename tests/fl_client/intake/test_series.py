@@ -46,6 +46,63 @@ def test_of_two_studies_the_later_counts(case: Case, let_in: LetIn, tmp_path: Pa
     assert sum("earlier" in reason for reason in intake.left_out.values()) == 3
 
 
+@pytest.fixture
+def years(case: Case, tmp_path: Path) -> Callable[..., Path]:
+    """The case's first volumes in a folder per year: `years(first=[0], second=[1])`; the later ones have half the values."""
+
+    def write(**volumes: list[int]) -> Path:
+        person = Identity.invent(case.patient)
+        for later, (name, numbers) in enumerate(volumes.items()):
+            some = tuple(
+                dataclasses.replace(case.volumes[n], image=case.volumes[n].image // (1 + later), mask=None) for n in numbers
+            )
+            there = dataclasses.replace(person, study_date=str(int(person.study_date) + 10000 * later))
+            write_patient(dataclasses.replace(case, volumes=some), tmp_path / "years" / name, identity=there)
+            (tmp_path / "years" / name / "endpoints.csv").unlink(missing_ok=True)
+        return tmp_path / "years"
+
+    return write
+
+
+def test_end_diastole_of_one_study_and_end_systole_of_a_later_one_make_no_case(
+    years: Callable[..., Path], let_in: LetIn, case: Case
+) -> None:
+    folder = years(first=[0], second=[1])
+    let_in(folder / "first")  # end-diastole is in the cohort already
+    intake, cohort = let_in(folder)
+    (volume,) = cohort.case(intake.admitted[0]).volumes
+    assert volume.series == "cine_es"
+    assert np.array_equal(volume.image, case.volumes[1].image // 2)
+    (reason,) = intake.left_out.values()
+    assert reason == "cine_ed of an earlier study than cine_es; the two phases of a cine are taken from one"
+    (visitor,), _ = visitors(folder, key=KEY, rules=SeriesRules(), wanted=("cine_ed", "cine_es"))
+    assert set(visitor.series) == {"cine_es"}
+
+
+def test_a_lone_later_phase_does_not_part_the_two_of_an_earlier_study(
+    years: Callable[..., Path], let_in: LetIn, case: Case
+) -> None:
+    intake, cohort = let_in(years(first=[0, 1], second=[1]))
+    ed, es = cohort.case(intake.admitted[0]).volumes
+    assert np.array_equal(ed.image, case.volumes[0].image)
+    assert np.array_equal(es.image, case.volumes[1].image)
+    assert list(intake.left_out.values()) == ["a later cine_es without cine_ed; an earlier study has both"]
+
+
+def test_one_visit_may_come_as_two_studies_and_without_dates_the_study_decides(
+    years: Callable[..., Path], let_in: LetIn, edit: Edit
+) -> None:
+    folder = years(first=[0], second=[1])
+    for path in folder.rglob("*.dcm"):
+        edit(path, lambda dataset: (setattr(dataset, "StudyDate", "20240105"), setattr(dataset, "AcquisitionDate", "20240105")))
+    intake, cohort = let_in(folder)
+    assert [volume.series for volume in cohort.case(intake.admitted[0]).volumes] == ["cine_ed", "cine_es"]
+    for path in folder.rglob("*.dcm"):
+        edit(path, lambda dataset: (setattr(dataset, "StudyDate", ""), setattr(dataset, "AcquisitionDate", "")))
+    (reason,) = let_in(folder)[0].refused.values()
+    assert reason == "cine_ed and cine_es are of two studies, and there are no dates to say which is the later"
+
+
 def test_a_cine_series_gives_the_two_phases_that_somebody_drew_on(
     case: Case, let_in: LetIn, edit: Edit, tmp_path: Path
 ) -> None:
