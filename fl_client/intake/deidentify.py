@@ -30,7 +30,7 @@ from pydicom.tag import BaseTag
 
 import conf
 from fl_client.intake.positive_list import SAFE_PRIVATE, Rule, rules
-from fl_client.intake.pseudonyms import Pseudonyms
+from fl_client.intake.pseudonyms import Pseudonyms, patient_number
 from fl_client.intake.terms import KERNEL, SCHEMES, TERMS, is_code, vendor
 from fl_client.yaml_file import read_yaml
 
@@ -98,7 +98,7 @@ class Deidentifier(Pseudonyms):
 
     def clean(self, dataset: Dataset) -> tuple[Dataset, Done]:
         """As a call, and what was done."""
-        patient_id = str(dataset.get("PatientID", "") or "").strip()
+        patient_id = patient_number(dataset)
         if not patient_id:
             raise Unattributable("no PatientID: this file can't be attributed to a patient")
         done = Done(names=frozenset(_names(dataset)))

@@ -12,9 +12,17 @@ import re
 from datetime import datetime, timedelta
 
 from pydicom._uid_dict import UID_dictionary
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 STANDARD = frozenset(UID_dictionary) | {"1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.1.2.8.1"}
 """UIDs that the standard gives away: they name classes and encodings, never a patient's things."""
+
+
+def patient_number(dataset: Dataset) -> str:
+    """PatientID as the hospital writes it: a backslash in it, which DICOM reads as several values, is a part of the number."""
+    value = dataset.get("PatientID", "") or ""
+    return ("\\".join(map(str, value)) if isinstance(value, MultiValue | list) else str(value)).strip()
 
 
 class Pseudonyms:

@@ -16,7 +16,7 @@ from threading import Lock
 
 from pydicom.dataset import Dataset
 
-from fl_client.intake.pseudonyms import Pseudonyms
+from fl_client.intake.pseudonyms import Pseudonyms, patient_number
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS patient (
@@ -120,6 +120,7 @@ class WayBack:
                 "SOPInstanceUID",
             )
         }
+        texts["PatientID"] = patient_number(original)
         pseudonym = pseudonyms.pseudonym(texts["PatientID"])
         study, series, instance = (texts[name] for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
         with self._open() as database:

@@ -15,6 +15,7 @@ from fl_client.cohort import Cohort
 from fl_client.intake.admit import admit_folder
 from fl_client.intake.clean import AlreadyClean, Cleaned, Quarantined, deidentify_file, sweep
 from fl_client.intake.deidentify import Deidentifier, Unattributable, discreet
+from fl_client.intake.forget import owner
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.series import SeriesRules
 from fl_client.intake.way_back import WayBack
@@ -96,6 +97,17 @@ def test_twice_is_once_and_another_process_writes_the_same_bytes(archive: Path, 
     )
     subprocess.run([sys.executable, "-c", script, archive, tmp_path / "other", KEY.decode()], check=True)
     assert bytes_of(tmp_path / "other") == before
+
+
+def test_a_backslash_in_a_patients_number_is_part_of_it(tmp_path: Path) -> None:
+    number = "47\\11"  # DICOM reads two values
+    path = original(tmp_path, number=(0x00100020, "LO", number.encode()))
+    way_back = WayBack(tmp_path / "map.sqlite")
+    result = deidentify_file(path, tmp_path / "clean", deidentify=Deidentifier(KEY), way_back=way_back)
+    assert isinstance(result, Cleaned)
+    assert result.pseudonym == out_of(result).PatientID == Deidentifier(KEY).pseudonym(number)
+    assert way_back.pseudonyms(number) == (result.pseudonym,)
+    assert owner(path, Deidentifier(KEY)) == result.pseudonym
 
 
 def test_another_key_gives_other_pseudonyms_uids_and_dates(archive: Path, tmp_path: Path, deidentify: Deidentifier) -> None:
