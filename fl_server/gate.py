@@ -1,8 +1,8 @@
 """The coordinator's one public door: what hospitals may say to Flower's SuperLink, and nothing else.
 
-Flower serves its control API beside the hospitals' API on one port. The gate listens in its place and passes on `/v1/fleet/`
-and `/health`, byte for byte as they are written here: a path that is spelled in any other way is not found. It answers two
-requests of its own, `/konsil/info` and `/konsil/join`.
+Flower serves its control API beside the hospitals' API on one port. The gate listens in its place and passes on the calls
+of `/v1/fleet/` that it knows and `/health`, byte for byte as they are written here: a path that is spelled in any other way
+is not found. It answers two requests of its own, `/konsil/info` and `/konsil/join`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import httpx
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from fl_server.replay import Replay, Stale
+from fl_server.replay import Replay, Stale, TooEarly
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -31,7 +31,18 @@ Join = Callable[[bytes], tuple[int, dict[str, str]]]
 
 PROTOBUF = b"application/protobuf"
 LARGEST_JOIN = 8192  # bytes
-_FLEET = re.compile(rb"/v1/fleet/([a-z]+(?:-[a-z]+)*)")
+LARGEST_ANSWER = 1024**2  # bytes of a call that is read whole: names and hashes; what they stand for is pushed as objects
+WHOLE_AT_ONCE = 64
+"""At most so many requests are held whole at a time; others wait. No key has been looked at until the SuperLink does."""
+
+CALLS = (
+    *("register-node", "unregister-node", "activate-node", "deactivate-node", "send-node-heartbeat"),
+    *("pull-messages", "push-messages", "confirm-message-received", "pull-object", "push-object", "get-run", "get-fab"),
+)
+"""What hospitals say to Flower; a call that a later Flower adds is looked at before it is let through."""
+
+_FLEET = re.compile(rb"/v1/fleet/(" + "|".join(CALLS).encode() + rb")")
+_UNKNOWN = (401, 404)  # a SuperLink's answers to whom it doesn't know
 _PASSED_ON = (b"content-type", b"content-length", b"accept", b"accept-encoding")
 _PASSED_BACK = ("content-type", "content-length", "content-encoding")
 _FLOWERS = "flwr-"  # its own headers, in both directions
@@ -82,6 +93,7 @@ class Gate:
         self.max_body_bytes = max_body_bytes
         self.request_timeout_s = request_timeout_s
         self.replay = replay or Replay()
+        self._whole = asyncio.Semaphore(WHOLE_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -121,32 +133,47 @@ class Gate:
         await _json(send, 200 if up else 503, {"status": "up" if up else "the SuperLink does not answer"})
 
     async def _forward(self, call: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a hospital's request on, and its answer back, in pieces as they come."""
-        length = _length(scope, at_most=self.max_body_bytes)
+        """Pass a hospital's request on, and its answer back; what the SuperLink did not take is not remembered."""
+        whole = call == "push-messages"
+        length = _length(scope, at_most=min(self.max_body_bytes, LARGEST_ANSWER) if whole else self.max_body_bytes)
         if _header(scope, b"content-type") != PROTOBUF:
             raise Refusal(415, f"the content must be {PROTOBUF.decode()}")
         try:
             noted = self.replay.admit(_text(scope, b"flwr-public-key"), _text(scope, b"flwr-timestamp"))
+        except TooEarly as error:
+            raise Refusal(503, str(error)) from None  # Flower's SuperNode tries again, with a new signature
         except Stale as error:
             raise Refusal(401, str(error)) from None
-        body = _Body(receive, length, timeout_s=self.request_timeout_s)
-        content: bytes | _Body = body
-        if call == "push-messages":
-            content = await body.read()
-            _require_own(content)
+        taken, start = False, time.monotonic()
+        try:
+            if whole:
+                async with self._whole:
+                    content = await _Body(receive, length, timeout_s=self.request_timeout_s).read()
+                    _require_own(content)
+                    answer = await self._asked(call, scope, content)
+            else:
+                answer = await self._asked(call, scope, _Body(receive, length, timeout_s=self.request_timeout_s))
+            taken = answer.status_code not in _UNKNOWN
+            await self._pass_back(answer, send)
+            log.debug("%s %s in %.3f s", call, answer.status_code, time.monotonic() - start)
+        finally:
+            if not taken:
+                self.replay.drop(noted)
+
+    async def _asked(self, call: str, scope: Scope, content: bytes | _Body) -> httpx.Response:
+        """The SuperLink's answer, of which no more than the head has come yet."""
         headers = [
             (name, value) for name, value in scope["headers"] if name in _PASSED_ON or name.startswith(_FLOWERS.encode())
         ]
         request = self.upstream.build_request("POST", f"/v1/fleet/{call}", headers=headers, content=content)
-        start = time.monotonic()
         try:
-            answer = await self.upstream.send(request, stream=True)
+            return await self.upstream.send(request, stream=True)
         except httpx.TimeoutException:
             raise Refusal(504, "the SuperLink took too long") from None
         except httpx.HTTPError:
             raise Refusal(502, "the SuperLink does not answer") from None
-        if answer.status_code == 401:
-            self.replay.drop(noted)
+
+    async def _pass_back(self, answer: httpx.Response, send: Send) -> None:
         try:
             back = [
                 (name.encode(), value.encode())
@@ -157,7 +184,6 @@ class Gate:
             async for chunk in answer.aiter_raw():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-            log.debug("%s %s in %.3f s", call, answer.status_code, time.monotonic() - start)
         finally:
             await answer.aclose()
 

@@ -1,5 +1,6 @@
 """The gate on a real socket, before a server that writes down what reaches it."""
 
+import asyncio
 import base64
 import contextlib
 import datetime
@@ -14,15 +15,17 @@ import time
 import httpx
 import pytest
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import Message, Metadata
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink.routers.fleet.router import router
 
 from fl_server import certificates, serve
 from fl_server.gate import _FLEET, Gate
 from fl_server.house import House
-from fl_server.replay import Replay, Stale
+from fl_server.replay import Replay, Stale, TooEarly
 
 MIB = 1024**2
 
@@ -296,6 +299,76 @@ def test_a_signature_passes_once_whatever_it_comes_with(client, behind):
         assert (answer.status_code, "before" in answer.json()["reason"]) == (401, True)
     assert len(behind.seen) == 1
     assert client.post("/v1/fleet/pull-messages", content=b"1", headers=signed()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("call", "body", "status"), [("push-messages", b"\xff", 400), ("pull-messages", b"x", 401), ("get-run", b"x", 404)]
+)
+def test_strangers_leave_nothing_in_the_gates_memory(house, call, body, status):
+    behind, quiet = Behind(), {"log_level": "error", "lifespan": "off", "ws": "none"}
+    behind.status = status
+    replay = Replay()
+    with running(uvicorn.Config(behind, port=0, **quiet)) as inner:
+        gate = gate_before(inner, replay=replay)
+        answers = [said_by(gate, f"/v1/fleet/{call}", body, signed(os.urandom(97))) for _ in range(3)]
+    assert answers == [status] * 3
+    assert not replay._seen
+
+
+def test_of_a_request_that_reached_no_superlink_nothing_is_remembered():
+    replay = Replay()
+    assert said_by(gate_before(free_port(), replay=replay), "/v1/fleet/get-run", b"x", signed()) == 502
+    assert not replay._seen
+
+
+def said_by(gate, path, body, headers):
+    """The status that the gate answers with, without a socket."""
+    statuses = []
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def send(event):
+        statuses.append(event.get("status"))
+
+    given = [(name.encode(), value.encode()) for name, value in {**headers, "content-length": str(len(body))}.items()]
+    scope = {"type": "http", "method": "POST", "raw_path": path.encode(), "query_string": b"", "headers": given}
+    asyncio.run(gate({**scope, "client": ("192.0.2.1", 1)}, receive, send))
+    return statuses[0]
+
+
+def test_a_key_longer_than_any_hospitals_is_refused_before_it_is_looked_at(client, behind):
+    answer = client.post("/v1/fleet/get-run", content=b"x", headers=signed(os.urandom(400)))
+    assert (answer.status_code, behind.seen) == (401, [])
+    assert "longer than a hospital's" in answer.json()["reason"]
+    key = ec.generate_private_key(ec.SECP521R1()).public_key()  # the longest that Flower takes
+    answer = client.post("/v1/fleet/get-run", content=b"x", headers=signed(public_key_to_bytes(key)))
+    assert answer.status_code == 200
+
+
+def test_what_the_gate_holds_whole_is_short(client, behind):
+    answer = client.post("/v1/fleet/push-messages", content=bytes(MIB + 1), headers=signed())
+    assert (answer.status_code, behind.seen) == (413, [])
+
+
+def test_a_call_that_flower_has_not_got_is_not_found(client, behind):
+    assert client.post("/v1/fleet/create-node", content=b"x", headers=signed()).status_code == 404
+    assert behind.seen == []
+
+
+def test_what_was_signed_before_the_gate_started_has_to_be_signed_anew():
+    clock = [1_000_000.0]
+    key = base64.b64encode(b"a hospital's").decode()
+    at = [datetime.datetime.fromtimestamp(clock[0] + late, datetime.UTC).isoformat() for late in (-10, 0)]
+    replay = Replay(lambda: clock[0])  # started anew: it can't know what the one before has seen
+    with pytest.raises(TooEarly, match="started since"):
+        replay.admit(key, at[0])
+    replay.admit(key, at[1])
+    assert said_by(gate_before(free_port()), "/v1/fleet/get-run", b"x", signed(**{"flwr-timestamp": minutes_ago(2)})) == 503
+
+
+def minutes_ago(minutes):
+    return (datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=minutes)).isoformat()
 
 
 def test_what_the_superlink_does_not_know_is_not_remembered():
