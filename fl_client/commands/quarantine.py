@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
 
 def _quarantine(site: Site, options: argparse.Namespace) -> int:
     from fl_client.audit import AuditLog
-    from fl_client.intake.incoming import Incoming, clean_folder  # here: pydicom takes a moment to import
+    from fl_client.intake.incoming import Incoming, clean_folder, mark_pending  # here: pydicom takes a moment to import
 
     incoming = Incoming(site.identity_folder, clean=clean_folder(site))
     lines = incoming.quarantine.lines()
@@ -47,6 +47,9 @@ def _quarantine(site: Site, options: argparse.Namespace) -> int:
         try:
             incoming.again(file) if options.what == "release" else incoming.quarantine.drop(file)
             done += 1
+            for line in chosen:  # a stack that was short of this image may do without it now
+                if line["file"] == file and re.fullmatch(r"P[0-9A-F]{16}", str(line.get("pseudonym", ""))):
+                    mark_pending(site.identity_folder, line["pseudonym"])
         except ValueError as reason:
             print(reason)
             failed += 1

@@ -9,7 +9,7 @@ repeated, since they may quote a header.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -42,12 +42,14 @@ def admit_folder(
     masks: Path | None = None,
     names: Pseudonyms | None = None,
     measure: bool = True,
+    short: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Intake:
     """Let in a folder of DICOM files, nested as they may be, with the masks and the `endpoints.csv` that lie in it.
 
     `masks` is a further folder of masks alone, DICOM or files; how those are named, `drawn_on` says. Without `measure` the
     quality of images is measured when somebody asks for it.
+    `short` are series of which an image may not pass: a patient whose wanted series is among them is refused.
     `key` is the hospital's secret; the same key gives the same pseudonyms. None: a folder of the clean store, whose files are
     de-identified; there `names`, made with the key, finds whose a patient number in a mask's file name is. Raises
     `NotADirectoryError` for a folder that isn't there and `OSError` if the cohort can't be written; whatever else is wrong with
@@ -74,7 +76,7 @@ def admit_folder(
             try:
                 if row.problem:
                     raise Refused(row.problem)
-                case, notes, apart = _case(pseudonym, patient, files.get(pseudonym, []), rules, labels, owners, door)
+                case, notes, apart = _case(pseudonym, patient, files.get(pseudonym, []), rules, labels, owners, short, door)
             except (Refused, GeometryRefused, MaskRefused, UnmappedLabel) as reason:
                 door.refuse(pseudonym, str(reason))
             except Exception as error:  # a header that breaks an assumption is a reason, never a traceback
@@ -124,10 +126,14 @@ def _case(
     rules: SeriesRules,
     labels: LabelMap,
     owners: Mapping[str, str],
+    short: Collection[str],
     door: Door,
 ) -> tuple[Case, Notes, frozenset[str]]:
     """The patient's wanted series as volumes with their masks, and what `chosen` left out. Raises the refusals."""
     wanted, apart = chosen(pseudonym, patient, rules, door)
+    for name, frames in wanted.items():
+        if any(frame.header.get("SeriesInstanceUID") in short for frame in frames):
+            raise Refused(f"{name}: one of its images is in the quarantine, and the stack would be shorter without it")
     volumes: dict[str, Volume] = {}
     frames_of: dict[str, list[Frame]] = {}
     for name, frames in wanted.items():

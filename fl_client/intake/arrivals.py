@@ -28,7 +28,18 @@ from fl_client.intake.admit import admit_folder
 from fl_client.intake.clean import Cleaned, Quarantined, deidentify_file, sweep
 from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.forget import owner
-from fl_client.intake.incoming import Incoming, clean_folder, done, is_whole, mark_done, only_one, originals, sync_done
+from fl_client.intake.incoming import (
+    PENDING,
+    Incoming,
+    clean_folder,
+    done,
+    is_whole,
+    mark_done,
+    mark_pending,
+    only_one,
+    originals,
+    sync_done,
+)
 from fl_client.intake.part10 import NotPart10, split
 from fl_client.intake.quarantine import sync_folder
 from fl_client.intake.way_back import WayBack
@@ -64,7 +75,7 @@ class Arrivals:
         self._deidentify = Deidentifier(key_of(site), words=words, retain=settings.retain)
         self.clean = clean_folder(site)
         self.incoming = Incoming(site.identity_folder, clean=self.clean)
-        self._pending = site.identity_folder / "pending"
+        self._pending = site.identity_folder / PENDING
         self._pending.mkdir(mode=0o700, exist_ok=True)
         self.clean.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._way_back = WayBack(site.identity_folder / "map.sqlite")
@@ -231,10 +242,7 @@ class Arrivals:
         return bool(away) and owner(original, self._deidentify) in away
 
     def _note_pending(self, became: Cleaned) -> None:
-        mark = self._pending / became.pseudonym
-        if not mark.exists():
-            mark.touch(mode=0o600)
-            sync_folder(self._pending)
+        mark_pending(self._pending.parent, became.pseudonym)
 
     def _admit(self, mark: Path, counts: Counter[str]) -> None:
         """Make the patient's case from all that the clean store has of him."""
@@ -243,7 +251,14 @@ class Arrivals:
                 shutil.rmtree(self.clean / mark.name, ignore_errors=True)
                 self._way_back.forget(mark.name)
             elif (self.clean / mark.name).is_dir():
-                found = admit_folder(self.clean / mark.name, self._cohort, key=None, labels=self._labels, series=self._rules)
+                found = admit_folder(
+                    self.clean / mark.name,
+                    self._cohort,
+                    key=None,
+                    labels=self._labels,
+                    series=self._rules,
+                    short=self._short(mark.name),
+                )
                 counts["admitted"] += len(found.admitted)
                 counts["refused"] += len(found.refused)
             mark.unlink(missing_ok=True)
@@ -251,6 +266,11 @@ class Arrivals:
             log.error("a patient could not be let in (%s) and is tried again", type(error).__name__)
             self._not_before[mark.name] = time.monotonic() + RETRY_S
             counts["failed"] += 1
+
+    def _short(self, pseudonym: str) -> set[str]:
+        """The patient's series of which an image lies in the quarantine and not in the clean store."""
+        aside, folder = self.incoming.quarantine.images(pseudonym), self.clean / pseudonym
+        return {series for series, instance in aside if not any(folder.glob(f"*/{series}/{instance}.dcm"))}
 
     def _remove_old(self, study: Path) -> None:
         """Originals whose copy is in the clean store go when their time is over."""

@@ -32,7 +32,7 @@ from fl_client.site import Site
 
 Kept = Literal["stored", "again", "conflict"]
 
-DONE, PARTS = "done.jsonl", ".parts"
+DONE, PARTS, PENDING = "done.jsonl", ".parts", "pending"
 ORIGINAL = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}\.dcm")
 STUDY = re.compile(r"[0-9a-f]{32}")  # the name of a study's folder
 PIECE = 2**20  # bytes of a large file that are looked at together
@@ -257,6 +257,15 @@ def sync_done(study: Path) -> None:
 def is_whole(original: Path, dataset: Bytes, transfer_syntax: str) -> bool:
     """Whether these are the bytes that the file's name promises."""
     return original.stem.partition("-")[2] == _content(dataset, transfer_syntax)
+
+
+def mark_pending(identity: Path, pseudonym: str) -> None:
+    """The patient is to be let in, or let in anew; on the disk. Raises `OSError`."""
+    folder = identity / PENDING
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if not (folder / pseudonym).exists():
+        (folder / pseudonym).touch(mode=0o600)
+        sync_folder(folder)
 
 
 def clean_folder(site: Site) -> Path:

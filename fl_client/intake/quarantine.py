@@ -13,7 +13,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ class Quarantine:
         self.folder, self._fsync = Path(folder), fsync
         self._lock = Lock()
         self._noted: set[tuple[str, str]] = set()  # files with reasons, as far as the list has been read
+        self._images: dict[str, set[tuple[str, str]]] = {}  # by pseudonym
         self._read = (0, 0)  # which file that was, and to which byte
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -53,8 +54,14 @@ class Quarantine:
             if (what, reason) not in self._noted:
                 line = {"file": what, "reason": reason, "pseudonym": pseudonym, **image, "when": _now()}
                 append_line(path, line, fsync=self._fsync)
-                self._noted.add((what, reason))
+                self._learn([line])
                 self._read = _identity(path)
+
+    def images(self, pseudonym: str) -> frozenset[tuple[str, str]]:
+        """The patient's images in the list, each by its new series and instance UID."""
+        with self._lock, self._turn():
+            self._read_on(self.folder / LIST)
+            return frozenset(self._images.get(pseudonym, ()))
 
     def _read_on(self, path: Path) -> None:
         """Learn what other processes wrote since the last time, and all of it anew if lines were removed."""
@@ -62,12 +69,21 @@ class Quarantine:
         if now == self._read:
             return
         if now[0] != self._read[0] or now[1] < self._read[1]:
-            self._noted, self._read = set(), (now[0], 0)
+            self._noted, self._images, self._read = set(), {}, (now[0], 0)
+            if now == self._read:
+                return
         with open(path, "rb") as file:
             file.seek(self._read[1])
             text = file.read().decode("utf-8", "replace")
-        self._noted |= {(str(line.get("file")), str(line.get("reason", ""))) for line in _objects(text)}
+        self._learn(_objects(text))
         self._read = now
+
+    def _learn(self, lines: Iterable[dict[str, Any]]) -> None:
+        for line in lines:
+            self._noted.add((str(line.get("file")), str(line.get("reason", ""))))
+            if line.get("series"):
+                image = (str(line["series"]), str(line.get("instance", "")))
+                self._images.setdefault(str(line.get("pseudonym", "")), set()).add(image)
 
     def drop(self, file: str) -> None:
         """Delete a file and its lines. Raises `ValueError` for a name that is none of the list's, `OSError`."""

@@ -25,6 +25,18 @@ def clinic(tmp_path: Path) -> list[str]:
     return ["--site", str(site)]
 
 
+def test_of_a_patient_who_has_withdrawn_nothing_is_copied(
+    clinic: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    case = a_small_case()
+    write_patient(case, archive)
+    assert main([*clinic, "withdraw", Identity.invent(case.patient).patient_id]) == 0
+    assert main([*clinic, "deidentify", str(archive), "--out", str(out), "--other-key"]) == 1
+    assert list(out.rglob("*.dcm")) == []
+    assert "its patient has withdrawn" in capsys.readouterr().out
+
+
 def test_copies_hold_nothing_of_the_person_and_the_tables_say_what_was_taken(
     clinic: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

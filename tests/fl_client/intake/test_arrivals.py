@@ -470,6 +470,39 @@ def test_damaged_bytes_are_not_released_and_names_from_elsewhere_are_refused(sit
     assert (quarantined_files(site), quarantined(site)) == ([], [])
 
 
+def test_a_stack_whose_end_slice_may_not_pass_is_not_let_in_shorter(
+    site: Site, archive: Path, edit: Any, monkeypatch: Any
+) -> None:
+    for series in ("cine_ed", "cine_es"):
+        shutil.rmtree(next(archive.rglob(series)))
+        next(archive.rglob(f"{series}-mask.dcm")).unlink()
+    slices = sorted(next(archive.rglob("lge")).glob("*.dcm"), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])
+    edit(slices[-1], lambda header: setattr(header, "BurnedInAnnotation", "YES"))
+    push(site, archive)
+    counts = Arrivals(site).work(all_quiet=True)
+    assert (counts["quarantined"], counts["admitted"], counts["refused"]) == (1, 0, 1)
+    (refused,) = Cohort(site.cohort_folder).refused
+    assert "in the quarantine" in refused["reason"]
+    settings = site.folder / "site.yaml"
+    site.save(settings)
+    (aside,) = quarantined_files(site)
+    assert main(["--site", str(settings), "quarantine", "drop", aside.name]) == 0  # somebody says that it may be shorter
+    assert Arrivals(site).work(all_quiet=True)["admitted"] == 1
+
+
+def test_a_stack_is_let_in_once_its_corrected_slice_has_come(site: Site, archive: Path, edit: Any) -> None:
+    for series in ("cine_ed", "cine_es"):
+        shutil.rmtree(next(archive.rglob(series)))
+        next(archive.rglob(f"{series}-mask.dcm")).unlink()
+    slices = sorted(next(archive.rglob("lge")).glob("*.dcm"))
+    edit(slices[-1], lambda header: setattr(header, "BurnedInAnnotation", "YES"))
+    push(site, archive)
+    assert Arrivals(site).work(all_quiet=True)["refused"] == 1
+    edit(slices[-1], lambda header: setattr(header, "BurnedInAnnotation", "NO"))
+    push(site, archive)
+    assert Arrivals(site).work(all_quiet=True)["admitted"] == 1
+
+
 def test_only_one_process_works_off_what_arrives(site: Site) -> None:
     with Arrivals(site).alone(), pytest.raises(InUse, match="by another process already"), Arrivals(site).alone():
         pass
