@@ -2,8 +2,9 @@
 
 What passes: trained parameters by name, or one noisy sum and how much noise is in it, with the size that the hospital
 declares in public and the epsilon of its ledger; or a refusal in words; or the bare fact that something failed. What does not
-pass: buffers, losses, counts of patients, texts of exceptions, timings. The reader of this file has read everything that
-leaves the hospital. The ledger has its line before an answer is built here, the audit log gets one before it goes.
+pass: buffers, losses, counts of patients, texts of exceptions, timings (Flower's own is set to zero in supernode.py; when an
+answer comes can be seen from outside). The reader of this file has read everything that leaves the hospital. The ledger has
+its line before an answer is built here, the audit log gets one before it goes.
 """
 
 from __future__ import annotations

@@ -137,6 +137,22 @@ def impatient(pull: Callable[..., int | None]) -> Callable[..., int | None]:
     return pulled
 
 
+def untimed(push: Callable[..., None]) -> Callable[..., None]:
+    """`push` for answers, telling nobody how long the work took.
+
+    Flower sends the seconds with each answer, to the millisecond; they grow with the number of patients. What remains is what
+    the coordinator's own clock shows.
+    """
+
+    def pushed(*, send: Callable[..., Any], **given: Any) -> None:
+        def without_time(message: Any, tree: Any, clientapp_runtime: float) -> Any:
+            return send(message, tree, 0.0)
+
+        push(send=without_time, **given)
+
+    return pushed
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Become the SuperNode; returns only if it can't."""
     parser = argparse.ArgumentParser(prog="fl_client.supernode", description="Flower's SuperNode for this hospital")
@@ -157,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from flwr.supernode.cli.flower_supernode import flower_supernode
 
         loop._pull_and_store_message = impatient(loop._pull_and_store_message)
+        loop._push_messages = untimed(loop._push_messages)
         flower_supernode()
     return 0
 

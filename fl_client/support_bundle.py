@@ -10,6 +10,7 @@ Everything is taken by name, so that what is added elsewhere stays at home until
 from __future__ import annotations
 
 import json
+import os
 import platform
 import zipfile
 from collections.abc import Iterator
@@ -28,19 +29,33 @@ PACKAGES = (
     *("konsil", "flwr", "torch", "monai", "pydicom", "pynetdicom", "highdicom", "SimpleITK", "numpy", "pydantic"),
     "dp-accounting",
 )
+HAPPENINGS = ("daemon", "asked", "egress", "approved", "declined", "paused", "resumed", "stopped")
+"""Lines of the audit log that may be given away. Others are about single patients (withdrawn, returned): no counting."""
+
 AUDITED = (
-    *("line", "time", "happening", "run", "study", "round", "asked", "kind", "code", "tensors", "bytes", "sha256"),
+    *("time", "happening", "run", "study", "round", "asked", "kind", "code", "tensors", "bytes", "sha256"),
     *("epsilon", "until", "what", "roles", "konsil", "flower"),
 )
-"""Facts of the audit log that may be given away; who decided and why are not among them."""
+"""Their facts that may be given away: neither who decided and why, nor the lines' numbers, whose gaps could be counted."""
 
 
 def support_bundle(site: Site, place: Path) -> Path:
-    """Write the bundle as a zip file. Raises `FileExistsError` for a file that is there, and `OSError`."""
-    with zipfile.ZipFile(place, "x", zipfile.ZIP_DEFLATED) as bundle:
-        bundle.writestr("about.json", json.dumps(_about(site), indent=1))
-        bundle.writestr("audit.jsonl", "".join(json.dumps(line) + "\n" for line in _audit(site)))
-        bundle.writestr("failures.jsonl", "".join(json.dumps(failure) + "\n" for failure in failures(site.folder / "log")))
+    """Write the bundle as a zip file of mode 0600, whole or not at all.
+
+    Raises `FileExistsError` for a file that is there, and `OSError`.
+    """
+    if place.exists():
+        raise FileExistsError(f"{place} stands already; name a new file")
+    part = place.with_name(f"{place.name}.{os.getpid()}.part")
+    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(file, "wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as bundle:
+            bundle.writestr("about.json", json.dumps(_about(site), indent=1))
+            bundle.writestr("audit.jsonl", "".join(json.dumps(line) + "\n" for line in _audit(site)))
+            bundle.writestr("failures.jsonl", "".join(json.dumps(failure) + "\n" for failure in failures(site.folder / "log")))
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
     return place
 
 
@@ -84,6 +99,7 @@ def _about(site: Site) -> dict[str, Any]:
 def _audit(site: Site) -> Iterator[dict[str, Any]]:
     try:
         for line in AuditLog(site.folder / "audit.jsonl").lines:
-            yield {key: line[key] for key in AUDITED if key in line}
+            if line["happening"] in HAPPENINGS:
+                yield {key: line[key] for key in AUDITED if key in line}
     except ChainBroken:
         yield {"broken": True}

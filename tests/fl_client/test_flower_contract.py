@@ -75,6 +75,26 @@ def test_the_loop_of_a_supernode_asks_for_messages_by_the_name_that_we_replace()
     assert all(f"{name}=" in named for name in asked)  # by keyword, as `impatient` passes them on
 
 
+def test_how_long_the_work_took_is_not_told():
+    assert parameters(loop._push_messages) == ["state", "object_store", "send", "push_object"]
+    text = source(loop._push_messages)
+    assert text.count("clientapp_runtime") == 2  # measured, and given to `send`: nowhere else
+    assert "send(message, object_tree, clientapp_runtime)" in text
+    named = source(loop.start_client_internal).split("_push_messages(")[1].split(")")[0]
+    assert all(f"{name}=" in named for name in parameters(loop._push_messages))  # by keyword, as `untimed` passes them on
+    sent = []
+
+    def send(message, tree, seconds):
+        sent.append(seconds)
+        return {"object"}, "session"
+
+    def push(*, state, send):
+        assert send("message", "tree", state) == ({"object"}, "session")
+
+    supernode.untimed(push)(state=12.345, send=send)
+    assert sent == [0.0]
+
+
 def test_our_pauses_are_short_while_a_study_runs_and_as_long_as_flowers_when_none_does(monkeypatch):
     now, pauses = [10_000.0], []
     monkeypatch.setattr(supernode.time, "monotonic", lambda: now[0])
