@@ -7,6 +7,9 @@ by where its voxels lie (`drawn_on`). What belongs to a series that the study do
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from fl_client.intake.door import Reasons, Refused
 from fl_client.intake.drawn_on import MaskFile, allowed, drawn_on, words_of
@@ -17,10 +20,43 @@ from fl_client.intake.mask_file import read_mask_file
 from fl_client.intake.rtstruct import read_rtstruct
 from fl_client.intake.seg import read_seg
 from fl_client.intake.volume import Frame, GeometryRefused
-from tasks.case import Volume
+from tasks.case import UNKNOWN, Volume
 
 OTHER_FRAME = "its frame of reference is not that of the images: their coordinates can't be compared"
+NO_DAY = "19000101"
+"""What stands in de-identified objects for a day that must be there and isn't known (`positive_list`)."""
 Frames = Mapping[str, Sequence[Frame]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A DICOM mask on its series; in place of a drawing, why there is none."""
+
+    series: str
+    number: int  # of the patient's masks
+    mask: Frame
+    drawing: Drawing | MaskRefused | UnmappedLabel
+    by_place: bool
+
+    @property
+    def day(self) -> str:
+        """When it was drawn; empty if nobody knows."""
+        header = self.mask.header
+        day = str(header.get("StructureSetDate" if header.SOPClassUID == RTSTRUCT else "ContentDate") or "")
+        return "" if day == NO_DAY else day
+
+    @property
+    def author(self) -> tuple[bool, frozenset[str]]:
+        """What kind of author: contours or voxels, by hand or by which kind of algorithm."""
+        header = self.mask.header
+        how = {str(item.get("SegmentAlgorithmType", "")) for item in header.get("SegmentSequence") or []}
+        return header.SOPClassUID == RTSTRUCT, frozenset(how)
+
+    @property
+    def structures(self) -> frozenset[int]:
+        """Values that were drawn; none in what can't be read."""
+        values = np.unique(self.drawing.mask).tolist() if isinstance(self.drawing, Drawing) else []
+        return frozenset(values) - {0, UNKNOWN}
 
 
 class Drawings:
@@ -49,11 +85,17 @@ class Drawings:
                 self._names.setdefault(key, set()).add(name)
 
     def __iter__(self) -> Iterator[tuple[str, Drawing, bool]]:
-        """Series name, mask, and whether its place alone says so, for each DICOM mask. Raises the refusals."""
+        """Series name, mask, and whether its place alone says so, for each series with a DICOM mask. Raises the refusals."""
+        found: dict[str, list[_Drawn]] = {}
         for number, mask in enumerate(self._patient.masks, 1):
-            found = self._referring(number, mask) if any(references(mask.header)) else self._by_place(number, mask)
-            if found is not None:
-                yield found
+            drawn = self._referring(number, mask) if any(references(mask.header)) else self._by_place(number, mask)
+            if drawn is not None:
+                found.setdefault(drawn.series, []).append(drawn)
+        for name, several in found.items():
+            last = self._last(name, several)
+            if not isinstance(last.drawing, Drawing):
+                raise MaskRefused(f"the mask of {name}: {last.drawing}") from None
+            yield name, last.drawing, last.by_place
 
     def of_files(self, files: Sequence[MaskFile]) -> Iterator[tuple[str, Drawing, bool]]:
         """The same for masks in files of their own."""
@@ -79,7 +121,25 @@ class Drawings:
                 raise MaskRefused(f"mask file {number} of {len(files)}: {reason}") from None
             yield name, drawing, True
 
-    def _referring(self, number: int, mask: Frame) -> tuple[str, Drawing, bool] | None:
+    def _last(self, name: str, several: list[_Drawn]) -> _Drawn:
+        """Of a mask and its corrections the one of the latest day; the others are left out.
+
+        Only what could have been drawn in its place counts as corrected: by the same kind of author, on an earlier day, with no
+        structure more. An earlier one that can't be read may be why there is a later one. Raises `Refused`.
+        """
+        last = max(several, key=lambda drawn: drawn.day)
+        for drawn in several:
+            if drawn is last:
+                continue
+            if not drawn.day or drawn.day == last.day or drawn.author != last.author:
+                raise Refused(f"two masks for {name}; one of them has to go")
+            if isinstance(last.drawing, Drawing) and not drawn.structures <= last.structures:
+                raise Refused(f"two masks for {name}, and the later lacks a structure of the earlier; one of them has to go")
+            where = f"{self._pseudonym}-mask-{drawn.number}"
+            self._reasons.leave_out(where, f"{name}: a mask of a later day takes its place", drawn.mask.path)
+        return last
+
+    def _referring(self, number: int, mask: Frame) -> _Drawn | None:
         uids = set(references(mask.header))
         series = {str(item.get("SeriesInstanceUID", "")) for item in mask.header.get("ReferencedSeriesSequence") or []}
         series |= {uid for uid, _ in structure_series(mask.header)}
@@ -100,11 +160,11 @@ class Drawings:
             )
         name = names.pop()
         try:
-            return name, self._read(mask, name), False
+            return _Drawn(name, number, mask, self._read(mask, name), by_place=False)
         except (MaskRefused, UnmappedLabel) as reason:
-            raise MaskRefused(f"the mask of {name}: {reason}") from None
+            return _Drawn(name, number, mask, reason, by_place=False)
 
-    def _by_place(self, number: int, mask: Frame) -> tuple[str, Drawing, bool]:
+    def _by_place(self, number: int, mask: Frame) -> _Drawn:
         """A mask that names no image: one of the series in its frame of reference."""
         here = {name for name in self._volumes if self._frame_of_reference(name) in _stated(mask)}
         words = words_of(str(mask.header.get("SeriesDescription", "") or ""))
@@ -122,7 +182,7 @@ class Drawings:
                 raise refusals[0]
             among = {name: self._volumes[name] for name in drawings}
             name = drawn_on(drawings[min(drawings)], words, among, self._known)
-            return name, drawings[name], True
+            return _Drawn(name, number, mask, drawings[name], by_place=True)
         except (MaskRefused, UnmappedLabel) as reason:
             raise MaskRefused(f"mask {number}: {reason}") from None
 
