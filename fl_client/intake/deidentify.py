@@ -49,6 +49,9 @@ OPTIONS = {
 """PS3.16 CID 7050: code and meaning of what was done beyond the basic profile."""
 
 _PIXELS = 0x7FE00010
+_OF_IMAGES = frozenset((_PIXELS, 0x7FE00001, 0x7FE00002, 0x00281201, 0x00281202, 0x00281203))
+"""Bulk data of a whole image, which no item of a sequence has: pixels, their offsets, palettes."""
+
 _FRAMES = (0x52009229, 0x52009230)
 _DIGITS = {"DS": re.compile(rb"[0-9+\-.eE \\\0]*"), "IS": re.compile(rb"[0-9+\- \\\0]*")}
 _SIZES = {"US": 2, "SS": 2, "US or SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "AT": 4, "UV": 8, "SV": 8}
@@ -116,7 +119,9 @@ class Deidentifier(Pseudonyms):
         result.DeidentificationMethodCodeSequence = [_code(value, meaning) for value, meaning in codes]
         return result, done
 
-    def _walk(self, dataset: Dataset, allowed: Mapping[int, Rule], patient_id: str, done: Done) -> Dataset:
+    def _walk(
+        self, dataset: Dataset, allowed: Mapping[int, Rule], patient_id: str, done: Done, *, nested: bool = False
+    ) -> Dataset:
         result = Dataset()
         implicit, little = dataset.original_encoding
         if implicit is not None and little is not None:  # numbers pass as the bytes they are
@@ -129,7 +134,7 @@ class Deidentifier(Pseudonyms):
                 elif not tag.is_private_creator:
                     done.options.add("private")
                 continue
-            if rule is None:
+            if rule is None or (nested and int(tag) in _OF_IMAGES):
                 done.dropped[pydicom.datadict.keyword_for_tag(tag) or "unknown"] += 1
                 continue
             element = self._element(dataset, tag, rule, allowed, patient_id, done)
@@ -161,7 +166,7 @@ class Deidentifier(Pseudonyms):
         if rule.kind == "walk":
             if element.VR != "SQ":
                 return None
-            return DataElement(tag, "SQ", [self._walk(item, allowed, patient_id, done) for item in element.value])
+            return DataElement(tag, "SQ", [self._walk(item, allowed, patient_id, done, nested=True) for item in element.value])
         if rule.kind == "bulk":
             return element if element.VR in ("OB", "OW", "OB or OW", "US or OW", "US", "OV") else None
         if rule.kind == "number":

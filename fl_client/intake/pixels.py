@@ -138,15 +138,19 @@ def clean_pixels(original: Dataset, result: Dataset) -> str | None:
     if len(pixels) > length + length % 2:
         pixels = pixels[:length] + b"\0" * (length % 2)
         result["PixelData"].value = pixels
-    if allocated == 16 and 0 < stored < 16:
+    if allocated in (8, 16, 32) and 0 < stored < allocated:
         if high != stored - 1:
             return "pixels that don't start at bit 0: what stands in the other bits is unknown"
-        array = np.frombuffer(pixels[: len(pixels) // 2 * 2], ">u2" if syntax == "1.2.840.10008.1.2.2" else "<u2")
+        size, order = allocated // 8, ">" if syntax == "1.2.840.10008.1.2.2" else "<"
+        array = np.frombuffer(pixels[: len(pixels) // size * size], f"{order}u{size}")
         kept = array & ((1 << stored) - 1)
-        if result.get("PixelRepresentation") == 1:  # the unused bits repeat the sign
-            kept |= np.where(kept >> (stored - 1) & 1, np.uint16(0xFFFF << stored & 0xFFFF), np.uint16(0)).astype(kept.dtype)
-        if not np.array_equal(kept, array) and (embedded or result.get("PixelRepresentation") != 1):
-            result["PixelData"].value = kept.astype(array.dtype).tobytes() + bytes(pixels[len(array) * 2 :])
+        if result.get("PixelRepresentation") == 1 and not np.array_equal(kept, array):  # the unused bits repeat the sign
+            unused = ((1 << allocated) - 1) ^ ((1 << stored) - 1)
+            kept = np.where(kept >> (stored - 1) & 1, kept | unused, kept).astype(array.dtype)
+        if (padding := result.get("PixelPaddingValue")) is not None:  # may lie outside of what the stored bits can say
+            kept = np.where(array == int(padding) % (1 << allocated), array, kept).astype(array.dtype)
+        if not np.array_equal(kept, array):
+            result["PixelData"].value = kept.tobytes() + bytes(pixels[array.nbytes :])
     return None
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 
@@ -169,6 +170,91 @@ def test_the_sign_of_twelve_bits_is_no_overlay(tmp_path: Path) -> None:
     values = [-5, 0, 7, -2048] * 6
     parts = (element(0x7FE00010, "OW", struct.pack("<24h", *values)), element(0x00280103, "US", struct.pack("<H", 1)))
     assert [value - 65536 if value > 32767 else value for value in pixels(outcome(tmp_path, *parts))] == values
+
+
+def test_a_plane_in_the_sign_bits_is_masked_off_where_nobody_tells_of_an_overlay(tmp_path: Path) -> None:
+    hidden = [number | (0x8000 if number % 2 else 0) for number in range(24)]
+    parts = (element(0x7FE00010, "OW", struct.pack("<24H", *hidden)), element(0x00280103, "US", struct.pack("<H", 1)))
+    assert pixels(outcome(tmp_path, *parts)) == list(range(24))
+
+
+def test_signed_pixels_without_their_sign_in_the_unused_bits_and_the_padding_value_stay(tmp_path: Path) -> None:
+    padding = element(0x00280120, "SS", struct.pack("<h", -32768))
+    values = [5, 0x0FFB, 7, 0x0800] * 6  # 12 bits; 0x0FFB is -5
+    parts = (element(0x7FE00010, "OW", struct.pack("<24H", *values)), element(0x00280103, "US", struct.pack("<H", 1)))
+    assert pixels(outcome(tmp_path, *parts)) == values
+    shutil.rmtree(tmp_path / "clean")
+    values = [-5, -32768, 7, -2048] * 6
+    parts = (element(0x7FE00010, "OW", struct.pack("<24h", *values)), parts[1], padding)
+    assert [value - 65536 if value > 32767 else value for value in pixels(outcome(tmp_path, *parts))] == values
+
+
+def test_pixels_in_an_item_of_a_sequence_do_not_pass(tmp_path: Path) -> None:
+    nested = Dataset()
+    nested.ReferencedSOPClassUID, nested.ReferencedSOPInstanceUID = MR, "1.2.3"
+    nested.add_new(0x7FE00010, "OW", b"ABENDROTH^ANNELORE born 1931 ")
+    image(1, ReferencedImageSequence=[nested]).save_as(tmp_path / "original", enforce_file_format=True)
+    result = deidentify_file(tmp_path / "original", tmp_path / "clean", deidentify=DEIDENTIFY)
+    assert isinstance(result, Cleaned)
+    assert b"ABENDROTH" not in result.path.read_bytes()
+    assert "PixelData" in pydicom.dcmread(result.path)
+
+
+SECRET = b"ABENDROTH 4711081500"
+JPEG_COMMENT = b"\xff\xfe" + struct.pack(">H", 22) + SECRET
+
+
+def fragments(*parts: bytes, offsets: bytes = b"") -> bytes:
+    items = [offsets, *(part + b"\0" * (len(part) % 2) for part in parts)]
+    return b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<I", len(item)) + item for item in items)
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content) + 8) + kind + content
+
+
+FRAME, SCAN = b"\xff\xc0\0\x0b\x08\0\x01\0\x01\x01\x01\x11\0", b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
+CODED = b"\x12\xff\x00\x34\xff\xd0\x56"  # with a stuffed byte and a restart
+SIZE_2000 = b"\xff\x4f\xff\x51\0\x06\0\0\0\0"
+END = b"\xff\xd9"
+COMMENT_2000 = b"\xff\x64" + struct.pack(">HH", 24, 1) + SECRET
+TILE = (
+    b"\xff\x90\0\x0a\0\0"
+    + struct.pack(">I", 14 + len(COMMENT_2000) + 4)
+    + b"\0\x01"
+    + COMMENT_2000
+    + b"\xff\x93"
+    + b"\x01\x02\x03\x04"
+)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"\xff\xd8\xff" + JPEG_COMMENT + FRAME + SCAN + CODED + b"\xff\xd9",  # a fill byte before the marker
+        b"\xff\xd8" + FRAME + SCAN + CODED + JPEG_COMMENT + SCAN + CODED + b"\xff\xd9",  # between two scans
+        b"\xff\xd8" + FRAME + SCAN + CODED + b"\xff\xd9" + SECRET + b"\xff\xd9",  # behind the end, and an end again
+        b"\xff\xd8" + SECRET + FRAME + SCAN + CODED + b"\xff\xd9",  # between two segments
+        b"\xff\xd8\xff\xee\0\x22Adobe\0\x64\0\0\0\0\0" + SECRET + FRAME + SCAN + CODED + b"\xff\xd9",
+        SIZE_2000 + TILE + b"\xff\xd9",  # in the header of a tile
+        SIZE_2000 + TILE + b"\xff\xd9" + SECRET + b"\xff\xd9",
+        box(b"jP  ", b"\r\n\x87\n") + box(b"xml ", SECRET) + box(b"jp2c", SIZE_2000 + COMMENT_2000 + b"\xff\xd9"),
+        box(b"jP  ", b"\r\n\x87\n") + box(b"jp2h", box(b"ihdr", b"\0" * 14) + box(b"lbl ", SECRET)) + box(b"jp2c", SIZE_2000),
+    ],
+)
+def test_text_in_odd_places_of_a_stream_is_zeroed_and_nothing_else(stream: bytes) -> None:
+    expected = stream.replace(SECRET, bytes(20)).replace(END + bytes(20) + END, END + bytes(22))
+    assert without_comments(fragments(stream)) == fragments(expected)
+    half = len(stream) // 4 * 2  # one picture in two fragments
+    assert without_comments(fragments(stream[:half], stream[half:])) == fragments(expected[:half], expected[half:])
+
+
+def test_an_offset_table_that_holds_text_is_emptied_and_a_true_one_stays() -> None:
+    one, other = b"\xff\xd8" + FRAME + SCAN + CODED + b"\xff\xd9", b"\xff\xd8" + FRAME + SCAN + b"\x11\xff\xd9"
+    true = fragments(one, other, offsets=struct.pack("<2I", 0, 8 + len(one) + len(one) % 2))
+    assert without_comments(true) == true
+    assert without_comments(fragments(one, other, offsets=SECRET)) == fragments(one, other)
+    assert without_comments(true + SECRET) == true
 
 
 def test_pixels_that_do_not_start_at_bit_0_are_quarantined(tmp_path: Path) -> None:
