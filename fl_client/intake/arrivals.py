@@ -40,7 +40,7 @@ from fl_client.intake.incoming import (
     originals,
     sync_done,
 )
-from fl_client.intake.part10 import NotPart10, split
+from fl_client.intake.part10 import NotPart10, mapped, split
 from fl_client.intake.quarantine import sync_folder
 from fl_client.intake.way_back import WayBack
 from fl_client.site import Site
@@ -80,7 +80,7 @@ class Arrivals:
         self.clean.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._way_back = WayBack(site.identity_folder / "map.sqlite")
         self._cohort = Cohort(site.cohort_folder)
-        self._at_work = self.incoming.folder / ".at-work"
+        self._at_work = self.incoming.at_work
         self._idle: dict[Path, Rest] = {}
         self._seen: dict[Path, tuple[int, float]] = {}  # number of originals, and since when there are so many
         self._not_before: dict[str, float] = {}  # patients that could not be written; as `time.monotonic`
@@ -108,6 +108,8 @@ class Arrivals:
 
     def _study(self, study: Path, counts: Counter[str], *, all_quiet: bool, stopped: Callable[[], bool]) -> None:
         """Work off one study if it is quiet, and remember until when it rests."""
+        if not all_quiet and 0 <= self._clock() - _changed(study) / 1e9 < self._quiet_s:
+            return  # something came just now: not even listed, since a study can have very many files
         todo = self._to_do(study)
         if todo and not all_quiet and not self._is_quiet(study, todo):
             return
@@ -230,12 +232,12 @@ class Arrivals:
         return False
 
     def _whole(self, original: Path) -> bool:
-        data = original.read_bytes()
         try:
-            start, syntax = split(data)
+            with mapped(original) as data:
+                start, syntax = split(data)
+                return is_whole(original, data[start:], syntax)
         except NotPart10:
             return False
-        return is_whole(original, memoryview(data)[start:], syntax)
 
     def _has_withdrawn(self, original: Path) -> bool:
         away = self._cohort.withdrawn

@@ -36,7 +36,7 @@ def open_door(site: Site, settings: Path) -> int:
         raise ValueError("neither dicom nor arrivals.watch is set in this site's settings: there is no way in")
     _log_here()
     incoming = Incoming(site.identity_folder, clean=clean_folder(site), min_free_bytes=int(site.arrivals.min_free_gib * 2**30))
-    worker = _Worker([sys.executable, "-m", "fl_client", "--site", str(settings), "intake", "--arrivals"])
+    worker = _Worker([sys.executable, "-m", "fl_client", "--site", str(settings), "intake", "--arrivals"], incoming.at_work)
     with ExitStack() as stack, _until_told() as stopped:
         stack.enter_context(only_one(incoming.folder / ".lock", "another process receives for this site already"))
         incoming.sweep()
@@ -51,7 +51,10 @@ def open_door(site: Site, settings: Path) -> int:
         while not stopped():
             worker.look()
             if watch is not None and (began := time.monotonic()) >= next_look:
-                if counts := watch.look():
+                counts = watch.look()
+                for unseen in ("failed", "no room"):  # told once a minute, and not at each look
+                    del counts[unseen]
+                if counts:
                     log.info("watch folder: %s", ", ".join(f"{number} {what}" for what, number in sorted(counts.items())))
                 next_look = time.monotonic() + 10 * (time.monotonic() - began)  # a large folder is not all that is done here
             if receiver is not None and (now := receiver.counts["stored"]) != told and receiver.is_idle:
@@ -92,8 +95,9 @@ def once(site: Site) -> int:
 class _Worker:
     """The process that works off what arrives, started again when it ends."""
 
-    def __init__(self, command: list[str]) -> None:
-        self._command = command
+    def __init__(self, command: list[str], at_work: Path) -> None:
+        """`at_work` is where it writes which file it reads."""
+        self._command, self._at_work = command, at_work
         self._process: subprocess.Popen[bytes] | None = None
         self._pause_s, self._next, self._began = 1.0, 0.0, 0.0
 
@@ -119,6 +123,7 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+            self._at_work.unlink(missing_ok=True)  # we ended it, and not the file that it was reading
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from fl_client.intake.deidentify import Deidentifier, Unattributable, discreet
+from fl_client.intake.part10 import ends_with
 from fl_client.intake.pixels import clean_pixels, problem
 from fl_client.intake.pseudonyms import patient_number
 from fl_client.intake.way_back import TwoPeople, WayBack
@@ -69,11 +70,10 @@ def deidentify_file(
     nothing. Raises `OSError` if the original can't be read from the disk or the store can't be written; whatever else is wrong
     with a file is a reason.
     """
-    data = Path(source).read_bytes()
     pseudonym = ""
-    with discreet():
+    with open(source, "rb") as file, discreet():
         try:
-            original = pydicom.dcmread(io.BytesIO(data))
+            original = pydicom.dcmread(file)
             if original.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
                 return Quarantined("a DICOMDIR: the files it lists are read instead")
             if patient_id := patient_number(original):
@@ -94,10 +94,13 @@ def deidentify_file(
         except InvalidDicomError:
             return Quarantined("not a DICOM file")
         except Exception as error:  # a header that breaks an assumption is a reason, never a traceback
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's; pydicom's own have no number
+                raise
             return Quarantined(f"it can't be read ({type(error).__name__}): corrupt or cut short", pseudonym)
     place = Path(clean_folder) / pseudonym / study / series / f"{instance}.dcm"
     there = place.exists()
-    if there and place.read_bytes() != new and _method(place) == str(result.DeidentificationMethod):
+    written = not there or place.stat().st_size != len(new) or not ends_with(place, new)
+    if there and written and _method(place) == str(result.DeidentificationMethod):
         if _says_the_same(place, new):  # in another transfer syntax; the first one stays
             return Cleaned(place, pseudonym, study, series, instance, str(result.SOPClassUID), False, dict(done.dropped))
         return Quarantined("another file of the same SOPInstanceUID has arrived before, and holds something else", pseudonym)
@@ -107,13 +110,12 @@ def deidentify_file(
                 way_back.remember(original, deidentify)
         except TwoPeople as reason:
             return Quarantined(str(reason), pseudonym)
-    written = not there or place.read_bytes() != new
     if written:
         _write(Path(clean_folder), place, new)
     return Cleaned(place, pseudonym, study, series, instance, str(result.SOPClassUID), written, dict(done.dropped))
 
 
-def as_bytes(dataset: Dataset) -> bytes:
+def as_bytes(dataset: Dataset) -> memoryview:
     """The file: our own meta information, the transfer syntax as it was, an empty preamble."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
@@ -122,7 +124,7 @@ def as_bytes(dataset: Dataset) -> bytes:
     dataset.file_meta, dataset.preamble = meta, b"\0" * 128
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    return buffer.getvalue()
+    return buffer.getbuffer()  # without a copy
 
 
 class AlreadyClean(Deidentifier):
@@ -154,7 +156,7 @@ class AlreadyClean(Deidentifier):
         return dataset
 
 
-def _says_the_same(path: Path, new: bytes) -> bool:
+def _says_the_same(path: Path, new: memoryview) -> bool:
     """Whether a file of the store and these bytes hold the same elements, pixels included."""
     try:
         with discreet():
@@ -183,7 +185,7 @@ def sweep(clean_folder: Path) -> int:
     return len(left)
 
 
-def _write(clean_folder: Path, place: Path, data: bytes) -> None:
+def _write(clean_folder: Path, place: Path, data: memoryview) -> None:
     """The whole file on the disk, or nothing."""
     made = [folder for folder in (place.parent, *place.parents) if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from threading import Condition
 from typing import Any, Literal
 from uuid import uuid4
 
-from fl_client.intake.part10 import NotPart10, look, split
+from fl_client.intake.part10 import NotPart10, ends_with, look, mapped, split
 from fl_client.intake.quarantine import Bytes, Quarantine, append_line, lines_of, sync_folder, write_whole
 from fl_client.site import Site
 
@@ -35,7 +35,6 @@ Kept = Literal["stored", "again", "conflict"]
 DONE, PARTS, PENDING = "done.jsonl", ".parts", "pending"
 ORIGINAL = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}\.dcm")
 STUDY = re.compile(r"[0-9a-f]{32}")  # the name of a study's folder
-PIECE = 2**20  # bytes of a large file that are looked at together
 STUDIES_IN_MIND = 64  # whose names are remembered between two images
 
 
@@ -79,6 +78,11 @@ class Incoming:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self._parts.mkdir(mode=0o700, exist_ok=True)
         self.quarantine = Quarantine(Path(identity) / "quarantine", fsync=fsync)
+
+    @property
+    def at_work(self) -> Path:
+        """Where whoever works off what arrives writes which file it reads."""
+        return self.folder / ".at-work"
 
     @property
     def _parts(self) -> Path:
@@ -140,13 +144,13 @@ class Incoming:
         place = self.quarantine.folder / file
         if not ORIGINAL.fullmatch(file) or not place.exists():
             raise ValueError(f"{file} is no original that lies in the quarantine")
-        data = place.read_bytes()
         try:
-            start, syntax = split(data)
+            with mapped(place) as data:
+                start, syntax = split(data)
+                named = name_of(data[start:], transfer_syntax=syntax, instance="")
         except NotPart10 as reason:
             raise ValueError(f"{file}: {reason}") from None
-        named = name_of(memoryview(data)[start:], transfer_syntax=syntax, instance="")
-        if not is_whole(place, memoryview(data)[start:], syntax):
+        if named.content != place.stem.partition("-")[2]:
             raise ValueError(f"{file}: its bytes are not those that arrived; it can only be dropped")
         folder = self.folder / named.study
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -183,7 +187,7 @@ class Incoming:
     def _is_here(self, named: Named, dataset: Bytes) -> bool:
         """The same bytes are safe already. A file that a power failure cut short is not."""
         try:
-            return _ends_with(self.folder / named.study / named.file, dataset)
+            return ends_with(self.folder / named.study / named.file, dataset)
         except FileNotFoundError:
             return self._worked_off(named.study, named.file)
 
@@ -285,15 +289,6 @@ def only_one(path: Path, words: str) -> Iterator[None]:
         yield
     finally:
         os.close(file)
-
-
-def _ends_with(path: Path, end: Bytes) -> bool:
-    """Whether the file's last bytes are these; read piece by piece, since files can be large."""
-    with open(path, "rb") as file, memoryview(end) as view:
-        if os.fstat(file.fileno()).st_size < len(view):
-            return False
-        file.seek(-len(view), os.SEEK_END)
-        return all(file.read(PIECE) == view[at : at + PIECE] for at in range(0, len(view), PIECE))
 
 
 def _content(dataset: Bytes, transfer_syntax: str) -> str:

@@ -7,16 +7,22 @@ PS3.5 7.1 (data elements).
 from __future__ import annotations
 
 import contextlib
+import mmap
+import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 Bytes = bytes | bytearray | memoryview
 
 DEFLATED, BIG_ENDIAN, IMPLICIT = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2"
 INSTANCE, PATIENT, STUDY = 0x00080018, 0x00100020, 0x0020000D
 ITEM, ITEM_END, ITEMS_END, UNDEFINED = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD, 0xFFFFFFFF
+PIECE = 2**20  # bytes of a large file that are looked at together
 PREAMBLE = 132  # bytes before the file meta information
 HEAD = 64 * 1024  # bytes in which the identifiers nearly always stand
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")  # PS3.5 table 7.1-1
@@ -115,6 +121,25 @@ def _short(element: int, vr: bytes, text: str) -> bytes:
     value = text.encode("ascii", "replace")
     value += (b"\0" if vr == b"UI" else b" ") * (len(value) % 2)
     return struct.pack("<HH2sH", 2, element, vr, len(value)) + value
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """A file's bytes, of which no copy is made; slices must not outlive them. Raises `NotPart10` if it is empty, `OSError`."""
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise NotPart10("no DICOM file: it is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
+            yield view
+
+
+def ends_with(path: Path, end: Bytes) -> bool:
+    """Whether the file's last bytes are these; read piece by piece, since files can be large. Raises `OSError`."""
+    with open(path, "rb") as file, memoryview(end) as view:
+        if os.fstat(file.fileno()).st_size < len(view):
+            return False
+        file.seek(-len(view), os.SEEK_END)
+        return all(file.read(PIECE) == view[at : at + PIECE] for at in range(0, len(view), PIECE))
 
 
 def split(file: Bytes) -> tuple[int, str]:

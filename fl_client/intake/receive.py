@@ -11,7 +11,6 @@ import contextlib
 import errno
 import ipaddress
 import logging
-import math
 import os
 import queue
 import select
@@ -40,6 +39,7 @@ from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAsso
 
 from fl_client.intake.incoming import Incoming, NoRoom
 from fl_client.intake.part10 import header
+from fl_client.intake.seldom import Seldom
 from fl_client.site import DicomDoor, TransportSecurity
 
 SUCCESS, OUT_OF_RESOURCES, STORED_APART, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xB000, 0xC000
@@ -48,9 +48,6 @@ SUCCESS, OUT_OF_RESOURCES, STORED_APART, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xB
 PDU_BYTES = 256 * 1024  # largest message part that is asked for; DCMTK sends up to 128 KiB
 HANDSHAKE_S, ASSOCIATE_S, IDLE_S = 10.0, 30.0, 300.0
 WAIT_S = 0.05  # between two looks whether an association is to end
-SAY_AGAIN_S = 60.0
-
-log = logging.getLogger("konsil.intake")
 
 
 class DicomReceiver:
@@ -66,7 +63,7 @@ class DicomReceiver:
         self._tls = tls_context(settings.tls) if settings.tls else None
         self._server: _Server | None = None
         self._lock = threading.Lock()
-        self._said: dict[str, float] = {}  # sentences of the log, and when
+        self._seldom = Seldom()
         self.counts: Counter[str] = Counter()
 
     def start(self) -> None:
@@ -169,21 +166,15 @@ class DicomReceiver:
         with self._lock:
             self.counts[kept] += 1
         if kept == "conflict":
-            log.warning("an image came again with other bytes; it lies in the quarantine")
+            self._seldom.warning("an image came again with other bytes; it goes to the quarantine if it says something else")
             return _answer(STORED_APART, "kept apart: this UID came before, with other bytes")
         return SUCCESS
 
     def _tell(self, what: str, words: str) -> None:
         """Count it, and say it: the same sentence once a minute, so that nobody fills the log by knocking."""
-        now = time.monotonic()
         with self._lock:
             self.counts[what] += 1
-            if now - self._said.get(words, -math.inf) < SAY_AGAIN_S:
-                return
-            if len(self._said) > 1000:
-                self._said.clear()
-            self._said[words] = now
-        log.warning(words)
+        self._seldom.warning(words)
 
 
 NOT_RECOGNISED_CALLING, NOT_RECOGNISED_CALLED = 0x03, 0x07

@@ -8,7 +8,6 @@ masks in files of other formats, are noted and stay: `konsil-site admit` takes t
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import stat
 import time
@@ -19,8 +18,7 @@ from pathlib import Path
 from fl_client.intake.incoming import Incoming, NoRoom
 from fl_client.intake.part10 import PREAMBLE, NotPart10, split
 from fl_client.intake.quarantine import append_line, lines_of
-
-log = logging.getLogger("konsil.intake")
+from fl_client.intake.seldom import Seldom
 
 Look = tuple[int, int]  # size in bytes, time of the last change in ns
 
@@ -37,6 +35,7 @@ class WatchFolder:
         self._taken: dict[str, Look] = {
             str(line.get("file")): (line.get("size", -1), line.get("changed_ns", -1)) for line in lines_of(self._memory)
         }
+        self._seldom = Seldom()
         self._growing: dict[str, tuple[Look, float]] = {}  # since when a file looks as it does
 
     def look(self, *, all_quiet: bool = False) -> Counter[str]:
@@ -56,11 +55,11 @@ class WatchFolder:
                 if all_quiet or now - since >= self._quiet_s:
                     counts[self._take(path, name, before)] += 1
             except NoRoom as reason:
-                log.warning("the watch folder waits: %s", reason.strerror)
+                self._seldom.warning(f"the watch folder waits: {reason.strerror}")
                 counts["no room"] += 1
                 break
             except OSError as error:
-                log.warning("a file of the watch folder could not be taken (%s)", type(error).__name__)
+                self._seldom.warning(f"files of the watch folder could not be taken ({type(error).__name__})")
                 counts["failed"] += 1
         self._growing = growing
         return counts
@@ -76,7 +75,8 @@ class WatchFolder:
             data = opened.read(PREAMBLE)
             try:
                 split(data)
-                data += opened.read()
+                opened.seek(0)
+                data = opened.read()
                 start, syntax = split(data)
             except NotPart10 as reason:
                 self._incoming.quarantine.note(name, f"{reason}; it lies in the watch folder still")

@@ -23,9 +23,10 @@ from fl_client.__main__ import main
 from fl_client.audit import AuditLog
 from fl_client.cohort import Cohort
 from fl_client.intake import arrivals as arrivals_module
+from fl_client.intake import at_the_door
 from fl_client.intake.admit import admit_folder
 from fl_client.intake.arrivals import DAMAGED, DEADLY, Arrivals
-from fl_client.intake.at_the_door import once
+from fl_client.intake.at_the_door import _Worker, once
 from fl_client.intake.incoming import Incoming, InUse, done
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.part10 import split
@@ -396,6 +397,7 @@ def test_an_image_that_comes_again_in_another_transfer_syntax_is_the_same_image(
 def test_of_two_images_with_one_uid_the_first_that_came_counts(site: Site, tmp_path: Path, worked_off_between: bool) -> None:
     for sizes in ((16, 20), (20, 16)):  # whatever their digests are
         push(site, write_images(tmp_path / f"{sizes[0]} first", 1, size=sizes[0], StudyInstanceUID=f"1.2.{sizes[0]}"))
+        time.sleep(0.02)  # the kernel's clock for files ticks
         if worked_off_between:
             Arrivals(site).work(all_quiet=True)
         push(site, write_images(tmp_path / f"{sizes[0]} then", 1, size=sizes[1], StudyInstanceUID=f"1.2.{sizes[0]}"))
@@ -468,6 +470,48 @@ def test_damaged_bytes_are_not_released_and_names_from_elsewhere_are_refused(sit
         incoming.quarantine.drop("../map.sqlite")
     incoming.quarantine.drop(aside.name)
     assert (quarantined_files(site), quarantined(site)) == ([], [])
+
+
+def test_a_process_that_we_end_does_not_put_its_file_aside(site: Site, tmp_path: Path, monkeypatch: Any) -> None:
+    push(site, write_images(tmp_path / "images", 1))
+    incoming = Incoming(site.identity_folder, clean=site.folder / "clean")
+    monkeypatch.setattr(at_the_door, "STOP_S", 0.2)
+    deaf = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    for _ in range(3):
+        incoming.at_work.write_text(json.dumps({"file": originals(site.identity_folder)[0].name, "times": 1}))
+        worker = _Worker([sys.executable, "-c", deaf], incoming.at_work)
+        worker.look()
+        time.sleep(0.3)
+        worker.stop()
+        assert not incoming.at_work.exists()
+    assert Arrivals(site).work(all_quiet=True)["cleaned"] == 1
+
+
+def test_a_study_that_still_arrives_is_not_listed(site: Site, tmp_path: Path, monkeypatch: Any) -> None:
+    push(site, write_images(tmp_path / "images", 2))
+    listed: list[Path] = []
+    real = arrivals_module.originals
+    monkeypatch.setattr(arrivals_module, "originals", lambda study: listed.append(study) or real(study))
+    assert Arrivals(site).work() == {}
+    assert listed == []
+    assert Arrivals(site).work(all_quiet=True)["cleaned"] == 2
+
+
+def test_a_large_file_is_worked_off_without_many_copies_of_it_in_memory(site: Site, tmp_path: Path) -> None:
+    mebibytes = 64
+    frames = mebibytes * 2  # of 512 x 512 pixels of two bytes
+    several = {"NumberOfFrames": frames, "Rows": 512, "Columns": 512, "PixelData": bytes(frames * 512 * 512 * 2)}
+    push(site, write_images(tmp_path / "images", 1, SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1", **several))
+    site.save(site.folder / "site.yaml")
+    measure = (
+        "import resource, sys; from pathlib import Path; from fl_client.site import Site\n"
+        "from fl_client.intake.arrivals import Arrivals; work = Arrivals(Site.load(Path(sys.argv[1])))\n"
+        "peak = lambda: int(next(s for s in open('/proc/self/status') if s.startswith('VmHWM')).split()[1]) // 1024\n"
+        "before = peak(); assert work.work(all_quiet=True)['cleaned'] == 1; print(peak() - before)\n"
+    )
+    command = [sys.executable, "-c", measure, str(site.folder / "site.yaml")]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+    assert grown < 3.5 * mebibytes
 
 
 def test_a_stack_whose_end_slice_may_not_pass_is_not_let_in_shorter(
@@ -562,6 +606,18 @@ def test_what_is_no_dicom_file_is_told_and_left_where_it_is_and_links_are_not_fo
     (line,) = incoming.quarantine.lines()
     assert "no DICOM file" in line["reason"]
     assert "Abendroth" not in json.dumps(line)
+
+
+def test_a_file_that_can_not_be_read_is_told_once_a_minute(tmp_path: Path, site: Site, caplog: Any, monkeypatch: Any) -> None:
+    def closed(path: Path, *rest: Any) -> int:
+        raise PermissionError(13, "no")
+
+    folder = write_images(tmp_path / "watched", 5)
+    watch = WatchFolder(folder, Incoming(site.identity_folder, clean=site.folder / "clean"), quiet_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("fl_client.intake.watch.os.open", closed)
+        assert [watch.look() for _ in range(3)] == [{"failed": 5}] * 3
+    assert len(caplog.records) == 1
 
 
 def test_a_full_disk_lets_the_watch_folder_wait(tmp_path: Path, site: Site, caplog: Any) -> None:
