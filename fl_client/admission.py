@@ -79,7 +79,16 @@ def admit(
         found = admit_sunnybrook(folder, cohort, key=key, labels=meanings)
     else:
         endpoints = column_rules(columns, id_column=id_column, first="patient_id")
-        found = admit_folder(folder, cohort, key=key, labels=meanings, series=wanted, endpoints=endpoints, masks=masks)
+        found = admit_folder(
+            folder,
+            cohort,
+            key=key,
+            labels=meanings,
+            series=wanted,
+            endpoints=endpoints,
+            masks=masks,
+            accept_faces=site.arrivals.accept_faces,
+        )
     _tell(found, quiet=quiet)
     return 0 if found.admitted else 1
 

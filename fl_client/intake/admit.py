@@ -41,6 +41,7 @@ def admit_folder(
     endpoints: EndpointRules | None = None,
     masks: Path | None = None,
     names: Pseudonyms | None = None,
+    accept_faces: bool = False,
     measure: bool = True,
     short: Collection[str] = (),
     progress: Progress | None = None,
@@ -50,6 +51,7 @@ def admit_folder(
     `masks` is a further folder of masks alone, DICOM or files; how those are named, `drawn_on` says. Without `measure` the
     quality of images is measured when somebody asks for it.
     `short` are series of which an image may not pass: a patient whose wanted series is among them is refused.
+    Without `accept_faces` originals that show a head are left out, as others that the pixel policy stops (`pixels.problem`).
     `key` is the hospital's secret; the same key gives the same pseudonyms. None: a folder of the clean store, whose files are
     de-identified; there `names`, made with the key, finds whose a patient number in a mask's file name is. Raises
     `NotADirectoryError` for a folder that isn't there and `OSError` if the cohort can't be written; whatever else is wrong with
@@ -65,7 +67,8 @@ def admit_folder(
     door = Door(cohort, deidentify, measure=measure)
     with discreet():
         beside, described = mask_files(folder)
-        patients = read_headers(folder, door, progress, skip={*beside, *described})
+        skip = {*beside, *described}
+        patients = read_headers(folder, door, progress, skip=skip, accept_faces=accept_faces, originals=key is not None)
         files = by_patient(beside, folder, patients, door, names=names or deidentify, beside=True)
         if masks is not None:
             _add(masks, patients, files, door, names or deidentify)

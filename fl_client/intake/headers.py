@@ -7,7 +7,7 @@ with the reason; one that is a patient's and of no use still makes that patient 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from fl_client.intake.deidentify import Deidentifier, Unattributable
 from fl_client.intake.door import Progress, Reasons
 from fl_client.intake.endpoints import FILE as ENDPOINTS
 from fl_client.intake.multiframe import ENHANCED, Unframed, frames_of
+from fl_client.intake.pixels import problem
 from fl_client.intake.volume import Frame
+from fl_client.intake.way_back import TWO_PEOPLE
 
 MR, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2"
 SEG, LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
@@ -36,20 +38,38 @@ class Patient:
     masks: list[Frame] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A de-identified header, and what only the original says."""
+
+    header: Dataset
+    problem: str | None  # by the pixel policy
+    person: dict[str, str]  # as in `TWO_PEOPLE`
+
+
 def read_headers(
-    folder: Path, reasons: Reasons, progress: Progress | None, *, skip: Collection[Path] = ()
+    folder: Path,
+    reasons: Reasons,
+    progress: Progress | None,
+    *,
+    skip: Collection[Path] = (),
+    accept_faces: bool = True,
+    originals: bool = False,
 ) -> dict[str, Patient]:
     """De-identified headers by patient and series; files that are no images or masks of anybody are left out.
 
-    Those in `skip` are somebody else's to read.
+    Those in `skip` are somebody else's to read. Of `originals` those are left out, too, that the pixel policy doesn't let pass,
+    and those that may be another person's: known under another number, or their number with another issuer or birth date.
     """
     patients: dict[str, Patient] = {}
-    seen: dict[str, Path] = {}  # SOP instance: first file
+    seen: dict[str, tuple[Path, str]] = {}  # SOP instance: first file, and whose it is
+    people: dict[str, dict[str, str]] = {}  # pseudonym: what is known of the person
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ENDPOINTS and path not in skip]
     for done, path in enumerate(files, 1):
         handle = reasons.deidentify.handle(path.relative_to(folder).as_posix())
         try:
-            header = read_header(path, reasons.deidentify)
+            opened = _open(path, reasons.deidentify, accept_faces=accept_faces)
+            header = opened.header
         except Unattributable as reason:
             reasons.leave_out(handle, str(reason), path)
         except InvalidDicomError:
@@ -68,15 +88,19 @@ def read_headers(
                 except Exception as error:  # a header that breaks an assumption is a reason, never a traceback
                     unfit = f"an enhanced image whose frames can't be understood ({type(error).__name__})"
             instance = str(header.get("SOPInstanceUID", ""))
-            if unfit is None and instance in seen and _digest(seen[instance]) == _digest(path):
+            if unfit is None and instance in seen and _digest(seen[instance][0]) == _digest(path):
                 unfit = "a copy of another file, byte by byte"
+            if originals:
+                unfit = unfit or opened.problem or _of_another(opened.person, people.setdefault(header.PatientID, {}))
+                if unfit is None and instance in seen and seen[instance][1] != header.PatientID:
+                    unfit = "the same image stands under another PatientID: the numbers of one person were merged, or mixed up"
             if unfit is not None:
                 reasons.leave_out(handle, unfit, path)
             elif header.SOPClassUID in DRAWN:
                 patient.masks.append(Frame(path, header))
             else:
                 patient.series.setdefault(str(header.get("SeriesInstanceUID", "")), []).extend(frames)
-            seen.setdefault(instance, path)
+            seen.setdefault(instance, (path, header.PatientID))
         if progress:
             progress(done, len(files))
     return patients
@@ -84,15 +108,30 @@ def read_headers(
 
 def read_header(path: Path, deidentify: Deidentifier) -> Dataset:
     """The de-identified header; a segmentation keeps its pixels, which are the mask. Raises many kinds of exception."""
+    return _open(path, deidentify).header
+
+
+def _open(path: Path, deidentify: Deidentifier, *, accept_faces: bool = True) -> _Opened:
     with pydicom.dcmread(path, stop_before_pixels=True) as original:
         if original.get("SOPClassUID") in (SEG, LABELMAP_SEG):
             original = pydicom.dcmread(path)
         elif original.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
             raise Unattributable("a DICOMDIR: the files it lists are read instead")
         header = deidentify(original)
+        why = problem(original, accept_faces=accept_faces)
+        said = {"issuer": "IssuerOfPatientID", "birth_date": "PatientBirthDate"}
+        person = {name: str(original.get(keyword, "") or "").strip() for name, keyword in said.items()}
     for element in header.iterall():
         _ = element.value  # converts numbers now, so that a broken one is this file's fault
-    return header
+    return _Opened(header, why, person)
+
+
+def _of_another(person: Mapping[str, str], known: dict[str, str]) -> str | None:
+    """Why a file may be somebody else's of the same number; else what it says of the person is known from now on."""
+    for name, reason in TWO_PEOPLE.items():
+        if person[name] and known.setdefault(name, person[name]) != person[name]:
+            return reason
+    return None
 
 
 def unsuitable(header: Dataset) -> str | None:
