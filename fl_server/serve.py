@@ -34,7 +34,7 @@ from pydantic import ValidationError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from conf.study import Frozen
-from fl_server import certificates, superlink
+from fl_server import certificates, superexec, superlink
 from fl_server.control import Refused, Unreachable, control, key_fingerprint, public_key_pem
 from fl_server.gate import Gate
 from fl_server.house import LOOPBACK, SETTINGS, House
@@ -128,7 +128,7 @@ def _parts(house: House) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
             *("--enable-supernode-auth", "--disable-runtime-dependency-installation", "--isolation", "process", *trust),
         ],
         "superexec": [
-            *(str(programs / "flower-superexec"), "--runtime-api-address", house.superlink),
+            *(sys.executable, "-m", superexec.__name__, "--runtime-api-address", house.superlink),
             *("--root-certificates", str(house.authority), "--parent-pid", str(os.getpid()), *trust),
         ],
     }

@@ -2,8 +2,9 @@
 
 Flower's open-source SuperLink lets whoever reaches its port start runs, which means running code as its user. The gate keeps
 the network out; this lock keeps other users of the coordinator's own machine out. Everything but the hospitals' API, the
-running studies' API and `/health` wants the secret of `control.key`. `extensions.get_middleware` is Flower's hook for
-middleware around the whole application.
+running studies' API and `/health` wants the secret of `control.key`; a study's own calls want its token, which
+`superexec.py` keeps out of the list of processes. `extensions.get_middleware` is Flower's hook for middleware around the
+whole application.
 """
 
 from __future__ import annotations
