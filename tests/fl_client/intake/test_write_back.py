@@ -87,6 +87,20 @@ def test_a_written_mask_comes_in_again_as_it_was(
     assert np.array_equal(read.mask, changed)
 
 
+def test_a_mask_that_our_own_model_drew_is_left_out_beside_a_reader_s(
+    archive: Path, case: Case, let_in: Callable[..., tuple[Intake, Cohort]], labels: LabelMap
+) -> None:
+    reader = next(archive.rglob("cine_ed-mask.dcm"))
+    mask = case.volumes[0].mask
+    assert mask is not None
+    write_seg(np.roll(mask, 1, axis=2), reader.with_name("cine_ed"), archive / "sent back.dcm", labels)
+    intake, cohort = let_in(archive)
+    assert list(intake.left_out.values()) == ["a model of konsil drew this mask, and no other learns from it"]
+    read = cohort.case(intake.admitted[0]).volume("cine_ed")
+    assert read is not None
+    assert np.array_equal(read.mask, mask)
+
+
 def test_masks_find_back_to_real_images(labels: LabelMap, tmp_path: Path) -> None:
     source = sorted((FOLDER / "dicom/SCD0000101").glob("*.dcm"))[1::2]  # the end-diastolic frames
     images = [pydicom.dcmread(path, stop_before_pixels=True) for path in source]
