@@ -14,8 +14,10 @@ from dicom_peers import image, originals
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from fl_client.intake import quarantine
 from fl_client.intake.incoming import Incoming, NoRoom, done, mark_done
 from fl_client.intake.part10 import NotPart10, header, look, split
+from fl_client.intake.quarantine import Quarantine
 
 SYNTAX = "1.2.840.10008.1.2.1"
 
@@ -108,6 +110,30 @@ def test_a_file_that_a_power_failure_cut_short_is_written_again(incoming: Incomi
     file.write_bytes(whole[:100])
     assert keep(incoming, data) == "stored"
     assert file.read_bytes() == whole
+
+
+def test_a_list_that_two_processes_write_in_turn_is_read_on_and_not_read_anew(tmp_path: Path, monkeypatch: Any) -> None:
+    ours, theirs = Quarantine(tmp_path / "q", fsync=False), Quarantine(tmp_path / "q", fsync=False)
+    read: list[int] = []
+    real = quarantine._objects
+    monkeypatch.setattr(quarantine, "_objects", lambda text: read.append(len(text)) or real(text))
+    for number in range(100):
+        ours.note(f"a{number}", "reason")
+        theirs.note(f"b{number}", "reason")
+        theirs.note(f"a{number}", "reason")  # is known
+    assert sum(read) <= 2 * (tmp_path / "q" / "quarantine.jsonl").stat().st_size
+    assert len(ours.lines()) == 200
+    ours.forget(files=[f"a{number}" for number in range(50)])
+    theirs.note("a0", "reason")
+    theirs.note("b0", "reason")
+    assert len(ours.lines()) == 151
+
+
+def test_folders_that_are_no_studies_are_left_alone(incoming: Incoming) -> None:
+    keep(incoming, encoded(image()))
+    for name in ("lost+found", "A" * 32, "0" * 31):
+        (incoming.folder / name).mkdir()
+    assert [path.name for path in incoming.studies()] == [originals(incoming.folder.parent)[0].parent.name]
 
 
 def test_a_file_whose_end_is_other_than_what_came_is_written_again(incoming: Incoming, identity: Path) -> None:
