@@ -49,8 +49,11 @@ def test_a_mask_drawn_on_another_patient_is_refused(
 ) -> None:
     other = Identity.invent("somebody else")
     write_patient(dataclasses.replace(case, patient="somebody else"), archive, identity=other)
-    mine = Identity.invent(case.patient).patient_id
-    edit(archive / other.patient_id / "cine_ed-mask.dcm", lambda dataset: setattr(dataset, "PatientID", mine))
+    mine = Identity.invent(case.patient)
+    for keyword, value in (("PatientID", mine.patient_id), ("PatientBirthDate", mine.birth_date)):
+        edit(
+            archive / other.patient_id / "cine_ed-mask.dcm", lambda d, keyword=keyword, value=value: setattr(d, keyword, value)
+        )
     intake, _ = let_in(archive)
     assert "refers to images of another patient" in only(intake.refused)
     assert len(intake.admitted) == 1  # the other, whose mask is now missing, not wrong

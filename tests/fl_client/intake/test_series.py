@@ -213,7 +213,11 @@ def beside(case: Case, tmp_path: Path) -> Callable[..., Path]:
         mine = pydicom.dcmread(next(path for path in archive.rglob("IM*.dcm") if "beside" not in path.parts))
         for path in (archive / "beside").rglob("*.dcm"):
             dataset = pydicom.dcmread(path)
-            dataset.PatientID, dataset.StudyDate = mine.PatientID, mine.StudyDate
+            dataset.PatientID, dataset.PatientBirthDate, dataset.StudyDate = (
+                mine.PatientID,
+                mine.PatientBirthDate,
+                mine.StudyDate,
+            )
             dataset.save_as(path)
         return archive
 
