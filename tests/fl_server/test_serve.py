@@ -321,6 +321,8 @@ def test_a_study_that_nobody_answers_ends_as_failed(running, tmp_path, capsys, t
     assert command.main(["record", str(running.house.runs / "alone" / "record.json")]) == 4
     unpacked = [path.name for path in running.house.flower_home.rglob("*") if path.is_file() and "apps" in path.parts]
     assert set(unpacked) == {"pyproject.toml"}  # no code travels
+    tokens = list((running.house.folder / "tokens").iterdir())  # and not in the commands that everybody can list
+    assert [token.stat().st_mode & 0o777 for token in tokens] == [0o600]
     assert command.main(["start", str(tmp_path / "study.json"), *folder]) == 1
     assert "holds the results of an earlier study" in capsys.readouterr().err
     assert command.main(["start", str(tmp_path / "study.json"), "sites=[nowhere]", *folder]) == 1
