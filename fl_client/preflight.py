@@ -113,10 +113,9 @@ def disk(site: Site, settings: Path) -> Iterator[Finding]:
     watch = site.arrivals.watch
     if watch is not None and not watch.is_dir():
         yield Finding("mend", "disk", f"arrivals.watch {watch} is no folder")
-    for name in ("series_rules", "columns"):
-        file: Path | None = getattr(site.arrivals, name)
-        if file is not None and not file.is_file():
-            yield Finding("mend", "disk", f"arrivals.{name} {file} is missing")
+    rules = site.arrivals.series_rules
+    if rules is not None and not rules.is_file():
+        yield Finding("mend", "disk", f"arrivals.series_rules {rules} is missing")
 
 
 def books(site: Site, settings: Path) -> Iterator[Finding]:
