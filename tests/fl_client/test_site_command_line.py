@@ -51,7 +51,7 @@ def test_a_new_hospital_has_settings_that_load_and_a_key_that_nobody_else_reads(
         "site.yaml": 0o600,
         "pseudonym.key": 0o600,
         "node.key": 0o600,
-        "node.key.pub": 0o644,
+        "node.key.pub": 0o600,
     }
     assert clinic.parent.stat().st_mode & 0o777 == 0o700
 
