@@ -264,14 +264,14 @@ def _make(desk: Desk, visitor: Visitor, exam: Exam, returned: Returned, counts: 
     for series, words in refused.items():
         _say(counts, f"{visitor.patient} {series}", "refused", words)
     if drawn:
-        page = draw(_report(desk, exam, drawn, refused))
+        page = draw(_report(desk, visitor.patient, exam, drawn, refused))
         document = research_pdf(page, originals, segs, author=desk.author, names=exam.report)
         returned.put(exam.report.instance, document)
     return bool(drawn)
 
 
-def _report(desk: Desk, exam: Exam, drawn: Sequence[Drawn], refused: Mapping[str, str]) -> Report:
-    study = desk.way_back.study(exam.study)
+def _report(desk: Desk, patient: str, exam: Exam, drawn: Sequence[Drawn], refused: Mapping[str, str]) -> Report:
+    study = desk.way_back.study(exam.study, patient)
     person = desk.way_back.person(study.pseudonym) if study else None
     if study is None or person is None:
         raise NoWayBack("the way back does not know this patient any more")

@@ -13,7 +13,6 @@ from fl_server import prompt_grid
 from fl_server.prompt_grid import BLOCK, PromptGrid
 from simulation.grid import FIRST_NODE, InProcessGrid
 
-
 INFINITE = b'[["a","<f4",[1e999]]]'
 
 

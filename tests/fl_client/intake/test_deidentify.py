@@ -60,8 +60,8 @@ def test_only_the_positive_list_passes_at_every_depth() -> None:
     creator.PersonName = "Abendroth^A"
     inner.OperatorIdentificationSequence = [creator]
     dataset = header(
-        SOPClassUID=SEG, PatientName="Abendroth^A", PatientBirthDate="19500101", InstitutionName="Abendroth Clinic", Modality="MR", Rows=4,
-        StudyTime="101010", SegmentSequence=[inner], StationName="ABENDROTH",
+        SOPClassUID=SEG, PatientName="Abendroth^A", PatientBirthDate="19500101", Modality="MR", Rows=4,
+        InstitutionName="Abendroth Clinic", StudyTime="101010", SegmentSequence=[inner], StationName="ABENDROTH",
         PatientComments="Abendroth", Manufacturer="Abendroth Imaging",
         ImageType=["ORIGINAL", "ABENDROTH"], SeriesDescription="cine_ed of Mr Abendroth",
     )  # fmt: skip
@@ -73,8 +73,8 @@ def test_only_the_positive_list_passes_at_every_depth() -> None:
     assert result.Manufacturer == "other"
     kept = {element.keyword for element in result.iterall()}
     assert kept == {
-        "SOPClassUID", "Modality", "Rows", "SegmentSequence", "SegmentNumber", "SegmentLabel", "Manufacturer", "ImageType", "TrackingID",
-        "SeriesDescription", "StudyTime", "PatientID", "PatientName", "PatientBirthDate", "PatientIdentityRemoved",
+        "SOPClassUID", "Modality", "Rows", "SegmentSequence", "SegmentNumber", "SegmentLabel", "Manufacturer", "ImageType",
+        "TrackingID", "SeriesDescription", "StudyTime", "PatientID", "PatientName", "PatientBirthDate", "PatientIdentityRemoved",
         "DeidentificationMethod", "DeidentificationMethodCodeSequence", "CodeValue", "CodingSchemeDesignator", "CodeMeaning",
         "LongitudinalTemporalInformationModified",
     }  # fmt: skip
