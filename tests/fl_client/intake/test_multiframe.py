@@ -309,10 +309,10 @@ def test_a_scanner_s_enhanced_images_are_two_instants_of_which_the_rule_names_on
     folder = shared_data / "dicom_files" / "dcm_qa_enh"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
-    intake, _ = let_in(folder, series=SeriesRules(rules=(SeriesRule(name="mr"),)))
+    intake, _ = let_in(folder, accept_faces=True, series=SeriesRules(rules=(SeriesRule(name="mr"),)))
     (reason,) = intake.refused.values()
     assert "2 images at each of 6 positions, which differ in temporal position; say time_point" in reason
-    intake, cohort = let_in(folder, series=SeriesRules(rules=(SeriesRule(name="mr", time_point=2),)))
+    intake, cohort = let_in(folder, accept_faces=True, series=SeriesRules(rules=(SeriesRule(name="mr", time_point=2),)))
     (volume,) = cohort.case(intake.admitted[0]).volumes
     other = sitk.ReadImage(str(next(folder.rglob("6_3.dcm"))))
     assert np.array_equal(volume.image, sitk.GetArrayFromImage(other))
