@@ -75,7 +75,8 @@ def test_only_the_positive_list_passes_at_every_depth() -> None:
     assert kept == {
         "SOPClassUID", "Modality", "Rows", "SegmentSequence", "SegmentNumber", "SegmentLabel", "Manufacturer", "ImageType",
         "TrackingID", "SeriesDescription", "StudyTime", "PatientID", "PatientName", "PatientBirthDate",
-        "PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence", "CodeValue", "CodingSchemeDesignator", "CodeMeaning",
+        "PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence",
+        "CodeValue", "CodingSchemeDesignator", "CodeMeaning",
         "LongitudinalTemporalInformationModified",
     }  # fmt: skip
 
