@@ -79,7 +79,7 @@ def test_a_case_is_complete():
     case = patient_case(42, SMALL, Reader(), {"infarct": 1.0}, oversampling=1, subslices=1)
     assert case.patient == "G00000042"
     assert [volume.series for volume in case.volumes] == ["cine_ed", "cine_es", "lge"]
-    assert case.scanner == {"manufacturer": "SIEMENS", "field_strength_t": 1.5}
+    assert case.scanner == {"manufacturer": "SIEMENS", "field_strength_t": 1.5, "modality": "MR"}
     assert case.endpoints["disease"] == "infarct"
     assert case.endpoints["event"] in (0, 1)
     assert len([name for name in case.endpoints if name.startswith("certainty_")]) == 17
