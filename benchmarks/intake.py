@@ -30,6 +30,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, 
 
 from fl_client.intake.incoming import Incoming
 from fl_client.site import DicomDoor, Peer, Site
+from simulation.federation.archive import dcmtk
 
 DATA = Path(os.environ.get("KONSIL_DATA", Path(__file__).parents[1] / "../shared/data"))
 
@@ -80,7 +81,7 @@ def one_run(kind: str, images: Path, number: int, folder: Path) -> tuple[float, 
         port = free.getsockname()[1]
     folder.mkdir()
     if kind == "storescp":
-        command = ["storescp", "-od", str(folder), str(port)]
+        command = [str(dcmtk("storescp")), "-od", str(folder), str(port)]
     else:
         command = [sys.executable, __file__, "--serve", str(folder), "--port", str(port), "--receiver", kind]
     receiver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -88,7 +89,9 @@ def one_run(kind: str, images: Path, number: int, folder: Path) -> tuple[float, 
         _wait_for(port)
         began = time.perf_counter()
         sent = subprocess.run(
-            ["storescu", "-aec", "KONSIL", "+sd", "127.0.0.1", str(port), str(images)], capture_output=True, text=True
+            [str(dcmtk("storescu")), "-aec", "KONSIL", "+sd", "127.0.0.1", str(port), str(images)],
+            capture_output=True,
+            text=True,
         )
         seconds = time.perf_counter() - began
         if sent.returncode:

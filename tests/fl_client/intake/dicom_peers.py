@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +21,13 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from fl_client.intake.incoming import Incoming
 from fl_client.intake.receive import DicomReceiver
 from fl_client.site import DicomDoor, Peer
+from simulation.federation.archive import dcmtk
 
 SENDER = Peer(ae_title="PACS", address="127.0.0.1")
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:
-    missing = [program for program in programs if shutil.which(program) is None]
+    missing = [program for program in programs if dcmtk(program) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed here: {', '.join(missing)}")
 
 
@@ -75,7 +75,7 @@ def storescu(
     """DCMTK's sender; `files` are files or a folder."""
     what = ["+sd", "+r", str(files)] if isinstance(files, Path) and files.is_dir() else None
     paths = [str(files)] if isinstance(files, Path) else [str(path) for path in files]
-    command = ["storescu", "-R", "-v", "-aet", sender, "-aec", called, *options, "127.0.0.1", str(port)]
+    command = [str(dcmtk("storescu")), "-R", "-v", "-aet", sender, "-aec", called, *options, "127.0.0.1", str(port)]
     arguments = [*command[:-2], *(what[:2] if what else []), *command[-2:], *(what[2:] if what else paths)]
     return subprocess.run(arguments, capture_output=True, text=True, timeout=60)
 

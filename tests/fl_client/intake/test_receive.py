@@ -31,6 +31,7 @@ from fl_client.intake import receive
 from fl_client.intake.incoming import Incoming
 from fl_client.intake.receive import DicomReceiver, contexts
 from fl_client.site import DicomDoor, Peer, TransportSecurity
+from simulation.federation.archive import dcmtk
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_images_that_dcmtk_sends_lie_here_byte_for_byte(door: DicomReceiver, ide
 
 @needs("echoscu")
 def test_c_echo_is_answered(door: DicomReceiver) -> None:
-    command = ["echoscu", "-aet", "PACS", "-aec", "KONSIL", "127.0.0.1", str(door.port)]
+    command = [str(dcmtk("echoscu")), "-aet", "PACS", "-aec", "KONSIL", "127.0.0.1", str(door.port)]
     assert subprocess.run(command, timeout=30).returncode == 0
 
 
