@@ -129,7 +129,11 @@ def send(folder: Path, *, port: int, called: str, calling: str, log: Path) -> st
 
 
 def dcmtk(name: str) -> str | None:
-    """Where DCMTK's program of this name is; pynetdicom installs namesakes beside Python."""
-    own = Path(sys.prefix) / "bin"
-    path = os.pathsep.join(place for place in os.get_exec_path() if Path(place).resolve() != own.resolve())
-    return shutil.which(name, path=path)
+    """Where DCMTK's program of this name is; its namesakes of pynetdicom, which are scripts, are passed over."""
+    for place in os.get_exec_path():
+        path = Path(place) / name
+        if path.is_file() and os.access(path, os.X_OK):
+            with open(path, "rb") as file:
+                if file.read(2) != b"#!":
+                    return str(path)
+    return None

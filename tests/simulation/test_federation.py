@@ -1,4 +1,7 @@
-"""Real processes over a real network give the model that the same study gives in this process, bit for bit."""
+"""Real processes over a real network give the model that the same study gives in this process.
+
+To the rounding of float32: how many threads torch has in a process decides in which order it adds.
+"""
 
 import json
 import shutil
@@ -35,7 +38,7 @@ def in_process(study, sites, folder):
 
 
 def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-5) for name in one)
 
 
 def test_two_daemons_and_a_coordinator_learn_what_the_grid_in_process_learns(hospitals, tmp_path):
