@@ -69,7 +69,11 @@ def test_a_study_that_can_not_be_read_hides_no_other_and_the_worker_starts(hospi
 
 def test_decisions_that_can_not_be_read_do_not_keep_the_worker_from_starting(hospitals, approvals):
     approvals.path.write_text("hello\n")
-    Worker(hospitals.sites["a"], app=ClientApp()).warm()
+    with pytest.raises(ValueError, match="line 1 is not a decision"):
+        _ = approvals.decisions
+    worker = Worker(hospitals.sites["a"], app=ClientApp())
+    worker.warm()
+    assert not worker.stop.is_set()
 
 
 def test_a_study_that_a_power_failure_emptied_is_put_down_anew(hospitals, approvals):

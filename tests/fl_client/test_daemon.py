@@ -203,7 +203,12 @@ def test_a_daemon_that_is_killed_leaves_no_part_behind(tmp_path):
         pid = int(parent.stdout.readline())
         until(file.exists)
         parent.kill()
-    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    until(lambda: ended(pid))
+    assert ended(pid)
+
+
+def ended(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_which_roles_a_hospital_has_follows_from_its_settings(hospitals):
