@@ -70,14 +70,24 @@ def flatten(layers: Iterable[tuple[int, Flags]], shape: tuple[int, ...], labels:
                 mask[both] = UNKNOWN
             overlapping += int(both.sum())
         mask[taken] = value
-    for (one, other), count in contested.items():
+    require_little_shared(contested, drawn, labels, what="segments")
+    return mask, {"overlapping": round(overlapping / max(1, int((mask > 0).sum())), 4)} if overlapping else {}
+
+
+def require_little_shared(
+    shared: Mapping[tuple[int, int], int], drawn: Mapping[int, int], labels: LabelMap, *, what: str
+) -> None:
+    """Raise `MaskRefused` if two structures without a priority share more than `CONTESTED` of the smaller.
+
+    `shared` and `drawn` count voxels, of a pair and of each structure; `what` is what the source calls them.
+    """
+    for (one, other), count in shared.items():
         share = count / min(drawn[one], drawn[other])
         if share > CONTESTED:
             raise MaskRefused(
-                f"segments overlap: {labels.name(one)} and {labels.name(other)} share {share:.0%} of the smaller; without a "
+                f"{what} overlap: {labels.name(one)} and {labels.name(other)} share {share:.0%} of the smaller; without a "
                 f"priority in the label map at most {CONTESTED:.0%} may be"
             )
-    return mask, {"overlapping": round(overlapping / max(1, int((mask > 0).sum())), 4)} if overlapping else {}
 
 
 def fit(drawing: Drawing, image: Volume) -> Literal["exact", "inside", "outside"]:

@@ -36,13 +36,6 @@ class Quarantine:
         self._read = (0, 0)  # which file that was, and to which byte
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def keep(self, file: str, parts: Sequence[Bytes], reason: str, *, pseudonym: str = "") -> None:
-        """Put the bytes here as `file`, on the disk, with the reason. Once more changes nothing. Raises `OSError`."""
-        place = self.folder / file
-        if not place.exists():
-            write_whole(self.folder / f".{uuid4().hex}{PART}", place, parts, fsync=self._fsync)
-        self.note(file, reason, pseudonym=pseudonym)
-
     def note(self, what: str, reason: str, *, pseudonym: str = "", series: str = "", instance: str = "") -> None:
         """Write a reason down; `what` is a file here, or a handle of something that stays where it is. Raises `OSError`.
 

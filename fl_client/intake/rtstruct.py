@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from fl_client.intake.headers import references
 from fl_client.intake.labels import LabelMap
-from fl_client.intake.mask import CONTESTED, Drawing, Flags, Mask, MaskRefused
+from fl_client.intake.mask import Drawing, Flags, Mask, MaskRefused, require_little_shared
 from fl_client.intake.polygon import inside, per_pixel
 from tasks.case import UNKNOWN, Volume
 
@@ -129,13 +129,7 @@ def _filled(
         for pair, count in _laid_over(fine, labels).items():
             shared[pair] = shared.get(pair, 0) + count
         mask[plane] = _by_most(fine)
-    for (one, other), count in shared.items():
-        share = count / min(drawn[one], drawn[other])
-        if share > CONTESTED:
-            raise MaskRefused(
-                f"structures overlap: {labels.name(one)} and {labels.name(other)} share {share:.0%} of the smaller; without a "
-                f"priority in the label map at most {CONTESTED:.0%} may be"
-            )
+    require_little_shared(shared, drawn, labels, what="structures")
     between = {
         plane
         for value, planes in slices_of.items()

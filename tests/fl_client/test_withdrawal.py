@@ -42,7 +42,8 @@ def clinic(tmp_path, hospitals):
         for file in folder.rglob("*.dcm"):
             deidentify_file(file, site.folder / "clean", deidentify=deidentify, way_back=way_back)
         pseudonym = deidentify.pseudonym(Identity.invent(case.patient).patient_id)
-        quarantine.keep(f"{case.patient}-copy.dcm", [next(folder.rglob("*.dcm")).read_bytes()], "a copy", pseudonym=pseudonym)
+        shutil.copy(next(folder.rglob("*.dcm")), quarantine.folder / f"{case.patient}-copy.dcm")
+        quarantine.note(f"{case.patient}-copy.dcm", "a copy", pseudonym=pseudonym)
         cohort.admit(case.__class__(pseudonym, case.volumes, case.endpoints, case.scanner))
         cohort.prepared(task, pseudonym)
         (site.cohort_folder / "quality").mkdir(exist_ok=True)
