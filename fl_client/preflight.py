@@ -40,7 +40,7 @@ def findings(site: Site, settings: Path) -> Iterator[Finding]:
     """All findings, from the inside of the house to the outside."""
     from fl_client.reach import coordinator  # here: it imports what a start doesn't need
 
-    looks: tuple[Look, ...] = (rules, keys, disk, books, cohort, device, dicom, coordinator)
+    looks: tuple[Look, ...] = (rules, keys, disk, arrivals, books, cohort, device, dicom, coordinator)
     for look in looks:
         try:
             yield from look(site, settings)
@@ -116,6 +116,19 @@ def disk(site: Site, settings: Path) -> Iterator[Finding]:
     rules = site.arrivals.series_rules
     if rules is not None and not rules.is_file():
         yield Finding("mend", "disk", f"arrivals.series_rules {rules} is missing")
+
+
+def arrivals(site: Site, settings: Path) -> Iterator[Finding]:
+    """What waits to be worked off and what lies in quarantine: both take room until somebody looks."""
+    from fl_client.intake.waiting import waiting
+
+    try:
+        now = waiting(site)
+    except PermissionError:  # the trainer's eyes
+        return
+    level: Literal["warn", "ok"] = "warn" if now.is_long(quiet_s=site.arrivals.quiet_s) else "ok"
+    for text in now.told():
+        yield Finding("ok" if "quarantine" in text else level, "arrivals", text)
 
 
 def books(site: Site, settings: Path) -> Iterator[Finding]:

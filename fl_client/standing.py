@@ -33,6 +33,7 @@ class Standing:
     left_the_house: int  # messages
     last_left: Body | None
     wrong: tuple[str, ...]  # what a person has to look at
+    arriving: tuple[str, ...] = ()  # what waits in the identity zone, where this user may see it
 
 
 def standing(site: Site) -> Standing:
@@ -84,7 +85,17 @@ def standing(site: Site) -> Standing:
         left_the_house=len(left),
         last_left=left[-1] if left else None,
         wrong=tuple(wrong),
+        arriving=_arriving(site),
     )
+
+
+def _arriving(site: Site) -> tuple[str, ...]:
+    from fl_client.intake.waiting import waiting
+
+    try:
+        return tuple(waiting(site).told())
+    except OSError:  # the intake's user can see it
+        return ()
 
 
 def told(now: Standing) -> list[str]:
@@ -104,6 +115,7 @@ def told(now: Standing) -> list[str]:
         lines.append(f"{now.releases} releases, epsilon {now.epsilon:.4g} of {now.budget:g} at delta {now.delta:g}")
     if now.last_left:
         lines.append(f"{now.left_the_house} messages left the house, the last one on {now.last_left['time']}")
+    lines += now.arriving
     return [*lines, *(f"LOOK: {wrong}" for wrong in now.wrong)]
 
 

@@ -13,7 +13,6 @@ import contextlib
 import json
 import logging
 import math
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,28 +23,28 @@ from uuid import uuid4
 
 from fl_client.admission import key_of, label_map, series_rules
 from fl_client.cohort import Cohort
-from fl_client.intake.admit import admit_folder
-from fl_client.intake.clean import Cleaned, Quarantined, deidentify_file, sweep
+from fl_client.intake.attempts import MOST_TRIES, Attempts, can_write
+from fl_client.intake.clean import Cleaned, Quarantined, deidentify_file, sweep, unread
 from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.forget import owner
 from fl_client.intake.incoming import (
-    PENDING,
+    PARTS,
     Incoming,
     clean_folder,
     done,
     is_whole,
     mark_done,
-    mark_pending,
     only_one,
     originals,
     sync_done,
 )
+from fl_client.intake.letting_in import LettingIn
 from fl_client.intake.part10 import NotPart10, mapped, split
 from fl_client.intake.quarantine import sync_folder
 from fl_client.intake.way_back import WayBack
 from fl_client.site import Site
 
-RETRY_S = 300.0  # until a patient or a file that could not be written is tried again
+RETRY_S = 300.0  # until a file that could not be written is tried again
 TICK_NS = 50_000_000  # two changes of a folder within the kernel's tick can have one time
 DAMAGED = "its bytes are not those that arrived: cut short by a power failure, or damaged on the disk; send it again"
 DEADLY = "the process ended twice while this file was read"
@@ -70,20 +69,19 @@ class Arrivals:
         settings = site.arrivals
         self._quiet_s, self._keep_s = settings.quiet_s, settings.keep_originals_days * 86400
         self._accept_faces, self._clock = settings.accept_faces, clock
-        self._labels, self._rules = label_map(settings.labels or "cardiac"), series_rules(settings.series_rules)
-        words = self._rules.words | self._labels.words
+        labels, rules = label_map(settings.labels or "cardiac"), series_rules(settings.series_rules)
+        words = rules.words | labels.words
         self._deidentify = Deidentifier(key_of(site), words=words, retain=settings.retain)
         self.clean = clean_folder(site)
         self.incoming = Incoming(site.identity_folder, clean=self.clean)
-        self._pending = site.identity_folder / PENDING
-        self._pending.mkdir(mode=0o700, exist_ok=True)
         self.clean.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._way_back = WayBack(site.identity_folder / "map.sqlite")
         self._cohort = Cohort(site.cohort_folder)
+        self._patients = LettingIn(site, self.incoming, self._way_back, self._cohort, labels=labels, rules=rules)
+        self._attempts = Attempts(self.incoming.folder, self._probe)
         self._at_work = self.incoming.at_work
         self._idle: dict[Path, Rest] = {}
         self._seen: dict[Path, tuple[int, float]] = {}  # number of originals, and since when there are so many
-        self._not_before: dict[str, float] = {}  # patients that could not be written; as `time.monotonic`
 
     def work(self, *, all_quiet: bool = False, stopped: Callable[[], bool] = lambda: False) -> Counter[str]:
         """Work off what is quiet (`all_quiet`: what lies there) and give counts. Raises `OSError` if nothing can be read."""
@@ -99,11 +97,7 @@ class Arrivals:
                 counts["failed"] += 1
                 with contextlib.suppress(OSError):
                     self._idle[study] = Rest(_changed(study), math.inf, time.monotonic() + RETRY_S)
-        for mark in sorted(self._pending.iterdir()):
-            if stopped():
-                return counts
-            if all_quiet or time.monotonic() >= self._not_before.get(mark.name, 0.0):
-                self._admit(mark, counts)
+        self._patients.work(counts, all_quiet=all_quiet, stopped=stopped)
         return counts
 
     def _study(self, study: Path, counts: Counter[str], *, all_quiet: bool, stopped: Callable[[], bool]) -> None:
@@ -180,6 +174,7 @@ class Arrivals:
                 return "quarantined"
             if self._has_withdrawn(original):
                 original.unlink()
+                self._attempts.forget(original.name)
                 return "withdrawn"
             became = deidentify_file(
                 original,
@@ -192,17 +187,34 @@ class Arrivals:
                 return self._apart(study, original, became)
             self._note_pending(became)
             mark_done(study, original.name, clean=became.path.relative_to(self.clean).as_posix(), when=self._clock())
+            self._attempts.forget(original.name)
             return "cleaned"
         except FileNotFoundError:  # its patient withdrew just now
             return "withdrawn"
         except OSError as error:
-            log.error("an original could not be worked off (%s); it stays and is tried again", type(error).__name__)
-            return "failed"
+            return self._failed(study, original, error)
         except Exception as error:  # the reader's own fault is one file's reason, never a traceback
             log.error("an original could not be read (%s)", type(error).__name__)
             return self._apart(study, original, Quarantined(f"it can't be read ({type(error).__name__})"))
         finally:
             self._at_work.unlink(missing_ok=True)
+
+    def _failed(self, study: Path, original: Path, error: OSError) -> str:
+        """It stays and is tried again; after `MOST_TRIES` by its own fault it is put aside, so that a person looks at it."""
+        if self._attempts.failed(original.name, error) < MOST_TRIES:
+            log.error("an original could not be worked off (%s); it stays and is tried again", type(error).__name__)
+            return "failed"
+        why = f"it could not be worked off in {MOST_TRIES} attempts ({type(error).__name__}), while the disk could be written"
+        try:
+            return self._apart(study, original, unread(original, self._deidentify, why))
+        except OSError:  # not even that
+            return "failed"
+
+    def _probe(self) -> None:
+        """Whether an original's way could be written. Raises `OSError`."""
+        can_write(self.clean, self.clean / f".{uuid4().hex}.part")
+        can_write(self.incoming.folder, self.incoming.folder / PARTS / uuid4().hex)
+        self._way_back.probe()
 
     def _apart(self, study: Path, original: Path, reason: Quarantined, name: str = "") -> str:
         """The original goes to the quarantine; the reason is written first, the line last."""
@@ -216,6 +228,7 @@ class Arrivals:
         )
         original.rename(quarantine.folder / (name or original.name))
         sync_folder(quarantine.folder)
+        self._attempts.forget(original.name)
         if not name:
             mark_done(study, original.name, clean="", when=self._clock())
         return "quarantined"
@@ -244,35 +257,7 @@ class Arrivals:
         return bool(away) and owner(original, self._deidentify) in away
 
     def _note_pending(self, became: Cleaned) -> None:
-        mark_pending(self._pending.parent, became.pseudonym)
-
-    def _admit(self, mark: Path, counts: Counter[str]) -> None:
-        """Make the patient's case from all that the clean store has of him."""
-        try:
-            if mark.name in self._cohort.withdrawn:  # while his files were being read
-                shutil.rmtree(self.clean / mark.name, ignore_errors=True)
-                self._way_back.forget(mark.name)
-            elif (self.clean / mark.name).is_dir():
-                found = admit_folder(
-                    self.clean / mark.name,
-                    self._cohort,
-                    key=None,
-                    labels=self._labels,
-                    series=self._rules,
-                    short=self._short(mark.name),
-                )
-                counts["admitted"] += len(found.admitted)
-                counts["refused"] += len(found.refused)
-            mark.unlink(missing_ok=True)
-        except Exception as error:  # one patient's failure never stops the others
-            log.error("a patient could not be let in (%s) and is tried again", type(error).__name__)
-            self._not_before[mark.name] = time.monotonic() + RETRY_S
-            counts["failed"] += 1
-
-    def _short(self, pseudonym: str) -> set[str]:
-        """The patient's series of which an image lies in the quarantine and not in the clean store."""
-        aside, folder = self.incoming.quarantine.images(pseudonym), self.clean / pseudonym
-        return {series for series, instance in aside if not any(folder.glob(f"*/{series}/{instance}.dcm"))}
+        self._patients.mark(became.pseudonym)
 
     def _remove_old(self, study: Path) -> None:
         """Originals whose copy is in the clean store go when their time is over."""

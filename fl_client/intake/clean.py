@@ -115,6 +115,19 @@ def deidentify_file(
     return Cleaned(place, pseudonym, study, series, instance, str(result.SOPClassUID), written, dict(done.dropped))
 
 
+def unread(source: Path, deidentify: Deidentifier, why: str) -> Quarantined:
+    """An original that could not be worked off, with the reason and with whose it is, as far as its header can be read."""
+    with discreet():
+        try:
+            names = ["PatientID", "SeriesInstanceUID", "SOPInstanceUID"]
+            header = pydicom.dcmread(source, stop_before_pixels=True, specific_tags=names)
+            patient_id = patient_number(header)
+            uids = [deidentify.uid(str(header.get(name, ""))) for name in names[1:]]
+        except Exception:
+            return Quarantined(why)
+    return Quarantined(why, deidentify.pseudonym(patient_id), *uids) if patient_id else Quarantined(why)
+
+
 def as_bytes(dataset: Dataset) -> memoryview:
     """The file: our own meta information, the transfer syntax as it was, an empty preamble."""
     meta = FileMetaDataset()

@@ -106,6 +106,12 @@ class WayBack:
         """Close the database. Nothing is lost if nobody does."""
         self._database.close()
 
+    def probe(self) -> None:
+        """Whether the database can be written now. Raises `OSError`."""
+        with self._lock, self._told():
+            self._database.execute("BEGIN IMMEDIATE")
+            self._database.rollback()
+
     def remember(self, original: Dataset, pseudonyms: Pseudonyms) -> None:
         """Write down whose an original is and what its UIDs became. Once more changes nothing, and a kill loses nothing.
 

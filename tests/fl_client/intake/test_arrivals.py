@@ -23,7 +23,7 @@ from fl_client.__main__ import main
 from fl_client.audit import AuditLog
 from fl_client.cohort import Cohort
 from fl_client.intake import arrivals as arrivals_module
-from fl_client.intake import at_the_door
+from fl_client.intake import at_the_door, letting_in
 from fl_client.intake.admit import admit_folder
 from fl_client.intake.arrivals import DAMAGED, DEADLY, Arrivals
 from fl_client.intake.at_the_door import _Worker, once
@@ -178,7 +178,7 @@ STEPS: dict[str, Callable[[Any], tuple[Any, str]]] = {
     "before the copy": lambda patch: (arrivals_module, "deidentify_file"),
     "after the copy": lambda patch: (Arrivals, "_note_pending"),
     "before the line": lambda patch: (arrivals_module, "mark_done"),
-    "before the patient is let in": lambda patch: (arrivals_module, "admit_folder"),
+    "before the patient is let in": lambda patch: (letting_in, "admit_folder"),
     "before an original goes": lambda patch: (Arrivals, "_remove_old"),
 }
 
@@ -229,7 +229,7 @@ def test_one_patients_failure_does_not_stop_the_others(site: Site, archive: Path
         return real(folder, *args, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(arrivals_module, "admit_folder", fail_once)
+        patch.setattr(letting_in, "admit_folder", fail_once)
         counts = Arrivals(site).work(all_quiet=True)
     assert (counts["admitted"], counts["failed"]) == (1, 1)
     assert Arrivals(site).work(all_quiet=True)["admitted"] == 1  # and is tried again
@@ -314,6 +314,7 @@ def test_what_failed_is_tried_again_also_when_the_clock_was_set_back(site: Site,
         raise OSError("the disk is full")
 
     monkeypatch.setattr(arrivals_module, "RETRY_S", 0.3)
+    monkeypatch.setattr(letting_in, "RETRY_S", 0.3)
     push(site, write_images(tmp_path / "images", 1))
     now = [time.time() + 100]
     work = Arrivals(site, clock=lambda: now[0])
@@ -321,7 +322,7 @@ def test_what_failed_is_tried_again_also_when_the_clock_was_set_back(site: Site,
         patch.setattr(arrivals_module, "deidentify_file", full)
         assert work.work()["failed"] == 1
     with monkeypatch.context() as patch:
-        patch.setattr(arrivals_module, "admit_folder", full)
+        patch.setattr(letting_in, "admit_folder", full)
         time.sleep(0.35)
         now[0] -= 30 * 86400
         assert work.work(all_quiet=True)["cleaned"] == 1
