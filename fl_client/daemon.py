@@ -46,6 +46,9 @@ LONGEST_PAUSE_S = 60.0
 WORKER_STOP_S, CHILD_STOP_S = 4.0, 5.0
 """Seconds that a child gets to end before it is killed."""
 
+RUNS, HIDDEN = "runs, as another user or in another container", "can't be seen from here: its folder is closed to this user"
+"""What can be told of a role whose process can't be looked at."""
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -248,7 +251,10 @@ def roles_of(site: Site, only: str = "") -> tuple[str, ...]:
 
 
 def running(site: Site) -> dict[str, int]:
-    """Which roles run now, as the process ids of their daemons. A file that an ended process left behind counts for nothing."""
+    """Which roles run now, as the process ids of their daemons. A file that an ended process left behind counts for nothing.
+
+    Of other users' and other containers' processes `elsewhere` tells, as far as anything can be told.
+    """
     found = {}
     for role in ROLES:
         try:
@@ -259,6 +265,33 @@ def running(site: Site) -> dict[str, int]:
         except (OSError, ValueError, KeyError, psutil.Error):
             continue
     return found
+
+
+def elsewhere(site: Site) -> dict[str, str]:
+    """Roles of which this process can't see whether they run, or under which number: in words what can be told.
+
+    A role holds a lock as long as it runs, which is seen across users and containers where the folder is. An intake's file
+    lies in the identity zone, and says nothing to a user to whom that is closed.
+    """
+    seen, found = running(site), {}
+    for role in (role for role in ROLES if role not in seen):
+        try:
+            with open(_pid_file(site, role)) as file:
+                if _is_held(file):
+                    found[role] = RUNS
+        except FileNotFoundError:
+            continue
+        except OSError:
+            found[role] = HIDDEN
+    return found
+
+
+def _is_held(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of when the file is closed
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _children(site: Site, settings: Path, roles: Sequence[str]) -> dict[str, Child]:

@@ -13,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from fl_client.daemon import HIDDEN
 from fl_client.site import Site
 from fl_client.standing import standing
 
@@ -50,7 +51,8 @@ class _House(Collector):
             yield GaugeMetricFamily(name, help_text, value=float(value))
         running = GaugeMetricFamily("konsil_running", "1 while this part of the house runs.", labels=["role"])
         for role in ("intake", "trainer", "page"):
-            running.add_metric([role], float(role in now.running))
+            if now.elsewhere.get(role) != HIDDEN:  # no number rather than one that may be wrong
+                running.add_metric([role], float(role in {*now.running, *now.elsewhere}))
         yield running
         counters = {
             "konsil_releases": ("Releases that concern patients.", now.releases),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from fl_client.daemon import ROLES, running
+from fl_client.daemon import ROLES, elsewhere, running
 from fl_client.finding import Finding
 from fl_client.halt import halted
 from fl_client.sharing import is_shared, replaceable
@@ -77,6 +77,8 @@ def rules(site: Site, settings: Path) -> Iterator[Finding]:
     for role in ROLES:
         if role in now:
             yield Finding("ok", "running", f"{role}, process {now[role]}")
+    for role, words in elsewhere(site).items():
+        yield Finding("ok", "running", f"{role} {words}")
 
 
 def keys(site: Site, settings: Path) -> Iterator[Finding]:
@@ -206,7 +208,7 @@ def dicom(site: Site, settings: Path) -> Iterator[Finding]:
     if _is_free(door):
         yield Finding("ok", "dicom", f"{where} is free for {door.ae_title}")
         return
-    if "intake" not in running(site):
+    if "intake" not in {*running(site), *elsewhere(site)}:
         text = f"{where} can't be opened: another program listens there, or the address is not this machine's"
         yield Finding("mend", "dicom", f"{text}; change dicom.host or dicom.port, or end that program")
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_client import dialling
 from fl_client.approval import Approvals
 from fl_client.audit import AuditBroken, AuditLog
 from fl_client.chain import Body
@@ -12,6 +13,7 @@ from fl_client.cohort import Cohort
 from fl_client.halt import halted
 from fl_client.privacy import Ledger, LedgerBroken
 from fl_client.site import Site
+from fl_client.supernode import runtime_folder
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Standing:
     name: str
     halted: str  # "", "paused", "stopped"
     running: dict[str, int]  # role: process
+    elsewhere: dict[str, str]  # roles that can't be seen from here, in words
     patients: int
     withdrawn: int
     refused: int  # lines that say what stayed outside
@@ -34,11 +37,12 @@ class Standing:
     last_left: Body | None
     wrong: tuple[str, ...]  # what a person has to look at
     arriving: tuple[str, ...] = ()  # what waits in the identity zone, where this user may see it
+    line: tuple[str, ...] = ()  # what was wrong with the line to the coordinator when the SuperNode last dialled
 
 
 def standing(site: Site) -> Standing:
     """Look once; what can't be read is told in `wrong`, the rest stands."""
-    from fl_client.daemon import running
+    from fl_client.daemon import elsewhere, running
 
     wrong: list[str] = []
     cohort = Cohort(site.cohort_folder)
@@ -73,6 +77,7 @@ def standing(site: Site) -> Standing:
         name=site.name,
         halted=halted(site.folder),
         running=running(site),
+        elsewhere=elsewhere(site),
         patients=len(cohort),
         withdrawn=len(cohort.withdrawn),
         refused=refused,
@@ -86,6 +91,7 @@ def standing(site: Site) -> Standing:
         last_left=left[-1] if left else None,
         wrong=tuple(wrong),
         arriving=_arriving(site),
+        line=tuple(dialling.told(runtime_folder(site))),
     )
 
 
@@ -107,7 +113,9 @@ def told(now: Standing) -> list[str]:
     }
     lines = [f"{now.name} {state[now.halted]}"]
     roles = ", ".join(f"{role} (process {pid})" for role, pid in now.running.items())
-    lines.append(f"running: {roles}" if roles else "nothing of it is running (konsil-site start)")
+    if roles or not now.elsewhere:
+        lines.append(f"running: {roles}" if roles else "nothing of it is running (konsil-site start)")
+    lines += [f"the {role} {words}" for role, words in now.elsewhere.items()]
     lines.append(f"{now.patients} patients inside, {now.withdrawn} withdrawn; {now.refused} lines say what stayed outside")
     waiting = "; ".join(f"konsil-site show {key[:12]}" for key in now.waiting)
     lines.append(f"{len(now.waiting)} studies wait for a decision: {waiting}" if waiting else "no study waits for a decision")
@@ -116,7 +124,7 @@ def told(now: Standing) -> list[str]:
     if now.last_left:
         lines.append(f"{now.left_the_house} messages left the house, the last one on {now.last_left['time']}")
     lines += now.arriving
-    return [*lines, *(f"LOOK: {wrong}" for wrong in now.wrong)]
+    return [*lines, *(f"LOOK: {wrong}" for wrong in (*now.wrong, *now.line))]
 
 
 def audit_lines(path: Path, *, last: int) -> list[str]:

@@ -73,12 +73,21 @@ def new_token(site: Site, name: TokenName) -> Path:
 
 
 def ensure_tokens(site: Site) -> None:
-    """Make the tokens that aren't there. Raises `PermissionError` for one that others may read, and `OSError`."""
+    """Make the tokens that aren't there.
+
+    Raises `PermissionError` for one that others may read, or that belongs to another user, and `OSError`.
+    """
     names: tuple[TokenName, ...] = ("page", "metrics")
     for name in names:
         path = token_path(site, name)
         if not path.exists():
             new_token(site, name)
+        elif not os.access(path, os.R_OK):  # nobody could log in, and nobody would know why
+            owner = path.stat().st_uid
+            raise PermissionError(
+                f"{path} belongs to another user (uid {owner}), and the page can't read it; it runs as one user, the trainer's "
+                f"where there are two. As that user: rm {path}, then konsil-site page-token"
+            )
         elif (mode := path.stat().st_mode & 0o777) & 0o077:
             raise PermissionError(f"{path} has mode {mode:04o}, so others may read it; konsil-site page-token makes a new one")
 

@@ -140,13 +140,13 @@ def rehearsal(site: Site) -> list[str]:
 
 def wrong(site: Site, now: Standing) -> list[str]:
     """What a person has to look at."""
-    found = list(now.wrong)
+    found = [*now.wrong, *now.line]
     expected = {
         "intake": site.dicom is not None or site.arrivals.watch is not None,
         "trainer": site.coordinator is not None,
     }
     if not now.halted:
-        absent = [role for role, wanted in expected.items() if wanted and role not in now.running]
+        absent = [role for role, wanted in expected.items() if wanted and role not in {*now.running, *now.elsewhere}]
         found += [f"the {role} isn't running; konsil-site start runs it" for role in absent]
     if now.patients < site.minimum_cohort:
         found.append(

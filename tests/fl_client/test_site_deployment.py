@@ -14,7 +14,7 @@ from fl_client.daemon import STOPPED
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-UNITS = ("konsil-site.service", "konsil-intake.service", "konsil-trainer.service")
+UNITS = ("konsil-site.service", "konsil-intake.service", "konsil-trainer.service", "konsil-page.service")
 
 
 def value(unit, key):
@@ -53,15 +53,33 @@ def test_the_trainers_unit_can_not_see_identities():
     assert value("konsil-trainer.service", "User") != value("konsil-intake.service", "User")
 
 
+def test_the_pages_unit_can_see_neither_identities_nor_a_key_and_talks_to_this_machine_alone():
+    (hidden,) = value("konsil-page.service", "InaccessiblePaths")
+    assert hidden.split() == ["-/srv/konsil/identity", "-/srv/konsil/pseudonym.key", "-/srv/konsil/house/node.key"]
+    assert value("konsil-page.service", "User") == value("konsil-trainer.service", "User")  # its token and its books are theirs
+    assert (value("konsil-page.service", "IPAddressDeny"), value("konsil-page.service", "IPAddressAllow")) == (
+        ["any"],
+        ["localhost"],
+    )
+    assert value("konsil-page.service", "ReadWritePaths") == ["/srv/konsil/house"]
+    assert f"MPLCONFIGDIR=/var/cache/{value('konsil-page.service', 'CacheDirectory')[0]}" in value(
+        "konsil-page.service", "Environment"
+    )
+
+
 def test_only_the_intakes_container_has_the_identity_zone_and_a_port():
     services = yaml.safe_load((DEPLOY / "site.compose.yaml").read_text())["services"]
     assert {name: service["volumes"] for name, service in services.items()} == {
         "intake": ["settings:/srv/settings", "clean:/srv/konsil", "identity:/srv/identity"],
         "trainer": ["settings:/srv/settings:ro", "clean:/srv/konsil"],
+        "page": ["settings:/srv/settings:ro", "clean:/srv/konsil"],
     }
     assert "ports" not in services["trainer"]
+    assert services["page"]["ports"] == ["127.0.0.1:8787:8787"]
+    assert len({service["networks"][0] for service in services.values()}) == 3  # none reaches another's
     assert services["intake"]["ports"][0].startswith("${KONSIL_LAN:-127.0.0.1}:")
-    assert services["intake"]["user"] != services["trainer"]["user"]
+    assert len({service["user"] for service in services.values()}) == 3
+    assert {service["user"].split(":")[1] for service in services.values()} == {"10000"}
     for service in services.values():
         options = _parser().parse_args(service["command"])
         assert options.only in services
@@ -88,6 +106,33 @@ def test_what_the_compose_file_says_to_do_first_are_commands_of_ours():
 
 def test_the_trainers_unit_writes_into_the_groups_folder_alone():
     assert value("konsil-trainer.service", "ReadWritePaths") == ["/srv/konsil/house"]
+
+
+SERVICE = {
+    "image", "build", "restart", "init", "stop_grace_period", "read_only", "tmpfs", "cap_drop", "security_opt", "logging", "command",
+    "user", "environment", "ports", "volumes", "networks",
+}  # of the Compose specification, chapter 5  # fmt: skip
+
+
+def test_every_key_is_one_of_the_compose_specifications_and_what_services_name_is_declared():
+    text = yaml.safe_load((DEPLOY / "site.compose.yaml").read_text())
+    assert set(text) == {"name", "x-role", "services", "volumes", "networks"}
+    for service in text["services"].values():
+        assert set(service) <= SERVICE
+        assert all(volume.split(":")[0] in text["volumes"] for volume in service["volumes"])
+        assert set(service["networks"]) <= set(text["networks"])
+        assert all(
+            re.fullmatch(r"(\$\{KONSIL_LAN:-127\.0\.0\.1\}|127\.0\.0\.1):\d+:\d+", port) for port in service.get("ports", ())
+        )
+    users = re.findall(r"useradd --uid (\d+)", (DEPLOY / "Dockerfile").read_text())
+    assert [service["user"].split(":")[0] for service in text["services"].values()] == users
+
+
+def test_an_apptainer_instance_starts_what_a_run_does():
+    text = (DEPLOY / "konsil.def").read_text()
+    assert text.split("%startscript")[1].split("%")[0].strip() == text.split("%runscript")[1].split("%")[0].strip()
+    for command in re.findall(r"konsil\.sif(?: konsil-page)? (--site .*)", text):
+        assert _parser().parse_args(shlex.split(command)).site == Path("/srv/konsil/site.yaml")
 
 
 def test_docker_compose_takes_the_file():
