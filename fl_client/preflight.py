@@ -118,6 +118,15 @@ def disk(site: Site, settings: Path) -> Iterator[Finding]:
     rules = site.arrivals.series_rules
     if rules is not None and not rules.is_file():
         yield Finding("mend", "disk", f"arrivals.series_rules {rules} is missing")
+    if site.quality_reference is not None:
+        from fl_client.quality.reference import Reference  # here: image filters take time to import
+
+        try:
+            Reference.load(site.quality_reference)
+        except ValueError as error:
+            yield Finding("mend", "settings", f"quality_reference: {error}")
+        except FileNotFoundError as error:
+            yield Finding("mend", "settings", f"quality_reference: {error}; take the line out, or put the file there")
 
 
 def arrivals(site: Site, settings: Path) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ AETitle = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,16}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 _PATHS = {
-    "": ("folder", "key_file", "identity_folder"),
+    "": ("folder", "key_file", "identity_folder", "quality_reference"),
     "arrivals": ("watch", "series_rules"),
     "coordinator": ("root_certificates", "key"),
     "dicom tls": ("certificate", "key", "authority"),
@@ -114,6 +114,7 @@ class Site(Frozen):
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     identity_folder: Path = Path("identity")  # originals, quarantine and the way back to patients: the intake's alone
     minimum_cohort: Annotated[int, Field(ge=1)] = 10  # with fewer usable patients nobody here can approve a study
+    quality_reference: Path | None = None  # ranges that the images' quality is compared with; None: those that konsil brings
     dicom: DicomDoor | None = None
     arrivals: Arrivals = Arrivals()
     coordinator: Coordinator | None = None

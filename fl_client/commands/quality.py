@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
     """The command and its options."""
     command = commands.add_parser("quality", help="quality of the images, against a reference range; it stays here")
     command.add_argument("--patient", help="pseudonym: where this patient stands")
-    command.add_argument("--reference", type=Path, help="YAML file of another reference range (default: konsil's own)")
+    command.add_argument("--reference", type=Path, help="YAML file of another reference range (default: quality_reference of site.yaml, else konsil's own)")
     command.add_argument("--csv", type=Path, help="write every value to this new file")
     command.add_argument("--plot", type=Path, help="a new folder for one picture (PNG) of each series")
     command.add_argument("--write-reference", type=Path, help="write the cohort's own ranges to this new file")
@@ -37,7 +37,7 @@ def quality(site: Site, options: argparse.Namespace) -> int:
     from fl_client.cohort import Cohort
     from fl_client.quality.reference import Reference, found_in, ranges_of, standings  # here: image filters take time to import
 
-    reference = Reference.load(options.reference)
+    reference = Reference.load(options.reference or site.quality_reference)
     found, unreadable = found_in(Cohort(site.cohort_folder))
     rows = standings(found, reference)
     if options.csv:

@@ -93,7 +93,8 @@ class Measured:
     places: Mapping[str, tuple[Standing, ...]]  # by patient
     ranges: Mapping[str, Mapping[str, Range]]  # of this cohort, by series and parameter
     unreadable: Mapping[str, str]
-    reference: Reference
+    reference: Reference | None
+    trouble: str = ""  # why there is none
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -108,17 +109,24 @@ class Measured:
 
 def measured(site: Site, jobs: Jobs, *, wait_s: float = 1.5) -> Job:
     """The job that measures the cohort; its value is `Measured`."""
-    return jobs.ask("measured", lambda: _measure(site), wait_s=wait_s, **_state(site))
+    state = _state(site)
+    if site.quality_reference is not None:
+        state["of"] = (state["of"], _changed(site.quality_reference))
+    return jobs.ask("measured", lambda: _measure(site), wait_s=wait_s, **state)
 
 
 def _measure(site: Site) -> Measured:
-    reference = Reference.load()
+    reference, trouble = None, ""
+    try:
+        reference = Reference.load(site.quality_reference)
+    except (OSError, ValueError) as error:  # the cohort stands without it
+        trouble = str(error)
     found, unreadable = found_in(Cohort(site.cohort_folder))
     places: dict[str, list[Standing]] = {}
     for place in standings(found, reference):
         places.setdefault(place.patient, []).append(place)
     kept = {patient: tuple(of_patient) for patient, of_patient in places.items()}
-    return Measured(found, kept, ranges_of(found), unreadable, reference)
+    return Measured(found, kept, ranges_of(found), unreadable, reference, trouble)
 
 
 def plot(known: Measured, series: str, *, highlight: str = "") -> bytes:

@@ -1,7 +1,8 @@
 """Where a patient's images stand: among those of the hospital's own cohort, and against a reference range.
 
 The hospital's own numbers stay there. The range that konsil brings (`conf/quality_reference.yaml`) says in `source` of what it
-was made; a hospital writes its own with `konsil-site quality --write-reference`, and may show that one to whom it likes.
+was made; a hospital writes its own with `konsil-site quality --write-reference`, and may show that one to whom it likes. Which one
+it compares with is its setting `quality_reference`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from conf.frozen import Frozen
-from conf.quality import METRICS
+from conf.quality import METRICS, Series
+from conf.study import words
 from fl_client.cohort import CaseUnreadable, Cohort
 from fl_client.quality import records
 from fl_client.quality.measure import Quality
@@ -44,17 +46,37 @@ class Range(Frozen):
     high: float
     images: Annotated[int, Field(ge=1)]
 
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if not self.low <= self.median <= self.high:
+            raise ValueError(f"low {self.low:g}, median {self.median:g} and high {self.high:g} are not in this order")
+        return self
+
 
 class Reference(Frozen):
     """Ranges by series and parameter, and of what they were made."""
 
-    source: str
-    ranges: dict[str, dict[str, Range]]
+    source: Annotated[str, Field(min_length=1, max_length=1000)]  # whose images, how many, of which scanners
+    ranges: Annotated[dict[Series, dict[str, Range]], Field(min_length=1)]
+
+    @field_validator("ranges")
+    @classmethod
+    def _of_known_parameters(cls, ranges: dict[str, dict[str, Range]]) -> dict[str, dict[str, Range]]:
+        for series, metrics in ranges.items():
+            if unknown := sorted(set(metrics) - set(METRICS)):
+                raise ValueError(f"{series} has no parameter {unknown[0]!r}; there are {', '.join(METRICS)}")
+        return ranges
 
     @classmethod
     def load(cls, path: Path | None = None) -> Reference:
-        """The range of this file, or konsil's own. Raises `pydantic.ValidationError`, `ValueError` and `OSError`."""
-        return cls.model_validate(read_yaml(path or Path(str(files("conf") / "quality_reference.yaml"))))
+        """The range of this file, or konsil's own. Raises `ValueError` and `OSError` in words that name the file."""
+        place = path or Path(str(files("conf") / "quality_reference.yaml"))
+        try:
+            return cls.model_validate(read_yaml(place))
+        except ValidationError as error:
+            raise ValueError(f"{place}: {words(error)}") from None
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{place} is missing: it was to hold the reference range of image quality") from None
 
     def save(self, path: Path) -> None:
         """Write it as YAML to a new file (`FileExistsError`)."""
