@@ -88,6 +88,7 @@ def admit(
             endpoints=endpoints,
             masks=masks,
             accept_faces=site.arrivals.accept_faces,
+            keep_days="dates" in site.arrivals.retain,
         )
     _tell(found, quiet=quiet)
     return 0 if found.admitted else 1

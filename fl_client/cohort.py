@@ -16,8 +16,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
+from fl_client.refused import RefusedList
 from fl_client.sharing import file_mode, make_folder
 from tasks.case import Case, Volume
 from tasks.task import Arrays, Task
@@ -58,6 +59,7 @@ class Cohort:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self._refused = RefusedList(self.folder / "refused.jsonl")
         self._cases.mkdir(parents=True, exist_ok=True)
         if any(self._cases.glob(".*.old")):
             with self._lock(fcntl.LOCK_EX):
@@ -91,8 +93,10 @@ class Cohort:
 
     # -- the door in's last step -------------------------------------------------------------------------------------
 
-    def admit(self, case: Case) -> None:
+    def admit(self, case: Case, *, days: Mapping[str, str] = {}) -> None:
         """Store the case, or replace it: one patient is one case. All of it is stored or nothing (`OSError`).
+
+        `days` are those of the series' examinations, as far as they are known: YYYYMMDD, moved as all the patient's dates are.
 
         A folder in its place that can't be read is not thrown away: it goes to `damaged/`. Raises `Withdrawn` for a patient
         who doesn't take part any more.
@@ -105,7 +109,7 @@ class Cohort:
             self._tidy()
             part.mkdir()
             try:
-                self._write(case, part)
+                self._write(case, part, days)
                 self._forget_prepared(place.name)
                 if place.exists() and not self._is_whole(place.name):
                     self._put_aside(place)
@@ -131,7 +135,7 @@ class Cohort:
         _sync(self.damaged_folder)
         _sync(self._cases)
 
-    def _write(self, case: Case, part: Path) -> None:
+    def _write(self, case: Case, part: Path, days: Mapping[str, str]) -> None:
         volumes = []
         for volume in case.volumes:
             digests = {"image": _save(part / f"{volume.series}.image.npy", volume.image)}
@@ -140,6 +144,8 @@ class Cohort:
             entry = {"series": volume.series, "affine": volume.affine.tolist(), "mask": volume.mask is not None}
             if volume.annotated is not None:
                 entry["annotated"] = list(volume.annotated)
+            if days.get(volume.series):
+                entry["day"] = days[volume.series]
             volumes.append({**entry, "sha256": digests})
         text = {
             "patient": case.patient,
@@ -195,21 +201,16 @@ class Cohort:
 
     def refuse(self, what: str, reason: str) -> None:
         """Write down that `what` (a pseudonym, never a name) did not get in, and why."""
-        with open(self.folder / "refused.jsonl", "a") as file:
-            file.write(json.dumps({"what": _storable(what), "reason": _storable(reason)}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._refused.add(what, reason)
 
     @property
     def refused(self) -> list[dict[str, str]]:
         """What did not get in, in order: `[{"what": pseudonym, "reason": sentence}]`."""
-        path = self.folder / "refused.jsonl"
-        found = []
-        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-            with suppress(ValueError, KeyError, TypeError):  # cut short by a full disk: it says nothing of anybody inside
-                said = json.loads(line)
-                found.append({"what": _storable(str(said["what"])), "reason": _storable(str(said["reason"]))})
-        return found
+        return self._refused.lines
+
+    def has_refused(self, what: str, reason: str) -> bool:
+        """Whether this has been written down."""
+        return self._refused.knows(what, reason)
 
     # -- what training and scoring read -----------------------------------------------------------------------------
 
@@ -255,6 +256,13 @@ class Cohort:
         """
         with self._lock(fcntl.LOCK_SH):
             return self._read(patient)[0]
+
+    def days(self, patient: str) -> dict[str, str]:
+        """Series of the stored case with the days of their examinations; empty where nobody knows. Raises as `case`."""
+        with self._lock(fcntl.LOCK_SH):
+            self._read(patient)  # raises for a damaged folder
+            volumes = json.loads(self._text(patient))["volumes"]
+        return {str(volume["series"]): str(volume.get("day", "")) for volume in volumes}
 
     def _read(self, patient: str) -> tuple[Case, str]:
         """The case, and the state it is in. The caller holds the lock."""
@@ -398,11 +406,6 @@ def _save(path: Path, array: npt.NDArray[Any]) -> str:
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(array.data)
     return digest.hexdigest()
-
-
-def _storable(text: str) -> str:
-    """The text without halves of characters, which no file and no database takes."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _remove(place: Path) -> None:

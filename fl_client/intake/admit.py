@@ -26,7 +26,7 @@ from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import MaskRefused, Notes
 from fl_client.intake.placement import place
 from fl_client.intake.pseudonyms import Pseudonyms
-from fl_client.intake.series import SeriesRules, chosen, lone_phases
+from fl_client.intake.series import SeriesRules, chosen, day_of, lone_phases
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
 from tasks.case import Case, Volume
 
@@ -44,12 +44,14 @@ def admit_folder(
     accept_faces: bool = False,
     measure: bool = True,
     short: Collection[str] = (),
+    keep_days: bool = True,
     progress: Progress | None = None,
 ) -> Intake:
     """Let in a folder of DICOM files, nested as they may be, with the masks and the `endpoints.csv` that lie in it.
 
     `masks` is a further folder of masks alone, DICOM or files; how those are named, `drawn_on` says. Without `measure` the
     quality of images is measured when somebody asks for it.
+    Without `keep_days` the cohort doesn't learn the (moved) days of the images, and can't tell a later one from an earlier.
     `short` are series of which an image may not pass: a patient whose wanted series is among them is refused.
     Without `accept_faces` originals that show a head are left out, as others that the pixel policy stops (`pixels.problem`).
     `key` is the hospital's secret; the same key gives the same pseudonyms. None: a folder of the clean store, whose files are
@@ -79,13 +81,16 @@ def admit_folder(
             try:
                 if row.problem:
                     raise Refused(row.problem)
-                case, notes, apart = _case(pseudonym, patient, files.get(pseudonym, []), rules, labels, owners, short, door)
+                case, notes, apart, days = _case(
+                    pseudonym, patient, files.get(pseudonym, []), rules, labels, owners, short, door
+                )
             except (Refused, GeometryRefused, MaskRefused, UnmappedLabel) as reason:
                 door.refuse(pseudonym, str(reason))
             except Exception as error:  # a header that breaks an assumption is a reason, never a traceback
                 door.refuse(pseudonym, f"its files can't be understood ({type(error).__name__})")
             else:
-                door.admit(Case(case.patient, case.volumes, row.values, case.scanner), notes, apart=apart)
+                whole = Case(case.patient, case.volumes, row.values, case.scanner)
+                door.admit(whole, notes, apart=apart, days=days if keep_days else {})
             if progress:
                 progress(done, len(patients))
         for pseudonym in sorted(rows):
@@ -131,8 +136,8 @@ def _case(
     owners: Mapping[str, str],
     short: Collection[str],
     door: Door,
-) -> tuple[Case, Notes, frozenset[str]]:
-    """The patient's wanted series as volumes with their masks, and what `chosen` left out. Raises the refusals."""
+) -> tuple[Case, Notes, frozenset[str], dict[str, str]]:
+    """The patient's wanted series as volumes with their masks, what `chosen` left out, and days. Raises the refusals."""
     wanted, apart = chosen(pseudonym, patient, rules, door)
     for name, frames in wanted.items():
         if any(frame.header.get("SeriesInstanceUID") in short for frame in frames):
@@ -158,12 +163,13 @@ def _case(
             notes[f"mask_by_geometry/{name}"] = True
     for name, why in lone_phases(wanted, rules, patient.masks).items():
         door.leave_out(f"{pseudonym}-{name}", why)
+    days = {name: day_of(frames) for name, frames in frames_of.items()}
     first = frames_of[min(frames_of)][0].header
     scanner: dict[str, float | str] = {"manufacturer": str(first.get("Manufacturer", "other"))}
     if first.get("MagneticFieldStrength"):
         scanner["field_strength_t"] = float(first.MagneticFieldStrength)
     scanner["modality"] = "/".join(sorted({str(frames[0].header.Modality) for frames in frames_of.values()}))
-    return Case(pseudonym, tuple(volumes[name] for name in sorted(volumes)), {}, scanner), notes, apart
+    return Case(pseudonym, tuple(volumes[name] for name in sorted(volumes)), {}, scanner), notes, apart, days
 
 
 def _of_images(frames_of: Mapping[str, list[Frame]]) -> Notes:

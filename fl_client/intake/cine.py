@@ -15,9 +15,6 @@ NEAR_R_WAVE = 8
 SYSTOLE = (0.2, 0.6)
 """And end-systole if it lies between these shares of the cycle after the R wave: about a third at rest, more at high rates."""
 
-PHASES = {"ed": "end-diastole", "es": "end-systole"}
-"""What a cine's phases are called, by what their names end in."""
-
 
 def phases(name: str, frames: list[Frame], masks: list[Frame]) -> Iterator[tuple[str, list[Frame]]]:
     """A cine as `<name>_ed` and `<name>_es`.

@@ -14,6 +14,7 @@ import numpy as np
 
 from fl_client.cohort import CaseUnreadable, Cohort
 from fl_client.intake.deidentify import Deidentifier
+from fl_client.intake.newest import Choice, newest
 from fl_client.quality.records import record
 from tasks.case import Case, Volume
 
@@ -65,21 +66,35 @@ class Door(Reasons):
         super().__init__(deidentify)
         self.cohort, self._measure = cohort, measure
         self.admitted: list[str] = []
-        self._known = {(line["what"], line["reason"]) for line in cohort.refused}
 
-    def admit(self, case: Case, notes: Mapping[str, float | bool | str] = {}, *, apart: Collection[str] = ()) -> None:
+    def admit(
+        self,
+        case: Case,
+        notes: Mapping[str, float | bool | str] = {},
+        *,
+        apart: Collection[str] = (),
+        days: Mapping[str, str] = {},
+    ) -> None:
         """Merge the case with what the cohort has of this patient, and store it. Raises `OSError` if the disk can't take it.
 
-        Series named in `apart` go: they are of an earlier study than the case's other phase of the same cine.
+        Series named in `apart` go: they are of an earlier study than the case's other phase of the same cine. `days` are those
+        of the examinations; of a series that is inside already the later counts (`newest`), and either way it is told.
 
         A patient whose stored case can't be read is refused: the new images alone would take the place of more.
         """
         if case.patient in self.cohort.withdrawn:
             self.refuse(case.patient, "this patient has withdrawn and is not let in again")
             return
-        merged, lost = case, tuple[str, ...]()
+        merged, lost, choice, undated = case, tuple[str, ...](), Choice({}, {}, {}), list[str]()
+        days = {volume.series: days.get(volume.series, "") for volume in case.volumes}
         try:
-            merged, lost = merge(self.cohort.case(case.patient), case, apart=apart)
+            old, before = self.cohort.case(case.patient), self.cohort.days(case.patient)
+            choice = newest(before, days)
+            case, days = without(case, choice.stays), {**before, **_without(days, choice.stays)}
+            undated = [
+                v.series for v in case.volumes if v.series not in choice.decided and _is_another(v, old.volume(v.series))
+            ]
+            merged, lost = merge(old, case, apart={*(set(apart) - choice.decided), *choice.goes})
         except CaseUnreadable as damaged:  # a KeyError, too
             self.cohort.make_damaged_folder()
             self.refuse(
@@ -95,7 +110,17 @@ class Door(Reasons):
                 f"{case.patient}-{series}-mask",
                 f"{series}: a newer image without a mask replaces the older one, and the older one's mask no longer applies",
             )
-        self.cohort.admit(merged)
+        goes = {series: reason for series, reason in choice.goes.items() if series not in apart}  # of those it was told
+        for which, reasons in (("stays", choice.stays), ("goes", goes), ("replaced", choice.replaced)):
+            for series, reason in reasons.items():
+                self.leave_out(f"{case.patient}-{series}-{which}", reason)
+        for series in undated:
+            reason = (
+                f"{series}: another one was inside, and nobody knows which is of the later day; what came now takes its place"
+            )
+            self.leave_out(f"{case.patient}-{series}-replaced", reason)
+        self.cohort.admit(merged, days=days)
+        notes = {name: note for name, note in notes.items() if name.rpartition("/")[2] not in choice.stays}
         record(self.cohort.folder, merged, notes, measured=self._measure)
         self.admitted.append(case.patient)
 
@@ -110,13 +135,22 @@ class Door(Reasons):
         self._write(what, reason)
 
     def _write(self, what: str, reason: str) -> None:
-        if (what, reason) not in self._known:  # the same folder twice gives the same cohort
+        if not self.cohort.has_refused(what, reason):  # the same folder twice gives the same cohort
             self.cohort.refuse(what, reason)
-            self._known.add((what, reason))
 
     def summary(self, expected: int) -> Intake:
         """The walk's outcome."""
         return Intake(expected, tuple(sorted(self.admitted)), self.refused, self.left_out, self.where)
+
+
+def without(case: Case, series: Collection[str]) -> Case:
+    """The case without these series; without any image it says nothing of a scanner."""
+    volumes = tuple(volume for volume in case.volumes if volume.series not in series)
+    return replace(case, volumes=volumes, scanner=case.scanner if volumes or not case.volumes else {})
+
+
+def _without(days: Mapping[str, str], series: Collection[str]) -> dict[str, str]:
+    return {name: day for name, day in days.items() if name not in series}
 
 
 def merge(old: Case, new: Case, *, apart: Collection[str] = ()) -> tuple[Case, tuple[str, ...]]:
@@ -148,5 +182,11 @@ def _scanners(old: Mapping[str, float | str], new: Mapping[str, float | str]) ->
 def _with_known_mask(volume: Volume, before: Volume | None) -> Volume:
     if volume.mask is not None or before is None:
         return volume
-    same = np.array_equal(volume.image, before.image) and np.array_equal(volume.affine, before.affine)
-    return replace(volume, mask=before.mask, annotated=before.annotated) if same else volume
+    return volume if _is_another(volume, before) else replace(volume, mask=before.mask, annotated=before.annotated)
+
+
+def _is_another(volume: Volume, before: Volume | None) -> bool:
+    """Whether there was one before, with other voxels or in another place."""
+    if before is None:
+        return False
+    return not (np.array_equal(volume.image, before.image) and np.array_equal(volume.affine, before.affine))

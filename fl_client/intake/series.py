@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pydicom.dataset import Dataset
 
 from conf.study import Frozen
-from fl_client.intake.cine import PHASES, phases
+from fl_client.intake.cine import phases
 from fl_client.intake.door import Reasons, Refused
 from fl_client.intake.headers import Patient, is_drawn
+from fl_client.intake.newest import PHASES
 from fl_client.intake.split import Part, asked_for, one_part, one_time
 from fl_client.intake.volume import Frame, GeometryRefused
 
@@ -107,7 +108,7 @@ def _without_other_examinations(pseudonym: str, found: dict[str, list[Frame]], r
         other = _other_phase(name)
         if name not in found or other not in found or _examination(found[name]) == _examination(found[other]):
             continue
-        dates = {each: _date(found[each]) for each in (name, other)}
+        dates = {each: day_of(found[each]) for each in (name, other)}
         if not all(dates.values()):
             raise Refused(f"{name} and {other} are of two studies, and there are no dates to say which is the later")
         odd = min(dates, key=lambda each: dates[each])
@@ -124,13 +125,14 @@ def _other_phase(name: str) -> str:
     return f"{stem}_{next(iter(PHASES.keys() - {phase}))}" if stem and phase in PHASES else ""
 
 
-def _date(frames: list[Frame]) -> str:
+def day_of(frames: list[Frame]) -> str:
+    """The day of an examination as its images say it, YYYYMMDD, moved as all dates are; empty if they don't."""
     return max(str(frame.header.get("StudyDate") or frame.header.get("AcquisitionDate") or "") for frame in frames)
 
 
 def _examination(frames: list[Frame]) -> str:
     """What the images of one examination share: the day, since one visit may come as two studies, or else the study's UID."""
-    return _date(frames) or str(frames[0].header.get("StudyInstanceUID", ""))
+    return day_of(frames) or str(frames[0].header.get("StudyInstanceUID", ""))
 
 
 def _volumes(
@@ -176,7 +178,7 @@ def latest(pseudonym: str, patient: Patient, rules: SeriesRules, reasons: Reason
             reasons.leave_out(f"{pseudonym}-{uid[-12:]}", reason)
             unasked[reason] = unasked.get(reason, 0) + 1
         for rule in asked:
-            found.setdefault(rule.name, []).append((_date(frames), uid))
+            found.setdefault(rule.name, []).append((day_of(frames), uid))
     if not found:
         wanted = ", ".join(f"{rule.name} ({rule.modality})" for rule in rules.rules)
         raise Refused(f"no usable series: the study asks for {wanted}; there were {'; '.join(unasked) or 'no MR or CT slices'}")
