@@ -30,6 +30,10 @@ LARGEST_NUMBER = 2**53
 LARGEST = 256 * 1024
 """Bytes of JSON that a study may have: what a person approves is no larger, and nothing larger is parsed."""
 
+MOST_ERRORS, LONGEST_WORD = 20, 300
+"""Of what is wrong with settings, so many sentences are told, and so many characters of each and of a value: a study that can't
+be read is the coordinator's, and what a hospital says of it stays short."""
+
 
 class Privacy(Frozen):
     """What a patient is promised. The unit is one patient with all images; adjacency is add or remove one patient.
@@ -187,12 +191,16 @@ def _leaves(value: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]]
 
 
 def words(error: Any) -> str:
-    """A pydantic `ValidationError` as sentences: path, what is wrong, the value, what is allowed."""
-    lines = []
-    for item in error.errors():
+    """A pydantic `ValidationError` as sentences: path, what is wrong, the value, what is allowed. Long ones are cut short."""
+    found, lines = error.errors(), []
+    for item in found[:MOST_ERRORS]:
         path = ".".join(str(part) for part in item["loc"]) or "study"
         plain = item["type"] not in ("missing", "extra_forbidden") and not isinstance(item["input"], dict)
-        value = f" (got {item['input']!r})" if plain else ""
+        value = f" (got {_cut(repr(item['input']))})" if plain else ""
         message = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
-        lines.append(f"{path}: {message}{value}")
-    return "\n".join(lines)
+        lines.append(_cut(f"{path}: {message}") + value)
+    return "\n".join([*lines, f"... and {len(found) - len(lines)} more"] if len(found) > len(lines) else lines)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_WORD else f"{text[:LONGEST_WORD]}... and {len(text) - LONGEST_WORD} more characters"

@@ -60,12 +60,14 @@ def join(settings: Path, *, token: str = "", address: str = "", root_certificate
 
 def register(site: Site, coordinator: Coordinator, *, token: str, line: str) -> None:
     """Send the public key with the token. Raises `JoinRefused` with its reason, `ValueError` if nobody answers."""
+    from fl_client.reach import in_words  # here: it builds on this module
+
     asked = {"token": token, "name": site.name, "public_key": line}
     try:
         with client(coordinator) as talk:
             answer = talk.post("/konsil/join", json=asked)
     except httpx.HTTPError as error:
-        raise ValueError(f"{coordinator.address} can't be reached: {error}") from None
+        raise ValueError(f"{coordinator.address}: {in_words(error)}") from None
     if answer.status_code != httpx.codes.OK:
         raise JoinRefused(f"{coordinator.address} did not register {site.name}: {reason(answer)}")
 

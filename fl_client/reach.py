@@ -35,8 +35,12 @@ def coordinator(site: Site, settings: Path) -> Iterator[Finding]:
         return
     try:
         if whom.root_certificates is not None:
-            public_key(whom.key)
-            yield Finding("ok", "coordinator", f"our key {whom.key}")
+            try:
+                public_key(whom.key)
+            except (OSError, ValueError) as error:
+                yield Finding("mend", "key", str(error))
+                return
+            yield Finding("ok", "key", f"our key {whom.key}")
             yield from _certificate(whom)
         else:
             yield Finding("warn", "coordinator", "for rehearsals only: no root_certificates, so no TLS and no key")
@@ -44,14 +48,14 @@ def coordinator(site: Site, settings: Path) -> Iterator[Finding]:
         with client(whom, timeout_s=TIMEOUT_S) as talk:
             answer = talk.get("/konsil/info")
         after = datetime.datetime.now(datetime.UTC)
-    except ssl.SSLError as error:  # before ValueError, which a wrong certificate also is
-        yield Finding("mend", "coordinator", f"{whom.address}: {_words(error)}")
+    except (ssl.SSLError, httpx.HTTPError) as error:  # before ValueError, which a wrong certificate also is
+        yield Finding("mend", "tls" if _refused(error) else "coordinator", f"{whom.address}: {in_words(error)}")
         return
-    except (ValueError, PermissionError, FileNotFoundError) as error:
-        yield Finding("mend", "coordinator", str(error))
+    except (ValueError, PermissionError, FileNotFoundError) as error:  # our own file of certificates
+        yield Finding("mend", "tls", str(error))
         return
-    except (httpx.HTTPError, OSError) as error:
-        yield Finding("mend", "coordinator", f"{whom.address}: {_words(error)}")
+    except OSError as error:
+        yield Finding("mend", "coordinator", f"{whom.address}: {in_words(error)}")
         return
     try:
         told = {str(key): str(value) for key, value in answer.raise_for_status().json().items()}
@@ -64,7 +68,7 @@ def coordinator(site: Site, settings: Path) -> Iterator[Finding]:
     yield _versions(told)
     yield _clock(ahead)
     if whom.root_certificates is not None:
-        yield _registered(whom)
+        yield _registered(whom, site.name)
 
 
 def _certificate(whom: Coordinator) -> Iterator[Finding]:
@@ -104,25 +108,45 @@ def _clock(ahead_s: float) -> Finding:
     return Finding("warn" if abs(ahead_s) > 2 else "ok", "clock", text)
 
 
-def _registered(whom: Coordinator) -> Finding:
+def _registered(whom: Coordinator, name: str) -> Finding:
     """Whether the coordinator takes requests that are signed with our key."""
     try:
         if is_registered(whom):
-            return Finding("ok", "coordinator", "it knows this hospital's key")
-        return Finding("mend", "coordinator", "it does not know our key (or the clock is wrong): konsil-site join TOKEN")
-    except httpx.HTTPError as error:
-        return Finding("warn", "coordinator", f"whether it knows this hospital's key can't be told: {_words(error)}")
-
-
-def _words(error: Exception) -> str:
-    """What went wrong with a connection, in words that say what to do."""
-    text = str(error)
-    inner = error if isinstance(error, ssl.SSLCertVerificationError) else error.__cause__
-    while inner is not None and not isinstance(inner, ssl.SSLCertVerificationError):
-        inner = inner.__cause__
-    if isinstance(inner, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is not good: {inner.verify_message}; is coordinator.root_certificates the coordinator's own "
-            "authority, is the address the one in the certificate, is the clock right?"
+            return Finding("ok", "key", "the coordinator knows it")
+        return Finding(
+            "mend",
+            "key",
+            f"the coordinator does not know the key {whom.key} (or the clock is wrong): ask its person for a token, then "
+            f"konsil-site join TOKEN; if {name} had another key before, they first do: konsil-study unregister {name}",
         )
-    return f"can't be reached: {text or type(error).__name__}; is the address right, does the firewall let us out?"
+    except httpx.HTTPError as error:
+        return Finding("warn", "key", f"whether the coordinator knows it can't be told: {in_words(error)}")
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong with a connection, in words that say what to do."""
+    if refused := _refused(error):
+        return f"its certificate is not good: {refused.verify_message}; {_MENDED.get(refused.verify_code, _MENDED[0])}"
+    return f"can't be reached: {str(error) or type(error).__name__}; is the address right, does the firewall let us out?"
+
+
+def _refused(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """The certificate's refusal that a failed connection came from, if it did."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+_OTHER = (
+    "coordinator.root_certificates in site.yaml names the authority of another coordinator; ask this one's person for its "
+    "ca.crt, and compare its SHA-256 by telephone"
+)
+_ADDRESS = "coordinator.address in site.yaml has to be a name or number that the certificate was made for; ask its person"
+_MENDED = {
+    0: "is coordinator.root_certificates its own authority, is its address in the certificate, is the clock right?",
+    9: "is this machine's clock right?",
+    10: "its person has to renew it (konsil-study renew), unless this machine's clock is wrong",
+    **dict.fromkeys((18, 19, 20, 21), _OTHER),
+    **dict.fromkeys((62, 63, 64), _ADDRESS),
+}
+"""What to do about a certificate, by OpenSSL's number of what is wrong with it (X509_V_ERR_..., x509_vfy.h)."""

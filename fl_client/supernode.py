@@ -10,6 +10,7 @@ Which internals of Flower this leans on is pinned in tests/fl_client/test_flower
 from __future__ import annotations
 
 import argparse
+import functools
 import ipaddress
 import os
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from fl_client.dialling import REFUSED, connected, may_dial
 from fl_client.loopback import HOST, Loopback
 from fl_client.sharing import kept_to
 from fl_client.site import Coordinator, Site
@@ -123,12 +125,15 @@ def is_registered(coordinator: Coordinator) -> bool:
     return True
 
 
-def impatient(pull: Callable[..., int | None]) -> Callable[..., int | None]:
-    """`pull` until it has found a message, with our own pauses instead of Flower's."""
-    last = time.monotonic() - BUSY_FOR_S
+def impatient(pull: Callable[..., int | None], *, first: Callable[[], None] = lambda: None) -> Callable[..., int | None]:
+    """`pull` until it has found a message, with our own pauses instead of Flower's; `first` is called before all, once."""
+    last, called = time.monotonic() - BUSY_FOR_S, False
 
     def pulled(**given: Any) -> int | None:
-        nonlocal last
+        nonlocal last, called
+        if not called:
+            called = True
+            first()
         while (run := pull(**given)) is None:
             time.sleep(pause_s(time.monotonic() - last))
         last = time.monotonic()
@@ -157,7 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Become the SuperNode; returns only if it can't."""
     parser = argparse.ArgumentParser(prog="fl_client.supernode", description="Flower's SuperNode for this hospital")
     parser.add_argument("--site", type=Path, required=True)
-    site = Site.load(parser.parse_args(arguments).site)
+    settings = parser.parse_args(arguments).site
+    site = Site.load(settings)
     if site.coordinator is None:
         print("site.yaml names no coordinator (konsil-site join adds it)", file=sys.stderr)
         return 2
@@ -169,12 +175,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError as error:
             print(error, file=sys.stderr)
             return 2
-        from flwr.supernode import start_client_internal as loop  # here: Flower reads the environment when it is imported
+        if not may_dial(site, settings, runtime_folder(site)):
+            return REFUSED
+        from flwr.supercore.exit import ExitCode, flwr_exit  # here: Flower reads the environment when it is imported
+        from flwr.supernode import start_client_internal as loop
         from flwr.supernode.cli.flower_supernode import flower_supernode
 
-        loop._pull_and_store_message = impatient(loop._pull_and_store_message)
+        loop._pull_and_store_message = impatient(
+            loop._pull_and_store_message, first=functools.partial(connected, runtime_folder(site))
+        )
         loop._push_messages = untimed(loop._push_messages)
         flower_supernode()
+        # it comes back after an answer of the coordinator's that it can't go on from; its port for the worker would keep us
+        flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "the coordinator's answer was none to go on from (see above)")
     return 0
 
 

@@ -1,0 +1,72 @@
+"""Before a hospital's SuperNode dials: what would keep it out, in words that say what to do.
+
+Flower's own process ends with "SSL/TLS handshake error detected" or, for a key that is not registered, as if it had been told
+to. So ours looks first, as `konsil-site check` does, and tells the log and `konsil-site status`.
+
+    <folder>/run/supernode/coordinator.json    what was wrong with the line to the coordinator when it was last looked at
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fl_client.finding import Finding
+from fl_client.loopback import write_private
+from fl_client.site import Site
+
+REFUSED = 4
+"""Exit status of a SuperNode that did not dial, because it would not be let in."""
+
+SHUT = ("tls", "key")
+"""What has to be right before dialling makes sense: who the coordinator is, and that it knows our key."""
+
+LASTING = ("versions",)
+"""What remains wrong although the coordinator lets us in: its studies will be declined here."""
+
+FILE = "coordinator.json"
+
+
+def may_dial(site: Site, settings: Path, folder: Path) -> bool:
+    """Look at the line to the coordinator, tell what is wrong with it, and whether it makes sense to dial.
+
+    A coordinator that does not answer is dialled: the SuperNode waits for it. `folder` is where `told` finds what was wrong.
+    """
+    from fl_client.reach import coordinator
+
+    wrong = [finding for finding in coordinator(site, settings) if finding.level == "mend"]
+    for finding in wrong:
+        print(f"konsil-site: the coordinator, {finding.what}: {finding.text}", flush=True)
+    note(folder, wrong)
+    return not any(finding.what in SHUT for finding in wrong)
+
+
+def connected(folder: Path) -> None:
+    """The coordinator has let us in: what is noted of the line is over, but for what lasts."""
+    found = [Finding("mend", line["what"], line["text"]) for line in _read(folder) if line["what"] in LASTING]
+    note(folder, found)
+
+
+def note(folder: Path, wrong: Iterable[Finding]) -> None:
+    """Put down what is wrong in place of what was. Raises `OSError`."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    lines = [{"when": when, "what": finding.what, "text": finding.text} for finding in wrong]
+    if lines:
+        write_private(folder / FILE, json.dumps(lines).encode())
+    else:
+        (folder / FILE).unlink(missing_ok=True)
+
+
+def told(folder: Path) -> list[str]:
+    """What was wrong with the line when it was last looked at, as sentences; none, if nothing was or nobody has looked."""
+    return [f"the coordinator, {line['what']} ({line['when'][:16]} UTC): {line['text']}" for line in _read(folder)]
+
+
+def _read(folder: Path) -> list[dict[str, str]]:
+    try:
+        found = json.loads((folder / FILE).read_text())
+        return [{key: str(line[key]) for key in ("when", "what", "text")} for line in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
