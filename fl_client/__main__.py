@@ -7,6 +7,7 @@ konsil-site --site site.yaml admit FHIR --mapping FILE   let clinical values in:
 konsil-site --site site.yaml count --where FILE how many patients fit a selection, exactly, for this hospital's own eyes
 konsil-site --site site.yaml deidentify FOLDER --out FOLDER   copies of DICOM files for colleagues, without their patients
 konsil-site --site site.yaml intake             receive images and let their patients in; --once: what lies there
+konsil-site --site site.yaml pull patient       fetch studies from the archive over DICOMweb; also: accession, study, query
 konsil-site --site site.yaml quarantine         what may not pass, and why; release: judge it again; drop: delete it
 konsil-site --site site.yaml cohort             every case expected, inside or not, and why; --study STUDY: whom it can use
 konsil-site --site site.yaml studies            what was asked, what was decided, what it would cost
@@ -44,6 +45,7 @@ from fl_client.commands import (
     images,
     intake,
     page,
+    pull,
     quality,
     quarantine,
     returning,
@@ -54,7 +56,7 @@ from fl_client.privacy import BudgetSpent
 from fl_client.sharing import kept_to
 from fl_client.site import Site
 
-MODULES = (house, images, deidentify, clinical, intake, quarantine, quality, studies, returning, daemon, page)
+MODULES = (house, images, deidentify, clinical, intake, pull, quarantine, quality, studies, returning, daemon, page)
 """Where the commands stand, in the order of the help."""
 
 

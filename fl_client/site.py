@@ -7,16 +7,33 @@ person has to say yes first.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from conf.study import Frozen
 from fl_client.yaml_file import read_yaml
 
 AETitle = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,16}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Modality = Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,16}$")]
+
+
+def _web_address(text: str) -> str:
+    """An address that starts with https://, or http:// on this machine, without the / at its end."""
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        host = ""
+    if not host or parts.query or parts.fragment or "@" in parts.netloc or not text.isascii() or not text.isprintable():
+        raise ValueError("an address such as https://pacs.clinic.example/dicom-web is right, without a password in it")
+    if parts.scheme != "https" and not (parts.scheme == "http" and host in ("127.0.0.1", "::1", "localhost")):
+        raise ValueError("it must begin with https://: images and names would go through the network for everybody to read")
+    return text.rstrip("/")
+
 
 _PATHS = {
     "": ("folder", "key_file", "identity_folder", "quality_reference"),
@@ -24,6 +41,7 @@ _PATHS = {
     "coordinator": ("root_certificates", "key"),
     "dicom tls": ("certificate", "key", "authority"),
     "archive tls": ("certificate", "key", "authority"),
+    "dicomweb": ("credentials", "authority", "certificate", "key"),
 }
 """Settings that are paths, by section: relative ones are relative to the settings file's folder."""
 
@@ -99,6 +117,36 @@ class Archive(Frozen):
     tls: TransportSecurity | None = None
 
 
+class SavedQuery(Frozen):
+    """Studies that are fetched again and again: of the last `days`, and of what else is set, all of it."""
+
+    days: Annotated[int, Field(ge=0, le=36500)]  # by StudyDate; 0 is today alone
+    modality: Modality | None = None  # a study that has a series of it
+    description: Annotated[str, Field(min_length=1, max_length=64)] | None = None  # of the study; * stands for anything
+
+
+class DicomWeb(Frozen):
+    """The archive's DICOMweb door, from which `konsil-site pull` fetches studies (QIDO-RS, WADO-RS)."""
+
+    url: Annotated[str, AfterValidator(_web_address)]  # where /studies lies: https://pacs.clinic.example/dicom-web
+    credentials: Path | None = None  # a file of mode 0600 with `token`, or with `user` and `password`
+    authority: Path | None = None  # whose certificates are trusted; None: those that this machine trusts
+    certificate: Path | None = None  # ours, where the archive asks for one, with its key
+    key: Path | None = None
+    modalities: tuple[Modality, ...] = ("CT", "MR", "PT", "RTSTRUCT", "SEG")  # of series that are fetched; others stay there
+    connections: Annotated[int, Field(ge=1, le=8)] = 2
+    largest_mib: Annotated[int, Field(ge=1, le=16384)] = 1024  # of one instance, which is held in memory while it comes
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0  # without a byte from the archive
+    most_studies: Annotated[int, Field(ge=1, le=10000)] = 500  # in one pull; more are refused rather than fetched
+    queries: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], SavedQuery] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: set both, or neither")
+        return self
+
+
 class Site(Frozen):
     """One hospital, as it describes itself. Relative paths are relative to the settings file's folder."""
 
@@ -120,6 +168,7 @@ class Site(Frozen):
     coordinator: Coordinator | None = None
     page: Page | None = None
     archive: Archive | None = None
+    dicomweb: DicomWeb | None = None
 
     @classmethod
     def load(cls, path: Path | str) -> Site:

@@ -64,7 +64,7 @@ class Named:
 
 
 class Incoming:
-    """The folder of originals. One process writes here; `fsync=False` is for measurements only."""
+    """The folder of originals. One process receives, and a pull writes beside it; `fsync=False` is for measurements only."""
 
     def __init__(self, identity: Path, *, clean: Path, min_free_bytes: int = 0, fsync: bool = True) -> None:
         """`clean` is the folder of the de-identified copies: an original whose copy has gone from there may come again."""
@@ -103,9 +103,7 @@ class Incoming:
         UID came before; these are kept, too, and go to the quarantine if they still say something else when both are
         de-identified. Raises `NoRoom`, and `OSError` for a disk that can't take it; then nothing of it is left.
         """
-        free = self.free_bytes()
-        if free - len(dataset) < self._min_free:
-            raise NoRoom(free)
+        self.require_room(len(dataset))
         named = name_of(dataset, transfer_syntax=transfer_syntax, instance=instance)
         one = (named.study, named.instance)
         with self._turn:
@@ -138,6 +136,20 @@ class Incoming:
         with self._turn:
             self._in_mind.get(named.study, {})[named.instance] = before
         return "conflict" if conflict else "stored"
+
+    def require_room(self, size: int = 0) -> None:
+        """Return if so many bytes leave the room on the disk that the hospital wants to keep free. Raises `NoRoom`."""
+        free = self.free_bytes()
+        if free - size < self._min_free:
+            raise NoRoom(free)
+
+    def has(self, *, study: str, instance: str) -> bool:
+        """Whether an image with these UIDs lies here, or was worked off to a copy or a quarantined original that is there."""
+        folder = self.folder / _study(study.encode())
+        with self._turn:
+            contents = set(self._known(folder.name).get(_instance(instance.encode()), ()))
+        files = [f"{_instance(instance.encode())}-{content}.dcm" for content in contents]
+        return any((folder / file).exists() or self._worked_off(folder.name, file) for file in files)
 
     def again(self, file: str) -> None:
         """Back from the quarantine, to be judged anew. Raises `ValueError` for what can't be, `OSError`."""
@@ -210,9 +222,17 @@ class Incoming:
 def name_of(dataset: Bytes, *, transfer_syntax: str, instance: str) -> Named:
     """The names under which these bytes are kept. Bytes that can't be understood get names, too."""
     seen = look(dataset, transfer_syntax)
-    study = b"study\0" + seen.study if seen.study else b"patient\0" + seen.patient  # of no study: one folder per patient
-    called = b"instance\0" + (seen.instance or instance.encode("utf-8", "replace"))
-    return Named(_digest(study), _digest(called), _content(dataset, transfer_syntax))
+    study = _study(seen.study) if seen.study else _digest(b"patient\0" + seen.patient)  # of no study: one folder per patient
+    called = _instance(seen.instance or instance.encode("utf-8", "replace"))
+    return Named(study, called, _content(dataset, transfer_syntax))
+
+
+def _study(uid: bytes) -> str:
+    return _digest(b"study\0" + uid)
+
+
+def _instance(uid: bytes) -> str:
+    return _digest(b"instance\0" + uid)
 
 
 def originals(study: Path) -> list[Path]:
