@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,6 +27,7 @@ from fl_client.intake.pairs import admit_pairs
 from fl_client.intake.series import SeriesRules
 from fl_client.intake.sunnybrook import admit_sunnybrook
 from fl_client.intake.table import admit_table
+from fl_client.intake.way_back import WayBack
 from fl_client.sharing import is_shared
 from fl_client.site import Site
 from fl_client.yaml_file import read_yaml
@@ -79,17 +81,19 @@ def admit(
         found = admit_sunnybrook(folder, cohort, key=key, labels=meanings)
     else:
         endpoints = column_rules(columns, id_column=id_column, first="patient_id")
-        found = admit_folder(
-            folder,
-            cohort,
-            key=key,
-            labels=meanings,
-            series=wanted,
-            endpoints=endpoints,
-            masks=masks,
-            accept_faces=site.arrivals.accept_faces,
-            keep_days="dates" in site.arrivals.retain,
-        )
+        with closing(WayBack(site.identity_folder / "map.sqlite")) as way_back:
+            found = admit_folder(
+                folder,
+                cohort,
+                key=key,
+                labels=meanings,
+                series=wanted,
+                endpoints=endpoints,
+                masks=masks,
+                accept_faces=site.arrivals.accept_faces,
+                way_back=way_back,
+                keep_days="dates" in site.arrivals.retain,
+            )
     _tell(found, quiet=quiet)
     return 0 if found.admitted else 1
 

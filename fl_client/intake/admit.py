@@ -24,10 +24,12 @@ from fl_client.intake.endpoints import EndpointRules, EndpointsUnreadable, Row, 
 from fl_client.intake.headers import Patient, read_headers
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import MaskRefused, Notes
+from fl_client.intake.moments import Moment
 from fl_client.intake.placement import place
 from fl_client.intake.pseudonyms import Pseudonyms
 from fl_client.intake.series import SeriesRules, chosen, day_of, lone_phases
 from fl_client.intake.volume import Frame, GeometryRefused, to_volume
+from fl_client.intake.way_back import TwoPeople, WayBack
 from tasks.case import Case, Volume
 
 
@@ -44,7 +46,9 @@ def admit_folder(
     accept_faces: bool = False,
     measure: bool = True,
     short: Collection[str] = (),
+    moments: Mapping[str, Moment] = {},
     keep_days: bool = True,
+    way_back: WayBack | None = None,
     progress: Progress | None = None,
 ) -> Intake:
     """Let in a folder of DICOM files, nested as they may be, with the masks and the `endpoints.csv` that lie in it.
@@ -52,6 +56,8 @@ def admit_folder(
     `masks` is a further folder of masks alone, DICOM or files; how those are named, `drawn_on` says. Without `measure` the
     quality of images is measured when somebody asks for it.
     Without `keep_days` the cohort doesn't learn the (moved) days of the images, and can't tell a later one from an earlier.
+    `way_back` knows whom the hospital has let in: who is there under another number, or with another birth date, is refused;
+    the others are written down there. `moments` say of masks of the clean store when they were drawn.
     `short` are series of which an image may not pass: a patient whose wanted series is among them is refused.
     Without `accept_faces` originals that show a head are left out, as others that the pixel policy stops (`pixels.problem`).
     `key` is the hospital's secret; the same key gives the same pseudonyms. None: a folder of the clean store, whose files are
@@ -78,9 +84,11 @@ def admit_folder(
         owners = {uid: pseudonym for pseudonym, patient in patients.items() for uid in patient.series}
         for done, (pseudonym, patient) in enumerate(sorted(patients.items()), 1):
             row = rows.pop(pseudonym, Row({}))
+            patient.moments.update(moments)
+            doubt = _doubt(pseudonym, patient, way_back, door)
             try:
-                if row.problem:
-                    raise Refused(row.problem)
+                if row.problem or doubt:
+                    raise Refused(doubt or row.problem)
                 case, notes, apart, days = _case(
                     pseudonym, patient, files.get(pseudonym, []), rules, labels, owners, short, door
                 )
@@ -98,17 +106,32 @@ def admit_folder(
     return door.summary(len(patients.keys() | rows.keys()))
 
 
+def _doubt(pseudonym: str, patient: Patient, way_back: WayBack | None, door: Door) -> str:
+    """In words, that the files are of two people, by themselves or by what the hospital knows; else they are known now.
+
+    Empty if nothing says so. Raises `OSError`.
+    """
+    if not (doubt := patient.doubt()) and way_back is not None and pseudonym not in door.cohort.withdrawn:
+        try:
+            way_back.remember_all(patient.facts, door.deidentify)
+        except TwoPeople as reason:
+            doubt = f"{reason}; so says what has been let in here before"
+    patient.facts.clear()  # they name the patient
+    return doubt
+
+
 def _add(folder: Path, patients: dict[str, Patient], files: dict[str, list[MaskFile]], door: Door, names: Pseudonyms) -> None:
     """The masks of a folder of their own, to the patients whose images are here."""
     there, described = mask_files(folder)
     for pseudonym, some in by_patient(there, folder, patients, door, names=names, beside=False).items():
         files.setdefault(pseudonym, []).extend(some)
-    for pseudonym, drawn in read_headers(folder, door, None, skip={*there, *described}).items():
+    originals = not isinstance(door.deidentify, AlreadyClean)
+    for pseudonym, drawn in read_headers(folder, door, None, skip={*there, *described}, originals=originals).items():
         for mask in drawn.masks:
-            if pseudonym in patients:
-                patients[pseudonym].masks.append(mask)
-            else:
+            if pseudonym not in patients:
                 door.leave_out(f"{pseudonym}-mask", "a mask of a patient without images here", mask.path)
+        if pseudonym in patients:
+            patients[pseudonym].add_masks(drawn)
         for uid, images in drawn.series.items():
             reason = f"{len(images)} images in the folder of masks; images are read from the other folder"
             door.leave_out(f"{pseudonym}-{uid[-12:]}", reason)

@@ -107,7 +107,7 @@ def deidentify_file(
     if way_back is not None:
         try:
             with discreet():
-                way_back.remember(original, deidentify)
+                way_back.remember(original, deidentify, arrived=source.stat().st_mtime_ns)
         except TwoPeople as reason:
             return Quarantined(str(reason), pseudonym)
     if written:

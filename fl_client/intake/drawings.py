@@ -13,10 +13,11 @@ import numpy as np
 
 from fl_client.intake.door import Reasons, Refused
 from fl_client.intake.drawn_on import MaskFile, allowed, drawn_on, words_of
-from fl_client.intake.headers import RTSTRUCT, Patient, references, structure_series
+from fl_client.intake.headers import Patient, references, structure_series
 from fl_client.intake.labels import LabelMap, UnmappedLabel
 from fl_client.intake.mask import Drawing, MaskRefused
 from fl_client.intake.mask_file import read_mask_file
+from fl_client.intake.moments import RTSTRUCT, Moment, is_later
 from fl_client.intake.rtstruct import read_rtstruct
 from fl_client.intake.seg import read_seg
 from fl_client.intake.volume import Frame, GeometryRefused
@@ -37,6 +38,7 @@ class _Drawn:
     mask: Frame
     drawing: Drawing | MaskRefused | UnmappedLabel
     by_place: bool
+    moment: Moment
 
     @property
     def day(self) -> str:
@@ -44,6 +46,12 @@ class _Drawn:
         header = self.mask.header
         day = str(header.get("StructureSetDate" if header.SOPClassUID == RTSTRUCT else "ContentDate") or "")
         return "" if day == NO_DAY else day
+
+    def is_later(self, other: _Drawn) -> bool:
+        """Whether it was drawn after the other: on a later day, or later on the same."""
+        if self.day == other.day:
+            return is_later(self.moment, other.moment)
+        return bool(other.day) and self.day > other.day
 
     @property
     def author(self) -> tuple[bool, frozenset[str]]:
@@ -122,21 +130,28 @@ class Drawings:
             yield name, drawing, True
 
     def _last(self, name: str, several: list[_Drawn]) -> _Drawn:
-        """Of a mask and its corrections the one of the latest day; the others are left out.
+        """Of a mask and its corrections the one that was drawn last; the others are left out.
 
-        Only what could have been drawn in its place counts as corrected: by the same kind of author, on an earlier day, with no
-        structure more. An earlier one that can't be read may be why there is a later one. Raises `Refused`.
+        Only what could have been drawn in its place counts as corrected: by the same kind of author, on an earlier day or (by
+        the same reader) earlier on the same, with no structure more. An earlier one that can't be read may be why there is a
+        later one. Raises `Refused`.
         """
-        last = max(several, key=lambda drawn: drawn.day)
+        lasts = [drawn for drawn in several if all(drawn is other or drawn.is_later(other) for other in several)]
+        if not lasts:
+            raise Refused(f"two masks for {name}; one of them has to go")
+        (last,) = lasts
         for drawn in several:
             if drawn is last:
                 continue
-            if not drawn.day or drawn.day == last.day or drawn.author != last.author:
+            if drawn.author != last.author:
                 raise Refused(f"two masks for {name}; one of them has to go")
+            if drawn.day == last.day and drawn.moment.creator != last.moment.creator:
+                raise Refused(f"two masks for {name} of one day, by two readers; one of them has to go")
             if isinstance(last.drawing, Drawing) and not drawn.structures <= last.structures:
                 raise Refused(f"two masks for {name}, and the later lacks a structure of the earlier; one of them has to go")
             where = f"{self._pseudonym}-mask-{drawn.number}"
-            self._reasons.leave_out(where, f"{name}: a mask of a later day takes its place", drawn.mask.path)
+            when = "of a later day" if drawn.day != last.day else "drawn later on the same day"
+            self._reasons.leave_out(where, f"{name}: a mask {when} takes its place", drawn.mask.path)
         return last
 
     def _referring(self, number: int, mask: Frame) -> _Drawn | None:
@@ -158,11 +173,11 @@ class Drawings:
                 f"mask {number} refers to {len(uids)} images, of which {absent} are not here, in {len(names)} wanted series; "
                 "a mask belongs to the images of one"
             )
-        name = names.pop()
+        name, moment = names.pop(), self._moment(mask)
         try:
-            return _Drawn(name, number, mask, self._read(mask, name), by_place=False)
+            return _Drawn(name, number, mask, self._read(mask, name), by_place=False, moment=moment)
         except (MaskRefused, UnmappedLabel) as reason:
-            return _Drawn(name, number, mask, reason, by_place=False)
+            return _Drawn(name, number, mask, reason, by_place=False, moment=moment)
 
     def _by_place(self, number: int, mask: Frame) -> _Drawn:
         """A mask that names no image: one of the series in its frame of reference."""
@@ -182,7 +197,7 @@ class Drawings:
                 raise refusals[0]
             among = {name: self._volumes[name] for name in drawings}
             name = drawn_on(drawings[min(drawings)], words, among, self._known)
-            return _Drawn(name, number, mask, drawings[name], by_place=True)
+            return _Drawn(name, number, mask, drawings[name], by_place=True, moment=self._moment(mask))
         except (MaskRefused, UnmappedLabel) as reason:
             raise MaskRefused(f"mask {number}: {reason}") from None
 
@@ -194,6 +209,9 @@ class Drawings:
         if str(mask.header.get("FrameOfReferenceUID", "")) != frame:
             raise MaskRefused(OTHER_FRAME)
         return read_seg(mask.header, self._labels)
+
+    def _moment(self, mask: Frame) -> Moment:
+        return self._patient.moments.get(str(mask.header.get("SOPInstanceUID", "")), Moment())
 
     def _frame_of_reference(self, name: str) -> str:
         return str(self._frames[name][0].header.get("FrameOfReferenceUID", ""))

@@ -7,7 +7,7 @@ with the reason; one that is a patient's and of no use still makes that patient 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,15 +18,13 @@ from pydicom.errors import InvalidDicomError
 from fl_client.intake.deidentify import Deidentifier, Unattributable
 from fl_client.intake.door import Progress, Reasons
 from fl_client.intake.endpoints import FILE as ENDPOINTS
+from fl_client.intake.moments import DRAWN, LABELMAP_SEG, RTSTRUCT, SEG, Moment
 from fl_client.intake.multiframe import ENHANCED, Unframed, frames_of
 from fl_client.intake.pixels import problem
 from fl_client.intake.volume import Frame
-from fl_client.intake.way_back import TWO_PEOPLE
+from fl_client.intake.way_back import TWO_NUMBERS, TWO_PEOPLE, Facts, facts_of
 
 MR, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2"
-SEG, LABELMAP_SEG = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
-RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
-DRAWN = (SEG, LABELMAP_SEG, RTSTRUCT)  # what a reader drew, as DICOM
 DIRECTORY = "1.2.840.10008.1.3.10"
 
 
@@ -36,6 +34,25 @@ class Patient:
 
     series: dict[str, list[Frame]] = field(default_factory=dict)  # series UID: images
     masks: list[Frame] = field(default_factory=list)
+    moments: dict[str, Moment] = field(default_factory=dict)  # instance UID: when a mask was drawn, as its original says
+    facts: list[Facts] = field(default_factory=list)  # what the way back keeps of originals. They name the patient
+    doubts: dict[str, list[str]] = field(default_factory=dict)  # why files may be another person's: their handles
+
+    def add_masks(self, drawn: Patient) -> None:
+        """The masks of another folder, and what is known of them."""
+        self.masks.extend(drawn.masks)
+        self.moments.update(drawn.moments)
+        self.facts.extend(drawn.facts)
+        for reason, files in drawn.doubts.items():
+            self.doubts.setdefault(reason, []).extend(files)
+
+    def doubt(self) -> str:
+        """In words, that these are files of two people; empty if nothing says so."""
+        if not self.doubts:
+            return ""
+        reason, files = min(self.doubts.items())
+        named = f"{', '.join(files[:3])}{f' and {len(files) - 3} more' if len(files) > 3 else ''}"
+        return f"its files may be of two people, and nobody here can tell which are whose: {named}: {reason}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ class _Opened:
 
     header: Dataset
     problem: str | None  # by the pixel policy
-    person: dict[str, str]  # as in `TWO_PEOPLE`
+    facts: Facts | None  # of an original
 
 
 def read_headers(
@@ -59,16 +76,17 @@ def read_headers(
     """De-identified headers by patient and series; files that are no images or masks of anybody are left out.
 
     Those in `skip` are somebody else's to read. Of `originals` those are left out, too, that the pixel policy doesn't let pass,
-    and those that may be another person's: known under another number, or their number with another issuer or birth date.
+    and those that may be another person's: known under another number, or their number with another issuer or birth date. The
+    patient then has `doubts`: which file was read first doesn't say whose the others are.
     """
     patients: dict[str, Patient] = {}
     seen: dict[str, tuple[Path, str]] = {}  # SOP instance: first file, and whose it is
-    people: dict[str, dict[str, str]] = {}  # pseudonym: what is known of the person
+    people: dict[str, dict[str, str]] = {}  # pseudonym: what its files say of the person
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ENDPOINTS and path not in skip]
     for done, path in enumerate(files, 1):
         handle = reasons.deidentify.handle(path.relative_to(folder).as_posix())
         try:
-            opened = _open(path, reasons.deidentify, accept_faces=accept_faces)
+            opened = _open(path, reasons.deidentify, accept_faces=accept_faces, originals=originals)
             header = opened.header
         except Unattributable as reason:
             reasons.leave_out(handle, str(reason), path)
@@ -90,10 +108,19 @@ def read_headers(
             instance = str(header.get("SOPInstanceUID", ""))
             if unfit is None and instance in seen and _digest(seen[instance][0]) == _digest(path):
                 unfit = "a copy of another file, byte by byte"
-            if originals:
-                unfit = unfit or opened.problem or _of_another(opened.person, people.setdefault(header.PatientID, {}))
-                if unfit is None and instance in seen and seen[instance][1] != header.PatientID:
-                    unfit = "the same image stands under another PatientID: the numbers of one person were merged, or mixed up"
+            unfit = unfit or (opened.problem if originals else None)
+            if unfit is None and opened.facts is not None:
+                unfit = _of_another(opened.facts, people.setdefault(header.PatientID, {}))
+                owner = seen[instance][1] if instance in seen else header.PatientID
+                if unfit is None and owner != header.PatientID:
+                    unfit = TWO_NUMBERS
+                    patients[owner].doubts.setdefault(unfit, []).append(handle)
+                if unfit is not None:
+                    patient.doubts.setdefault(unfit, []).append(handle)
+                else:
+                    patient.facts.append(opened.facts)
+                    if opened.facts.moment is not None:
+                        patient.moments[instance] = opened.facts.moment
             if unfit is not None:
                 reasons.leave_out(handle, unfit, path)
             elif header.SOPClassUID in DRAWN:
@@ -111,7 +138,7 @@ def read_header(path: Path, deidentify: Deidentifier) -> Dataset:
     return _open(path, deidentify).header
 
 
-def _open(path: Path, deidentify: Deidentifier, *, accept_faces: bool = True) -> _Opened:
+def _open(path: Path, deidentify: Deidentifier, *, accept_faces: bool = True, originals: bool = False) -> _Opened:
     with pydicom.dcmread(path, stop_before_pixels=True) as original:
         if original.get("SOPClassUID") in (SEG, LABELMAP_SEG):
             original = pydicom.dcmread(path)
@@ -119,17 +146,17 @@ def _open(path: Path, deidentify: Deidentifier, *, accept_faces: bool = True) ->
             raise Unattributable("a DICOMDIR: the files it lists are read instead")
         header = deidentify(original)
         why = problem(original, accept_faces=accept_faces)
-        said = {"issuer": "IssuerOfPatientID", "birth_date": "PatientBirthDate"}
-        person = {name: str(original.get(keyword, "") or "").strip() for name, keyword in said.items()}
+        facts = facts_of(original, deidentify) if originals else None
     for element in header.iterall():
         _ = element.value  # converts numbers now, so that a broken one is this file's fault
-    return _Opened(header, why, person)
+    return _Opened(header, why, facts)
 
 
-def _of_another(person: Mapping[str, str], known: dict[str, str]) -> str | None:
+def _of_another(facts: Facts, known: dict[str, str]) -> str | None:
     """Why a file may be somebody else's of the same number; else what it says of the person is known from now on."""
+    said = {"issuer": facts.texts["IssuerOfPatientID"], "birth_date": facts.texts["PatientBirthDate"]}
     for name, reason in TWO_PEOPLE.items():
-        if person[name] and known.setdefault(name, person[name]) != person[name]:
+        if said[name] and known.setdefault(name, said[name]) != said[name]:
             return reason
     return None
 

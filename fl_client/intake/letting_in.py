@@ -71,6 +71,7 @@ class LettingIn:
                     labels=self._labels,
                     series=self._rules,
                     short=self._short(mark.name),
+                    moments=self._way_back.moments(mark.name),
                 )
                 counts["admitted"] += len(found.admitted)
                 counts["refused"] += len(found.refused)

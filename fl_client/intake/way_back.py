@@ -8,7 +8,7 @@ it and the key has cut the way back.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from threading import Lock
 
 from pydicom.dataset import Dataset
 
+from fl_client.intake.moments import Moment, moment_of
 from fl_client.intake.pseudonyms import Pseudonyms, patient_number
 
 _TABLES = """
@@ -30,6 +31,9 @@ CREATE TABLE IF NOT EXISTS series (
     PRIMARY KEY (new, pseudonym)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS instance (
     new TEXT PRIMARY KEY, original TEXT NOT NULL, series TEXT NOT NULL, pseudonym TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS mask (
+    new TEXT PRIMARY KEY, pseudonym TEXT NOT NULL, drawn TEXT NOT NULL, created TEXT NOT NULL, creator TEXT NOT NULL,
+    arrived INTEGER NOT NULL) WITHOUT ROWID;
 """
 # two patients can have one study or series UID, and when one withdraws the other's way back stays
 
@@ -54,6 +58,9 @@ TWO_PEOPLE = {
     "birth_date": "its PatientID is known with another birth date: two people may have the same number, or one date is wrong",
 }
 """By what is said of a patient: why an image that says otherwise may be somebody else's."""
+
+
+TWO_NUMBERS = "the same image is known under another PatientID: the numbers of one person were merged, or mixed up"
 
 
 class TwoPeople(ValueError):
@@ -81,6 +88,55 @@ class OriginalStudy:
     time: str
     accession: str
     study_id: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is kept of one original."""
+
+    texts: Mapping[str, str]  # by keyword
+    moment: Moment | None  # of a mask
+
+
+_TEXTS = (
+    *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate"),
+    *("StudyTime", "AccessionNumber", "StudyID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID"),
+)
+
+
+def facts_of(original: Dataset, pseudonyms: Pseudonyms, *, arrived: int = 0) -> Facts:
+    """What is to be kept of an original. May raise whatever a broken header raises."""
+    texts = {name: str(original.get(name, "") or "").strip() for name in _TEXTS}
+    return Facts({**texts, "PatientID": patient_number(original)}, moment_of(original, pseudonyms, arrived=arrived))
+
+
+def _remember(database: sqlite3.Connection, facts: Facts, pseudonyms: Pseudonyms) -> None:
+    texts = facts.texts
+    pseudonym = pseudonyms.pseudonym(texts["PatientID"])
+    study, series, instance = (texts[name] for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
+    person = [texts[name] for name in ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")]
+    database.execute("INSERT OR IGNORE INTO patient VALUES (?, ?, ?, ?, ?, ?)", [pseudonym, *person])
+    query = "SELECT issuer, birth_date FROM patient WHERE pseudonym = ?"
+    known = dict(zip(("issuer", "birth_date"), database.execute(query, [pseudonym]).fetchone(), strict=True))
+    said = {"issuer": texts["IssuerOfPatientID"], "birth_date": texts["PatientBirthDate"]}
+    for column, reason in TWO_PEOPLE.items():
+        if known[column] and said[column] and said[column] != known[column]:
+            raise TwoPeople(reason)
+        if said[column] and not known[column]:  # not every device says it, and the first one may not have
+            database.execute(f"UPDATE patient SET {column} = ? WHERE pseudonym = ?", [said[column], pseudonym])
+    holder = database.execute("SELECT pseudonym FROM instance WHERE new = ?", [pseudonyms.uid(instance)]).fetchone()
+    if holder is not None and holder[0] not in ("", pseudonym):
+        raise TwoPeople(TWO_NUMBERS)
+    about = [texts[name] for name in ("StudyDate", "StudyTime", "AccessionNumber", "StudyID")]
+    new = [pseudonyms.uid(study), study, pseudonym, *about]
+    database.execute("INSERT OR IGNORE INTO study VALUES (?, ?, ?, ?, ?, ?, ?)", new)
+    new = [pseudonyms.uid(series), series, pseudonyms.uid(study), texts["FrameOfReferenceUID"], pseudonym]
+    database.execute("INSERT OR IGNORE INTO series VALUES (?, ?, ?, ?, ?)", new)
+    new = [pseudonyms.uid(instance), instance, pseudonyms.uid(series), pseudonym]
+    database.execute("INSERT OR IGNORE INTO instance VALUES (?, ?, ?, ?)", new)
+    if (made := facts.moment) is not None:
+        row = [pseudonyms.uid(instance), pseudonym, made.drawn, made.created, made.creator, made.arrived]
+        database.execute("INSERT OR IGNORE INTO mask VALUES (?, ?, ?, ?, ?, ?)", row)
 
 
 class WayBack:
@@ -112,48 +168,29 @@ class WayBack:
             self._database.execute("BEGIN IMMEDIATE")
             self._database.rollback()
 
-    def remember(self, original: Dataset, pseudonyms: Pseudonyms) -> None:
+    def remember(self, original: Dataset, pseudonyms: Pseudonyms, *, arrived: int = 0) -> None:
         """Write down whose an original is and what its UIDs became. Once more changes nothing, and a kill loses nothing.
+
+        `arrived` is when it came, in nanoseconds since 1970; of several masks of one day it may say which is the later.
+        Raises as `remember_all`.
+        """
+        self.remember_all([facts_of(original, pseudonyms, arrived=arrived)], pseudonyms)
+
+    def remember_all(self, originals: Iterable[Facts], pseudonyms: Pseudonyms) -> None:
+        """The same for several originals: all of them are written down, or none.
 
         Raises `TwoPeople` if the number is known from another issuer or with another birth date, or if the instance is known
         under another number, as after a merge of two files of one person; `OSError` if the database can't be written.
         """
-        texts = {
-            name: str(original.get(name, "") or "").strip()
-            for name in (
-                *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID"),
-                *("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "SeriesInstanceUID", "FrameOfReferenceUID"),
-                "SOPInstanceUID",
-            )
-        }
-        texts["PatientID"] = patient_number(original)
-        pseudonym = pseudonyms.pseudonym(texts["PatientID"])
-        study, series, instance = (texts[name] for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
         with self._open() as database:
-            person = [
-                texts[name] for name in ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")
-            ]
-            database.execute("INSERT OR IGNORE INTO patient VALUES (?, ?, ?, ?, ?, ?)", [pseudonym, *person])
-            query = "SELECT issuer, birth_date FROM patient WHERE pseudonym = ?"
-            known = dict(zip(("issuer", "birth_date"), database.execute(query, [pseudonym]).fetchone(), strict=True))
-            said = {"issuer": texts["IssuerOfPatientID"], "birth_date": texts["PatientBirthDate"]}
-            for column, reason in TWO_PEOPLE.items():
-                if known[column] and said[column] and said[column] != known[column]:
-                    raise TwoPeople(reason)
-                if said[column] and not known[column]:  # not every device says it, and the first one may not have
-                    database.execute(f"UPDATE patient SET {column} = ? WHERE pseudonym = ?", [said[column], pseudonym])
-            holder = database.execute("SELECT pseudonym FROM instance WHERE new = ?", [pseudonyms.uid(instance)]).fetchone()
-            if holder is not None and holder[0] not in ("", pseudonym):
-                raise TwoPeople(
-                    "the same image is known under another PatientID: the numbers of one person were merged, or mixed up"
-                )
-            about = [texts[name] for name in ("StudyDate", "StudyTime", "AccessionNumber", "StudyID")]
-            new = [pseudonyms.uid(study), study, pseudonym, *about]
-            database.execute("INSERT OR IGNORE INTO study VALUES (?, ?, ?, ?, ?, ?, ?)", new)
-            new = [pseudonyms.uid(series), series, pseudonyms.uid(study), texts["FrameOfReferenceUID"], pseudonym]
-            database.execute("INSERT OR IGNORE INTO series VALUES (?, ?, ?, ?, ?)", new)
-            new = [pseudonyms.uid(instance), instance, pseudonyms.uid(series), pseudonym]
-            database.execute("INSERT OR IGNORE INTO instance VALUES (?, ?, ?, ?)", new)
+            for facts in originals:
+                _remember(database, facts, pseudonyms)
+
+    def moments(self, pseudonym: str) -> dict[str, Moment]:
+        """When the patient's masks were drawn and came, by new instance UID."""
+        with self._open() as database:
+            query = "SELECT new, drawn, created, creator, arrived FROM mask WHERE pseudonym = ?"
+            return {row[0]: Moment(*row[1:]) for row in database.execute(query, [pseudonym])}
 
     def person(self, pseudonym: str) -> Person | None:
         """Who stands behind a pseudonym."""
@@ -193,7 +230,7 @@ class WayBack:
     def forget(self, pseudonym: str) -> None:
         """Remove all that is known of a patient."""
         with self._open() as database:
-            for table in ("instance", "series", "study", "patient"):
+            for table in ("mask", "instance", "series", "study", "patient"):
                 database.execute(f"DELETE FROM {table} WHERE pseudonym = ?", [pseudonym])
         with self._lock, self._told():
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still holds what was removed

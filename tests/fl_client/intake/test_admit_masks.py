@@ -128,6 +128,43 @@ def test_a_second_mask_that_may_be_no_correction_refuses_the_patient(
     assert reason in only(let_in(corrected(**more))[0].refused)
 
 
+def at(time: str, reader: str = "") -> Change:
+    def change(seg: pydicom.Dataset) -> None:
+        seg.ContentTime, seg.ContentCreatorName = time, reader
+
+    return change
+
+
+@pytest.mark.parametrize(("first", "second", "counts"), [("101500", "1016", "second"), ("101501.5", "101500.75", "first")])
+def test_of_a_mask_and_its_correction_on_the_same_day_the_one_drawn_later_counts(
+    corrected: Callable[..., Path], case: Case, let_in: LetIn, first: str, second: str, counts: str
+) -> None:
+    def smaller(seg: pydicom.Dataset) -> None:
+        fewer(seg)
+        at(second, "Dr. Alpha")(seg)
+
+    intake, cohort = let_in(corrected(day="20240105", first=at(first, "Dr. Alpha"), second=smaller))
+    assert only(intake.left_out) == "cine_ed: a mask drawn later on the same day takes its place"
+    volume = cohort.case(intake.admitted[0]).volume("cine_ed")
+    assert volume is not None
+    assert (volume.mask != case.volumes[0].mask).sum() == (counts == "second")
+    assert intake.left_out.items() <= {(line["what"], line["reason"]) for line in cohort.refused}
+
+
+def test_masks_of_two_readers_on_one_day_are_refused(corrected: Callable[..., Path], let_in: LetIn) -> None:
+    archive = corrected(day="20240105", first=at("101500", "Dr. Alpha"), second=at("111500", "Dr. Beta"))
+    reason = only(let_in(archive)[0].refused)
+    assert reason == "two masks for cine_ed of one day, by two readers; one of them has to go"
+
+
+def test_where_the_contents_have_one_time_the_instances_decide(corrected: Callable[..., Path], let_in: LetIn) -> None:
+    def created(time: str) -> Change:
+        return lambda seg: seg.update({"InstanceCreationDate": "20240105", "InstanceCreationTime": time})
+
+    intake, _ = let_in(corrected(day="20240105", first=created("120000"), second=created("130000")))
+    assert only(intake.left_out) == "cine_ed: a mask drawn later on the same day takes its place"
+
+
 def test_two_masks_of_one_series_are_refused(archive: Path, let_in: LetIn, edit: Edit) -> None:
     mask = next(archive.rglob("cine_ed-mask.dcm"))
     shutil.copy(mask, archive / "second.dcm")

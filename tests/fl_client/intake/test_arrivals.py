@@ -144,6 +144,40 @@ def test_a_later_mask_of_the_same_patient_finds_its_images(site: Site, archive: 
     assert found == {"cine_ed": True, "cine_es": True, "lge": False}
 
 
+@pytest.mark.parametrize("by", ["time", "arrival"])
+def test_a_corrected_mask_that_comes_on_the_same_day_takes_the_first_ones_place(
+    site: Site, archive: Path, edit: Any, tmp_path: Path, by: str
+) -> None:
+    for series in ("cine_es", "lge"):
+        shutil.rmtree(next(archive.rglob(series)))
+    next(archive.rglob("cine_es-mask.dcm")).unlink()
+    mask = next(archive.rglob("cine_ed-mask.dcm"))
+    drawn = np.count_nonzero(a_case().volumes[0].mask)
+    correction = tmp_path / "correction" / "mask.dcm"
+    correction.parent.mkdir()
+    shutil.copy(mask, correction)
+
+    def correct(seg: pydicom.Dataset) -> None:
+        pixels = bytearray(seg.PixelData)
+        at = next(number for number, byte in enumerate(pixels) if byte)
+        pixels[at] &= pixels[at] - 1
+        seg.PixelData, seg.SOPInstanceUID = bytes(pixels), "1.2.3.4"
+        if by == "time":
+            seg.ContentTime = "000001"  # it came later, and was drawn before
+
+    edit(correction, correct)
+    push(site, archive)
+    Arrivals(site).work(all_quiet=True)
+    time.sleep(0.02)
+    push(site, correction.parent)
+    assert Arrivals(site).work(all_quiet=True)["admitted"] == 1
+    cohort = Cohort(site.cohort_folder)
+    volume = cohort.case(cohort.patients[0]).volume("cine_ed")
+    assert volume is not None
+    assert np.count_nonzero(volume.mask) == drawn - (by == "arrival")
+    assert "cine_ed: a mask drawn later on the same day takes its place" in [line["reason"] for line in cohort.refused]
+
+
 def test_originals_stay_as_long_as_the_hospital_says(tmp_path: Path) -> None:
     site = a_site(tmp_path / "site", keep_originals_days=2.0)
     push(site, write_images(tmp_path / "images", 2))
