@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from scipy.ndimage import binary_dilation
 
 from tasks.case import UNKNOWN, Volume
@@ -74,6 +73,8 @@ def _compared(volume: Volume, predicted: Mask, name: str, settings: Settings) ->
 
 
 def _overlap(truth: Bools, guess: Bools) -> dict[str, float]:
+    from monai.metrics import compute_dice  # late: importing MONAI takes seconds
+
     if not truth.any():
         return {"dice": float("nan")}
     return {"dice": float(compute_dice(_batch(guess), _batch(truth)).item())}
@@ -81,6 +82,8 @@ def _overlap(truth: Bools, guess: Bools) -> dict[str, float]:
 
 def _surfaces(truth: Bools, guess: Bools, spacing_mm: Sequence[float], tolerance_mm: float) -> dict[str, float]:
     """Both NaN without a drawn structure; a structure that was missed altogether has surface Dice 0 and no distance."""
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
     if not truth.any():
         return {"hd95_mm": float("nan"), "surface_dice": float("nan")}
     if not guess.any():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 
 import torch
-from monai.networks.nets import UNet
 from torch import nn
 
 from tasks.segmentation.settings import Settings
@@ -23,6 +22,8 @@ class SegmentationNet(nn.Module):
     """One-channel image (rows, 1, *voxels) -> logits (rows, classes, *voxels); class 0 is background."""
 
     def __init__(self, settings: Settings) -> None:
+        from monai.networks.nets import UNet  # seconds, which a command that only checks a study needn't wait
+
         super().__init__()
         self.body = UNet(
             spatial_dims=settings.spatial_dims,
