@@ -29,7 +29,7 @@ from fl_client.halt import halted
 from fl_client.loopback import Loopback, write_private
 from fl_client.sharing import kept_to
 from fl_client.site import Site
-from fl_client.supernode import environment, pause_s, runtime_folder
+from fl_client.supernode import environment, pause_s, prompt_pulls, runtime_folder
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -54,6 +54,7 @@ class Worker:
         self.site = Site.load(self.settings)
         self.app = app or own
         self.stop = threading.Event()
+        prompt_pulls()
         self._last = time.monotonic() - 3600.0
         self._door: Loopback | None = None
         self._client: RuntimeHttpClient | None = None

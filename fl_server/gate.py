@@ -32,6 +32,7 @@ Join = Callable[[bytes], tuple[int, dict[str, str]]]
 PROTOBUF = b"application/protobuf"
 LARGEST_JOIN = 8192  # bytes
 LARGEST_ANSWER = 1024**2  # bytes of a call that is read whole: names and hashes; what they stand for is pushed as objects
+PIECE = 256 * 1024  # bytes of an answer that are passed on at once; they come in TLS records of 16 KB
 WHOLE_AT_ONCE = 64
 """At most so many requests are held whole at a time; others wait. No key has been looked at until the SuperLink does."""
 
@@ -181,7 +182,7 @@ class Gate:
                 if name in _PASSED_BACK or name.startswith(_FLOWERS)
             ]
             await send({"type": "http.response.start", "status": answer.status_code, "headers": back})
-            async for chunk in answer.aiter_raw():
+            async for chunk in answer.aiter_raw(PIECE):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.run import Run
 
 from tasks.packing import pack, unpack
@@ -32,6 +33,9 @@ class PromptGrid(Grid):
 
     def __init__(self, inside: Grid) -> None:
         self.inside = inside
+        # a part that is still on its way is looked for a tenth of a second later, not 1, 2, 4 s; Flower's max_time ends it
+        ours = {"initial_backoff": 0.1, "backoff_cap": 2.0, "max_tries_per_object": None}
+        pull_objects.__kwdefaults__ = {**(pull_objects.__kwdefaults__ or {}), **ours}
 
     def set_run(self, run: Run) -> None:
         """Use Flower's description of this run."""

@@ -113,7 +113,6 @@ def _parts(house: House) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
         **QUIET,
         "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", "")]),
         "FLWR_HOME": str(house.flower_home),
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
         "KONSIL_RUNS": str(house.runs),
         "KONSIL_MODELS": str(house.models),
         superlink.SECRET: str(house.control_key),

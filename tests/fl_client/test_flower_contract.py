@@ -7,7 +7,9 @@ at before the pin is moved.
 import argparse
 import importlib
 import inspect
+import itertools
 import re
+import time
 from importlib.metadata import version
 
 import httpx
@@ -18,6 +20,7 @@ from flwr.common.constant import SubStatus
 from flwr.proto import runtime_pb2
 from flwr.supercore import constant as supercore_constant
 from flwr.supercore import interceptors
+from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.superexec import run_superexec
@@ -114,6 +117,29 @@ def test_our_pauses_are_short_while_a_study_runs_and_as_long_as_flowers_when_non
     answers = iter([None, 19])
     assert supernode.impatient(lambda **given: next(answers))() == 19
     assert pauses[-1] == 3.0
+
+
+def test_a_part_that_is_still_on_its_way_is_looked_for_again_soon_and_for_as_long_as_flower_would(monkeypatch):
+    for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        assert pull.__kwdefaults__["max_time"] == supercore_constant.PULL_MAX_TIME >= 3600
+        monkeypatch.setattr(pull, "__kwdefaults__", dict(pull.__kwdefaults__))
+    for module, name in ((loop, "pull_objects"), (run_clientapp, "pull_and_inflate_object_from_tree")):
+        assert getattr(module, name) is getattr(inflatable_utils, name)
+        call = source(module).split(f" {name}(", 1)[1].split(")")[0]
+        assert not re.search("initial_backoff|backoff_cap|max_tries_per_object", call), module  # it takes the defaults
+    supernode.prompt_pulls()
+    looked = []
+
+    def part(name):
+        looked.append(time.monotonic())
+        if len(looked) < 4:
+            raise inflatable_utils.ObjectUnavailableError(name)
+        return b"it"
+
+    assert inflatable_utils.pull_objects(["part"], part) == {"part": b"it"}
+    gaps = [after - before for before, after in itertools.pairwise(looked)]
+    assert 0.07 < gaps[0] < 0.5
+    assert sum(gaps) < 2.0  # Flower: about seven seconds
 
 
 def test_flowers_command_takes_all_that_we_give_it(tmp_path):

@@ -1,4 +1,5 @@
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.superlink.grid import HttpGrid
+from flwr.superlink.grid import HttpGrid, http_grid
 
 from fl_client.packed import packed_mod
 from fl_server import prompt_grid
@@ -156,6 +157,15 @@ def test_flowers_grid_still_has_what_is_used_of_it():
     assert callable(HttpGrid.get_nodes)
     assert {"node_id", "name"} <= {field.name for field in NodeInfo.DESCRIPTOR.fields}
     assert "time.sleep(3)" in inspect.getsource(HttpGrid.send_and_receive)  # the reason for all this
+
+
+def test_parts_of_an_answer_that_are_still_on_their_way_are_looked_for_again_soon(clock, monkeypatch):
+    monkeypatch.setattr(http_grid.pull_objects, "__kwdefaults__", dict(http_grid.pull_objects.__kwdefaults__))
+    call = inspect.getsource(HttpGrid.pull_messages).split("pull_objects(", 1)[1].split("except")[0]
+    assert not re.search("initial_backoff|backoff_cap|max_tries_per_object", call)  # Flower's grid takes the defaults
+    PromptGrid(Later(echo(packed_mod), clock, [0.0]))
+    assert http_grid.pull_objects.__kwdefaults__["initial_backoff"] == 0.1
+    assert http_grid.pull_objects.__kwdefaults__["max_time"] >= 3600
 
 
 def test_nodes_go_by_the_names_that_their_keys_are_registered_under():

@@ -5,10 +5,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -31,6 +33,7 @@ from fl_server import __main__ as command
 from fl_server.control import Refused, app_bundle, control
 from fl_server.house import House
 from fl_server.serve import join
+from fl_server.superlink import PAGE_BYTES
 from fl_server.tokens import Tokens
 
 pytestmark = [  # Flower's own: its builder of bundles, and its client with a file of certificates
@@ -215,6 +218,11 @@ def test_the_control_api_can_not_be_reached_from_outside(running, path):
         answer = talk.post(path, content=b"", headers={"content-type": "application/protobuf", "konsil-control-key": secret})
         assert answer.status_code == 404
         assert talk.get("/docs").status_code == talk.get("/openapi.json").status_code == 404
+
+
+def test_the_database_is_made_for_rows_of_megabytes(running):
+    with closing(sqlite3.connect(f"file:{running.house.database}?mode=ro", uri=True)) as database:
+        assert database.execute("PRAGMA page_size").fetchone() == (PAGE_BYTES,)
 
 
 def test_on_the_coordinators_own_machine_the_control_api_wants_its_key(running):
