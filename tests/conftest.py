@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,11 @@ from conf.study import LocalTraining, Study
 from fl_client.cohort import Cohort
 from fl_client.site import Budget, Site
 from tasks.case import Case, Volume
+
+# Tests run side by side, and processes that they start beside each other: threads that share a core wait for one another most
+# of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 SMALL_TASK = {
     "name": "segmentation",
