@@ -148,7 +148,7 @@ class Row:
     scanner: str = ""
     images: tuple[tuple[str, int, bool], ...] = ()  # series, slices, with a mask
     values: int = 0  # clinical values that are known
-    outside: int | None = None  # parameters outside the reference range; None: not known
+    outside: int | None = None  # parameters outside the reference range, not on the better side; None: not known
     far: int = 0  # parameters far from the rest of the cohort
     trouble: str = ""
 
@@ -172,7 +172,7 @@ def rows(site: Site, patients: list[str], known: Measured | None) -> list[Row]:
                 scanner=scanner_of(case),
                 images=tuple((volume.series, len(volume.image), volume.mask is not None) for volume in case.volumes),
                 values=sum(value is not None for value in case.endpoints.values()),
-                outside=sum(place.side in ("below", "above") for place in places) if known else None,
+                outside=sum(place.concerns for place in places) if known else None,
                 far=sum(place.outlying for place in places),
             )
         )
@@ -197,6 +197,7 @@ class Place:
     percentile: float
     far: bool
     side: str
+    concerns: bool
     low: float | None
     high: float | None
     drawn: Mapping[str, float]  # value, low, high, median of the cohort
@@ -274,6 +275,7 @@ def _place(place: Standing, here: Range) -> Place:
         place.percentile,
         place.outlying,
         place.side,
+        place.concerns,
         known.low if known else None,
         known.high if known else None,
         drawn,

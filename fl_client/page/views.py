@@ -350,14 +350,15 @@ def log(site: Site, page: int) -> dict[str, Any]:
 
 def _happening(line: Body) -> tuple[str, str, str, str]:
     """Time, what, who, and the rest in words."""
-    facts = {key: value for key, value in line.items() if key not in ("line", "time", "happening", "who") and value is not None}
+    said = ("line", "time", "happening", "what", "who")
+    facts = {key: value for key, value in line.items() if key not in said and value is not None}
     for key in ("study", "sha256"):
         if isinstance(facts.get(key), str):
             facts[key] = facts[key][:12]
     rest = ", ".join(
         f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in facts.items() if value != ""
     )
-    return str(line["time"]), str(line["happening"]), str(line.get("who") or ""), rest
+    return str(line["time"]), f"{line['happening']} {line.get('what') or ''}".strip(), str(line.get("who") or ""), rest
 
 
 def people(site: Site, found: Any, *, place: str, start: str) -> Iterator[tuple[str, str]]:

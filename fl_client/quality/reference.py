@@ -1,8 +1,8 @@
 """Where a patient's images stand: among those of the hospital's own cohort, and against a reference range.
 
 The hospital's own numbers stay there. The range that konsil brings (`conf/quality_reference.yaml`) says in `source` of what it
-was made; a hospital writes its own with `konsil-site quality --write-reference`, and may show that one to whom it likes. Which one
-it compares with is its setting `quality_reference`.
+was made; a hospital writes its own with `konsil-site quality --write-reference`, and may show that one to whom it likes.
+Which one it compares with is its setting `quality_reference`.
 """
 
 from __future__ import annotations
@@ -106,6 +106,12 @@ class Standing(NamedTuple):
         if self.range is None:
             return ""
         return "below" if self.value < self.range.low else "above" if self.value > self.range.high else "within"
+
+    @property
+    def concerns(self) -> bool:
+        """Outside the reference range, and not on the side that is the better one."""
+        better = {"high": "above", "low": "below"}.get(METRICS[self.metric].better)
+        return self.side in ("below", "above") and self.side != better
 
 
 def found_in(cohort: Cohort) -> tuple[dict[str, dict[str, Quality]], dict[str, str]]:
