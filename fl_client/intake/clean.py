@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import shutil
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +24,19 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from fl_client.intake.deidentify import Deidentifier, Unattributable, discreet
-from fl_client.intake.part10 import ends_with
+from fl_client.intake.part10 import BIG_ENDIAN, DEFLATED, IMPLICIT, UNDEFINED, Bytes, holds
 from fl_client.intake.pixels import clean_pixels, problem
 from fl_client.intake.pseudonyms import patient_number
 from fl_client.intake.way_back import TwoPeople, WayBack
 
 IMPLEMENTATION = "2.25.219830236116190285178391290513214730541"
 DIRECTORY = "1.2.840.10008.1.3.10"
+PIXELS = 0x7FE00010
+FIRST_ITEM = b"\xfe\xff\x00\xe0"
+LARGE = 2**16  # bytes of pixel data from which on another copy in memory would matter
+
+Parts = tuple[Bytes, ...]
+"""A file's bytes in pieces, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def deidentify_file(
             study, series, instance = (str(result.get(name, "")) for name in names)
             if not (study and series and instance):
                 return Quarantined("a file without StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID", pseudonym)
-            new = as_bytes(result)
+            new = as_parts(result)
         except Unattributable as reason:
             return Quarantined(str(reason), pseudonym)
         except InvalidDicomError:
@@ -99,7 +106,7 @@ def deidentify_file(
             return Quarantined(f"it can't be read ({type(error).__name__}): corrupt or cut short", pseudonym)
     place = Path(clean_folder) / pseudonym / study / series / f"{instance}.dcm"
     there = place.exists()
-    written = not there or place.stat().st_size != len(new) or not ends_with(place, new)
+    written = not there or not holds(place, new)
     if there and written and _method(place) == str(result.DeidentificationMethod):
         if _says_the_same(place, new):  # in another transfer syntax; the first one stays
             return Cleaned(place, pseudonym, study, series, instance, str(result.SOPClassUID), False, dict(done.dropped))
@@ -128,16 +135,45 @@ def unread(source: Path, deidentify: Deidentifier, why: str) -> Quarantined:
     return Quarantined(why, deidentify.pseudonym(patient_id), *uids) if patient_id else Quarantined(why)
 
 
-def as_bytes(dataset: Dataset) -> memoryview:
-    """The file: our own meta information, the transfer syntax as it was, an empty preamble."""
+def as_parts(dataset: Dataset) -> Parts:
+    """The file, in pieces: our own meta information, the transfer syntax as it was, an empty preamble.
+
+    Pixel data, the last element, are a piece of their own and not copied, since they can be very large.
+    """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    syntax = meta.TransferSyntaxUID = UID(str(dataset.file_meta.TransferSyntaxUID))
     meta.ImplementationClassUID, meta.ImplementationVersionName = UID(IMPLEMENTATION), "KONSIL"
     dataset.file_meta, dataset.preamble = meta, b"\0" * 128
+    pixels = _pixels(dataset, syntax)
+    if pixels is not None:
+        element = dataset["PixelData"]
+        del dataset["PixelData"]
     buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    return buffer.getbuffer()  # without a copy
+    try:
+        pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
+    finally:
+        if pixels is not None:
+            dataset["PixelData"] = element
+    if pixels is None:
+        return (buffer.getbuffer(),)  # without a copy
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    vr = b"" if syntax == IMPLICIT else struct.pack("2sxx", element.VR.encode())
+    padding = b"\0" * (len(pixels) % 2)
+    length = UNDEFINED if syntax.is_compressed else len(pixels) + len(padding)  # PS3.5 A.4
+    end = padding + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0) if syntax.is_compressed else padding
+    head = struct.pack(f"{order}HH", 0x7FE0, 0x0010) + vr + struct.pack(f"{order}I", length)
+    return buffer.getbuffer(), head, pixels, end
+
+
+def _pixels(dataset: Dataset, syntax: UID) -> bytes | None:
+    """The pixel data if they can be a piece of their own: the last element, large, and not to be deflated with the rest."""
+    if not syntax.is_transfer_syntax or syntax == DEFLATED or "PixelData" not in dataset or max(dataset.keys()) != PIXELS:
+        return None
+    value = dataset["PixelData"].value
+    if not isinstance(value, bytes) or len(value) < LARGE or len(dataset["PixelData"].VR) != 2:
+        return None
+    return value if not syntax.is_compressed or value.startswith(FIRST_ITEM) else None  # else pydicom says what is wrong
 
 
 class AlreadyClean(Deidentifier):
@@ -169,11 +205,11 @@ class AlreadyClean(Deidentifier):
         return dataset
 
 
-def _says_the_same(path: Path, new: memoryview) -> bool:
+def _says_the_same(path: Path, new: Parts) -> bool:
     """Whether a file of the store and these bytes hold the same elements, pixels included."""
     try:
         with discreet():
-            return bool(pydicom.dcmread(path) == pydicom.dcmread(io.BytesIO(new)))
+            return bool(pydicom.dcmread(path) == pydicom.dcmread(io.BytesIO(b"".join(new))))
     except Exception:
         return False
 
@@ -198,14 +234,14 @@ def sweep(clean_folder: Path) -> int:
     return len(left)
 
 
-def _write(clean_folder: Path, place: Path, data: memoryview) -> None:
+def _write(clean_folder: Path, place: Path, data: Parts) -> None:
     """The whole file on the disk, or nothing."""
     made = [folder for folder in (place.parent, *place.parents) if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
     part = clean_folder / f".{uuid4().hex}.part"
     try:
         with open(part, "xb") as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(place)

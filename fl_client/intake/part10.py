@@ -11,7 +11,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -140,6 +140,20 @@ def ends_with(path: Path, end: Bytes) -> bool:
             return False
         file.seek(-len(view), os.SEEK_END)
         return all(file.read(PIECE) == view[at : at + PIECE] for at in range(0, len(view), PIECE))
+
+
+def holds(path: Path, parts: Sequence[Bytes]) -> bool:
+    """Whether the file is these bytes, one after the other, and no more. Raises `OSError`."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size != sum(len(part) for part in parts):
+            return False
+        for part in parts:
+            with memoryview(part) as view:
+                for at in range(0, len(view), PIECE):
+                    piece = view[at : at + PIECE]
+                    if file.read(len(piece)) != piece:
+                        return False
+        return True
 
 
 def split(file: Bytes) -> tuple[int, str]:

@@ -11,6 +11,7 @@ import unicodedata
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
@@ -65,6 +66,7 @@ PART = (
 DRAWN = frozenset(("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.481.3"))
 """SEG and RTSTRUCT, whose pixels and contours somebody drew: no picture of anybody."""
 
+PIECE = 2**20  # values that are looked at together
 OVERLAYS = range(0x6000, 0x6020, 2)
 
 
@@ -142,16 +144,31 @@ def clean_pixels(original: Dataset, result: Dataset) -> str | None:
         if high != stored - 1:
             return "pixels that don't start at bit 0: what stands in the other bits is unknown"
         size, order = allocated // 8, ">" if syntax == "1.2.840.10008.1.2.2" else "<"
-        array = np.frombuffer(pixels[: len(pixels) // size * size], f"{order}u{size}")
-        kept = array & ((1 << stored) - 1)
-        if result.get("PixelRepresentation") == 1 and not np.array_equal(kept, array):  # the unused bits repeat the sign
-            unused = ((1 << allocated) - 1) ^ ((1 << stored) - 1)
-            kept = np.where(kept >> (stored - 1) & 1, kept | unused, kept).astype(array.dtype)
-        if (padding := result.get("PixelPaddingValue")) is not None:  # may lie outside of what the stored bits can say
-            kept = np.where(array == int(padding) % (1 << allocated), array, kept).astype(array.dtype)
-        if not np.array_equal(kept, array):
-            result["PixelData"].value = kept.tobytes() + bytes(pixels[array.nbytes :])
+        array = np.frombuffer(pixels, f"{order}u{size}", count=len(pixels) // size)
+        padding = result.get("PixelPaddingValue")
+        wide = None if padding is None else int(padding) % (1 << allocated)  # may lie outside of what the stored bits can say
+        signed = result.get("PixelRepresentation") == 1
+        cleaned: bytearray | None = None
+        for at in range(0, len(array), PIECE):  # piece by piece: an image can be large, and is held more than once already
+            piece = array[at : at + PIECE]
+            kept = _without_unused_bits(piece, stored, allocated, signed=signed, wide=wide)
+            if not np.array_equal(kept, piece):
+                cleaned = bytearray(pixels) if cleaned is None else cleaned
+                cleaned[at * size : (at + len(piece)) * size] = kept.tobytes()
+        if cleaned is not None:
+            result["PixelData"].value = bytes(cleaned)
     return None
+
+
+def _without_unused_bits(
+    values: npt.NDArray[Any], stored: int, allocated: int, *, signed: bool, wide: int | None
+) -> npt.NDArray[Any]:
+    """The values with zeros in the bits above the stored ones, or with the sign there; those that equal `wide` as they are."""
+    kept: npt.NDArray[Any] = values & ((1 << stored) - 1)
+    if signed and not np.array_equal(kept, values):  # the unused bits repeat the sign
+        unused = ((1 << allocated) - 1) ^ ((1 << stored) - 1)
+        kept = np.where(kept >> (stored - 1) & 1, kept | unused, kept).astype(values.dtype)
+    return kept if wide is None else np.where(values == wide, values, kept).astype(values.dtype)
 
 
 def _of_class(sop_class: str) -> str:

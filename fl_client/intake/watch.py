@@ -76,15 +76,17 @@ class WatchFolder:
             try:
                 split(data)
                 opened.seek(0)
-                data = opened.read()
-                start, syntax = split(data)
+                whole = bytearray(before[0])  # read into its place: `read` would hold it twice
+                length = opened.readinto(whole)
+                start, syntax = split(whole)
             except NotPart10 as reason:
                 self._incoming.quarantine.note(name, f"{reason}; it lies in the watch folder still")
                 self._remember(name, before)
                 return "not DICOM"
-        if _look(path) != before or len(data) != before[0]:
+        if _look(path) != before or length != before[0]:
             return "growing"
-        kept = self._incoming.keep(data[:start], memoryview(data)[start:], transfer_syntax=syntax, instance=name)
+        view = memoryview(whole)
+        kept = self._incoming.keep(view[:start], view[start:], transfer_syntax=syntax, instance=name)
         self._remember(name, before)
         return kept
 

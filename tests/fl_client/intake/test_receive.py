@@ -95,6 +95,24 @@ def test_pynetdicoms_own_sender_is_served_too(door: DicomReceiver, identity: Pat
     assert len(originals(identity)) == 2
 
 
+def peak_mebibytes() -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) // 1024
+
+
+@needs("storescu")
+def test_a_large_image_is_received_with_one_copy_of_it_in_memory(door: DicomReceiver, identity: Path, tmp_path: Path) -> None:
+    mebibytes = 64
+    several = {"NumberOfFrames": mebibytes * 2, "Rows": 512, "Columns": 512, "PixelData": bytes(mebibytes * 2**20)}
+    folder = write_images(tmp_path / "images", 1, SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1", **several)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = peak_mebibytes()
+    assert answers(storescu(door.port, folder)) == 1
+    assert originals(identity)[0].stat().st_size > mebibytes * 2**20
+    assert peak_mebibytes() - before < 1.9 * mebibytes  # it grows piece by piece, and two would be one too many
+
+
 @needs("storescu")
 @pytest.mark.parametrize(("sender", "called", "why"), [("STRANGER", "KONSIL", "Calling"), ("PACS", "OTHER", "Called")])
 def test_a_wrong_title_is_refused_with_the_reason(
