@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from cryptography import x509
@@ -74,10 +75,13 @@ def coordinator(site: Site, settings: Path) -> Iterator[Finding]:
 def _certificate(whom: Coordinator) -> Iterator[Finding]:
     """The chain to the authority, and how long it is good for. Raises `OSError`, `ssl.SSLError` for one that isn't."""
     host, _, port = whom.address.rpartition(":")
-    host = host.strip("[]")
+    host, trusted = host.strip("[]"), tls_context(whom)
+    if (proxy := getproxies().get("https")) and not proxy_bypass(host):  # the chain is looked at all the same, by the next step
+        yield Finding("ok", "tls", f"through the proxy {httpx.URL(proxy).host} (HTTPS_PROXY); how long is not looked at")
+        return
     with (
         socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as line,
-        tls_context(whom).wrap_socket(line, server_hostname=host) as secure,
+        trusted.wrap_socket(line, server_hostname=host) as secure,
     ):
         shown = secure.getpeercert(binary_form=True) or b""
         spoken = secure.version()

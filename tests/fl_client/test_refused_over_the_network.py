@@ -234,15 +234,19 @@ def town():
         serving = stack.enter_context(Daemon("serve", serving, log=town.folder / "serve.log"))
         for name in ("north", *TURNED_AWAY, "faithful"):
             town.found(name)
+        settle_south(town)
         serving.wait_for("certificate valid until")
         town.serving = psutil.Process(serving._process.pid)
         town.newer = stack.enter_context(gate_before(house, about={**serve.about(house), "konsil": "9.9.9"}))
         town.overdue = stack.enter_context(gate_before(house, about=serve.about(house), **expired(house)))
         town.broken = stack.enter_context(gate_before(house, about=serve.about(house), kind=Broken))
         town.joined("north", port=town.newer)
-        stack.enter_context(Daemon("north", konsil_site(town.settings("north"), "start"), log=town.folder / "north.log"))
-        settle_south(town)
-        stack.enter_context(Daemon("south", town.other_user("start"), log=town.folder / "south.log"))
+        whole = [Daemon("north", konsil_site(town.settings("north"), "start"), log=town.folder / "north.log")]
+        stack.callback(end_at_once, whole)
+        token = Tokens(house.tokens).give("south")
+        where = ("--coordinator", f"localhost:{house.port}", "--root-certificates", str(town.folder / "ca.crt"))
+        run(town.other_user("join", token, *where), log=town.log)
+        whole.append(Daemon("south", town.other_user("start"), log=town.folder / "south.log"))
         town.joined("elsewhere")
         other, _ = certificates.make_authority("somewhere else")
         certificates.write(other, town.folder / "elsewhere" / "coordinator.crt")
@@ -260,7 +264,7 @@ def town():
 
 
 def settle_south(town):
-    """Set south up with its own user's commands; the patients are put where it finds them."""
+    """Found south with its own user's command; the patients are put where it finds them."""
     folder = town.folder / "south"
     folder.mkdir(mode=0o700)
     if town.become:
@@ -275,9 +279,13 @@ def settle_south(town):
     town.settings("south").write_text(text.replace("test_fraction: 0.2", "test_fraction: 0.0"))
     shutil.copy(town.house.authority, town.folder / "ca.crt")
     (town.folder / "ca.crt").chmod(0o644)
-    token = Tokens(town.house.tokens).give("south")
-    where = ("--coordinator", f"localhost:{town.house.port}", "--root-certificates", str(town.folder / "ca.crt"))
-    run(town.other_user("join", token, *where), log=town.log)
+
+
+def end_at_once(daemons):
+    for daemon in daemons:
+        daemon._process.terminate()
+    for daemon in daemons:
+        daemon.stop()
 
 
 def end(processes):
@@ -300,7 +308,7 @@ def checked(town, name, capsys):
     assert konsil(["--site", str(town.settings(name)), "check"]) == 1
     mend = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mend")]
     assert konsil(["--site", str(town.settings(name)), "status"]) == 1
-    look = [line for line in capsys.readouterr().out.splitlines() if line.startswith("LOOK: the coordinator, ")]
+    look = [line for line in capsys.readouterr().out.splitlines() if line.startswith("LOOK: the line to the coordinator, ")]
     return mend, look
 
 
@@ -576,14 +584,26 @@ def test_a_signature_of_another_key_is_no_hospitals(town):
 # -- another user ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_hospital_runs_as_a_user_without_rights_or_home(town):
+@pytest.fixture
+def other_user(town):
     if not town.become:
         pytest.skip("only root can become another user, and its interpreter has to be within that user's reach")
-    run(town.other_user("check"), log=town.log)  # 0: nothing to mend
+    return town
+
+
+def test_a_whole_hospital_runs_as_a_user_without_rights_or_home(other_user):
+    town = other_user
     said = run(town.other_user("status"), log=town.log)
     assert "running: trainer" in said
-    owners = {path.stat().st_uid for path in (town.folder / "south").rglob("*")}
-    assert owners == {NOBODY}
-    secret = [path for path in (town.folder / "south").rglob("*") if path.name in ("node.key", "pseudonym.key", "secret")]
+    assert "LOOK" not in said
+    there = list((town.folder / "south").rglob("*"))
+    assert {path.stat().st_uid for path in there} == {NOBODY}
+    secret = [path for path in there if path.name in ("node.key", "pseudonym.key", "secret")]
     assert [path.stat().st_mode & 0o777 for path in secret] == [0o600] * 3
     assert "Traceback" not in (town.folder / "south.log").read_text()
+
+
+@pytest.mark.slow
+def test_check_finds_nothing_to_mend_as_that_user(other_user):
+    said = run(other_user.other_user("check"), log=other_user.log)
+    assert said.splitlines()[-1].startswith("0 to mend")
