@@ -162,7 +162,15 @@ def _write_sides(picture: Image.Image, volume: Volume) -> None:
     places = [(left, (4.0, tall / 2), "lm"), (right, (wide - 4.0, tall / 2), "rm")]
     places += [(upper, (wide / 2, 6.0), "mt"), (lower, (wide / 2, tall - 6.0), "mb")]
     for letter, place, anchor in places:
-        draw.text(place, letter, fill="#ffffff", font=font, anchor=anchor, stroke_width=1, stroke_fill="#000000")
+        draw.text(
+            place,
+            letter,
+            fill="#ffffff",
+            font=font,
+            anchor=anchor,
+            stroke_width=max(1, max(picture.size) // 150),
+            stroke_fill="#000000",
+        )
 
 
 def direction(vector: npt.NDArray[np.float64]) -> str:

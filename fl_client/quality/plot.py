@@ -75,12 +75,12 @@ def _strip(axis: Axes, metric: str, values: dict[str, float], *, known: Range | 
     _scale(axis, metric, numbers if known is None else np.append(numbers, [known.low, known.high]))
     unit = f" [{METRICS[metric].unit}]" if METRICS[metric].unit else ""
     axis.text(-0.02, 0.68, f"{metric}{unit}", transform=axis.transAxes, ha="right", va="center", fontsize=9)
-    words = "\n".join(textwrap.wrap(METRICS[metric].words, 38))
-    axis.text(-0.02, 0.42, words, transform=axis.transAxes, ha="right", va="top", fontsize=7, color=FAINT, linespacing=1.1)
+    words = "\n".join(textwrap.wrap(METRICS[metric].words, 36))
+    axis.text(-0.02, 0.42, words, transform=axis.transAxes, ha="right", va="top", fontsize=7.8, color=FAINT, linespacing=1.1)
     better = {"high": (1.0, "right", "better →"), "low": (0.0, "left", "← better")}.get(METRICS[metric].better)
     if better is not None:
         place, side, text = better
-        axis.text(place, 1.02, text, transform=axis.transAxes, ha=side, va="bottom", fontsize=7, color=FAINT)
+        axis.text(place, 1.02, text, transform=axis.transAxes, ha=side, va="bottom", fontsize=7.8, color=FAINT)
     axis.set(ylim=(-0.5, 0.5), yticks=[])
     axis.tick_params(axis="x", labelsize=8)
     axis.spines[["left", "right", "top"]].set_visible(False)
