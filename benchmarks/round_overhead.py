@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/round_overhead.py                         # 2 MB and 30 MB, 2 hospitals, 4 rounds
     .venv/bin/python benchmarks/round_overhead.py --megabytes 2 --sites 3 --rounds 6
 
-Both sides do the same nothing: every hospital sends the weights back that it was sent. konsil's side is the whole of it: its
-coordinator with the gate, TLS and signed requests, a SuperNode per hospital, the warm worker, the enrolment and `Rounds`.
-Flower's side is plain: no TLS, no keys, FedAvg, an app that imports no torch, a new process for every message.
+Both sides do the same next to nothing: every hospital adds a number of its own to the weights and sends them back. konsil's
+side is the whole of it: its coordinator with the gate, TLS and signed requests, a SuperNode per hospital, the warm worker, the
+enrolment and `Rounds`. Flower's side is plain: no TLS, no keys, FedAvg, an app that imports no torch, a new process for every
+message.
 A round lasts from its start at the coordinator to its end; of all hospitals, the slowest counts.
 """
 
@@ -62,8 +63,10 @@ server = ServerApp()
 
 @client.train()
 def train(question, context):
+    own = np.float32(context.node_id % 1000 / 1e6)
+    arrays = ArrayRecord({name: Array(array.numpy() + own) for name, array in question.content["arrays"].items()})
     metrics = MetricRecord({"num-examples": 5})
-    return Message(RecordDict({"arrays": question.content["arrays"], "metrics": metrics}), reply_to=question)
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=question)
 
 @server.main()
 def main(grid, context):
@@ -178,7 +181,8 @@ def _work(settings: Path) -> int:
     """A hospital's worker whose app trains nothing and takes part in everything."""
     import logging
 
-    from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+    import numpy as np
+    from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
 
     from fl_client import release
@@ -199,7 +203,8 @@ def _work(settings: Path) -> int:
         if text not in wanted:
             wanted[text] = released(load(json.loads(text)["task"]))
         sent = question.content.array_records["arrays"]
-        arrays = ArrayRecord({name: sent[name] for name in wanted[text]})
+        own = np.float32(context.node_id % 1000 / 1e6)  # else one hospital's parts would be another's
+        arrays = ArrayRecord({name: Array(sent[name].numpy() + own) for name in wanted[text]})
         metrics = MetricRecord({"num-examples": worker.site.declared_size, "epsilon": 0.0})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=question)
 
