@@ -44,13 +44,18 @@ def runtime_folder(site: Site) -> Path:
 
 
 def environment(site: Site) -> dict[str, str]:
-    """The environment of every process that holds Flower: nothing is reported, and loopback goes through no proxy."""
+    """The environment of every process that holds Flower: nothing is reported, and loopback goes through no proxy.
+
+    A service's user often has no home; what would lie there (matplotlib's list of fonts, seconds to make) lies in the house.
+    """
     own = {
         "FLWR_HOME": str(site.folder / "run" / "flower"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), HOST])),
     }
+    if "MPLCONFIGDIR" not in os.environ and not os.access(os.environ.get("HOME", ""), os.W_OK):
+        own["MPLCONFIGDIR"] = str(site.folder / "run" / "matplotlib")
     return {**{name: value for name, value in os.environ.items() if name != "no_proxy"}, **own}
 
 

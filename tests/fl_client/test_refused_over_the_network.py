@@ -1,9 +1,10 @@
 """What is wrong, forged or hostile, met by real processes over a real network.
 
 One coordinator runs for all tests (`konsil-study serve`: gate, SuperLink, SuperExec), and hospitals as they start in earnest:
-`north` and `south` whole, south under another user; others only until they are turned away. Two more gates before the same
-SuperLink stand for a coordinator whose certificate has expired and for one of another konsil. A hostile coordinator is this
-process: it holds the key of the SuperExec, takes the study's task in its place, and says over Flower's own grid what it likes.
+`north` whole and, in the slow tests, `south` under another user; others only until they are turned away. More gates before the
+same SuperLink stand for a coordinator whose certificate has expired, for one of another konsil, and for one that is broken. A
+hostile coordinator is this process: it holds the key of the SuperExec, takes the study's task in its place, and says over
+Flower's own grid what it likes.
 """
 
 import contextlib
@@ -234,19 +235,13 @@ def town():
         serving = stack.enter_context(Daemon("serve", serving, log=town.folder / "serve.log"))
         for name in ("north", *TURNED_AWAY, "faithful"):
             town.found(name)
-        settle_south(town)
         serving.wait_for("certificate valid until")
         town.serving = psutil.Process(serving._process.pid)
         town.newer = stack.enter_context(gate_before(house, about={**serve.about(house), "konsil": "9.9.9"}))
         town.overdue = stack.enter_context(gate_before(house, about=serve.about(house), **expired(house)))
         town.broken = stack.enter_context(gate_before(house, about=serve.about(house), kind=Broken))
         town.joined("north", port=town.newer)
-        whole = [Daemon("north", konsil_site(town.settings("north"), "start"), log=town.folder / "north.log")]
-        stack.callback(end_at_once, whole)
-        token = Tokens(house.tokens).give("south")
-        where = ("--coordinator", f"localhost:{house.port}", "--root-certificates", str(town.folder / "ca.crt"))
-        run(town.other_user("join", token, *where), log=town.log)
-        whole.append(Daemon("south", town.other_user("start"), log=town.folder / "south.log"))
+        stack.enter_context(Daemon("north", konsil_site(town.settings("north"), "start"), log=town.folder / "north.log"))
         town.joined("elsewhere")
         other, _ = certificates.make_authority("somewhere else")
         certificates.write(other, town.folder / "elsewhere" / "coordinator.crt")
@@ -263,8 +258,9 @@ def town():
         yield town
 
 
-def settle_south(town):
-    """Found south with its own user's command; the patients are put where it finds them."""
+@pytest.fixture(scope="module")
+def south(town):
+    """A whole hospital that another user sets up and runs with the commands; the patients are put where it finds them."""
     folder = town.folder / "south"
     folder.mkdir(mode=0o700)
     if town.become:
@@ -279,13 +275,11 @@ def settle_south(town):
     town.settings("south").write_text(text.replace("test_fraction: 0.2", "test_fraction: 0.0"))
     shutil.copy(town.house.authority, town.folder / "ca.crt")
     (town.folder / "ca.crt").chmod(0o644)
-
-
-def end_at_once(daemons):
-    for daemon in daemons:
-        daemon._process.terminate()
-    for daemon in daemons:
-        daemon.stop()
+    token = Tokens(town.house.tokens).give("south")
+    where = ("--coordinator", f"localhost:{town.house.port}", "--root-certificates", str(town.folder / "ca.crt"))
+    run(town.other_user("join", token, *where), log=town.log)
+    with Daemon("south", town.other_user("start"), log=town.folder / "south.log") as daemon:
+        yield daemon
 
 
 def end(processes):
@@ -295,8 +289,8 @@ def end(processes):
 
 
 def study(**changes):
-    """A small study of north and south, as JSON; a hostile coordinator may change anything in it."""
-    fields = {"konsil_version": version("konsil"), "name": "small", "task": TASK, "rounds": 2, "sites": ["north", "south"]}
+    """A small study of north, as JSON; a hostile coordinator may change anything in it."""
+    fields = {"konsil_version": version("konsil"), "name": "small", "task": TASK, "rounds": 2, "sites": ["north"]}
     return json.dumps({**fields, "training": {"views": 2}, **changes})
 
 
@@ -505,23 +499,29 @@ class Poisoning(PromptGrid):
         return super().push_messages(messages)
 
 
-def test_weights_that_are_no_numbers_are_declined_for_nothing_and_nobody_else_minds(town):
-    wanted = Study.from_json(study(name="poisoned"))
+@pytest.mark.parametrize("others", [(), pytest.param(("south",), marks=pytest.mark.slow)], ids=["alone", "among others"])
+def test_weights_that_are_no_numbers_are_declined_for_nothing_and_nobody_else_minds(town, request, others):
+    for other in others:
+        request.getfixturevalue(other)
+    wanted, before = Study.from_json(study(name="poisoned", sites=["north", *others])), len(town.ledger("north"))
     with Hostile(town, wanted.to_json()) as hostile:
         grid = Poisoning(hostile.grid, hostile.node("north"))
-        hostile.node("south")
+        for other in others:
+            hostile.node(other)
         _, record = run_rounds(grid, wanted, initial_state(wanted), folder=town.folder / "poisoned", enrol_timeout_s=60.0)
     first, second = record.rounds
-    assert (first.sites["north"].answer, first.sites["south"].answer) == ("declined", "used")
+    assert first.sites["north"].answer == "declined"
     assert "is not finite" in first.sites["north"].reason
-    assert {site.answer for site in second.sites.values()} == {"used"}  # it is well, and goes on
-    assert any("north" in reason for reason in record.reasons)
+    assert {second.sites["north"].answer, *(entry.sites[other].answer for entry in (first, second) for other in others)} == {
+        "used"  # north is well and goes on, the others were well all the time
+    }
+    assert (record.verdict, any("north" in reason for reason in record.reasons)) == ("degraded", True)
     left = town.left("north", hostile.id)
     assert [(line["kind"], line["round"], line["code"]) for line in left if line["asked"] == "train"] == [
         ("words", 1, DECLINED),
         ("arrays", 2, None),
     ]
-    assert (len(town.ledger("north")), len(town.ledger("south"))) == (1, 2)
+    assert [len(town.ledger("north")) - before, *(len(town.ledger(other)) for other in others)] == [1, *(2 for _ in others)]
 
 
 # -- hospitals that are not who they say -----------------------------------------------------------------------------------
@@ -584,15 +584,12 @@ def test_a_signature_of_another_key_is_no_hospitals(town):
 # -- another user ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def other_user(town):
+@pytest.mark.slow
+def test_a_whole_hospital_runs_as_a_user_without_rights_or_home(town, south):
     if not town.become:
         pytest.skip("only root can become another user, and its interpreter has to be within that user's reach")
-    return town
-
-
-def test_a_whole_hospital_runs_as_a_user_without_rights_or_home(other_user):
-    town = other_user
+    found = run(town.other_user("check"), log=town.log)
+    assert found.splitlines()[-1].startswith("0 to mend")
     said = run(town.other_user("status"), log=town.log)
     assert "running: trainer" in said
     assert "LOOK" not in said
@@ -600,10 +597,5 @@ def test_a_whole_hospital_runs_as_a_user_without_rights_or_home(other_user):
     assert {path.stat().st_uid for path in there} == {NOBODY}
     secret = [path for path in there if path.name in ("node.key", "pseudonym.key", "secret")]
     assert [path.stat().st_mode & 0o777 for path in secret] == [0o600] * 3
-    assert "Traceback" not in (town.folder / "south.log").read_text()
-
-
-@pytest.mark.slow
-def test_check_finds_nothing_to_mend_as_that_user(other_user):
-    said = run(other_user.other_user("check"), log=other_user.log)
-    assert said.splitlines()[-1].startswith("0 to mend")
+    log = (town.folder / "south.log").read_text()
+    assert not any(word in log for word in ("Traceback", "Permission denied", "temporary cache"))
