@@ -40,7 +40,7 @@ def findings(site: Site, settings: Path) -> Iterator[Finding]:
     """All findings, from the inside of the house to the outside."""
     from fl_client.reach import coordinator  # here: it imports what a start doesn't need
 
-    looks: tuple[Look, ...] = (rules, keys, disk, arrivals, books, cohort, device, dicom, coordinator)
+    looks: tuple[Look, ...] = (rules, keys, disk, arrivals, books, cohort, device, dicom, archive, coordinator)
     for look in looks:
         try:
             yield from look(site, settings)
@@ -91,6 +91,9 @@ def keys(site: Site, settings: Path) -> Iterator[Finding]:
     ):
         if tls is not None:
             secret[f"{name} key"] = tls.key
+    if site.dicomweb is not None and not trainers:
+        web = {"dicomweb credentials": site.dicomweb.credentials, "dicomweb key": site.dicomweb.key}
+        secret |= {name: path for name, path in web.items() if path is not None}
     for name, path in secret.items():
         if not path.exists():
             yield Finding("mend", "keys", f"the {name} {path} is missing")
@@ -225,6 +228,20 @@ def dicom(site: Site, settings: Path) -> Iterator[Finding]:
 
     answer = echo(door)
     yield Finding("ok" if answer.startswith("ours") else "mend", "dicom", f"{where}: {answer}")
+
+
+def archive(site: Site, settings: Path) -> Iterator[Finding]:
+    """The archive's DICOMweb door: whether it answers to us."""
+    web = site.dicomweb
+    if web is None or (is_shared(site.folder) and settings.stat().st_uid not in (0, os.geteuid())):  # the intake's business
+        return
+    from fl_client.intake.pull import knock
+
+    try:
+        knock(web)
+        yield Finding("ok", "dicomweb", f"{web.url} answers, and lets us in")
+    except (OSError, ValueError) as error:
+        yield Finding("mend", "dicomweb", str(error))
 
 
 def _is_free(door: DicomDoor) -> bool:

@@ -29,6 +29,9 @@ PACKAGES = (
     *("konsil", "flwr", "torch", "monai", "pydicom", "pynetdicom", "highdicom", "SimpleITK", "numpy", "pydantic"),
     "dp-accounting",
 )
+PARTS = ("dicom", "coordinator", "page", "archive", "dicomweb")
+"""Sections of the settings of which it is told whether they are there."""
+
 HAPPENINGS = ("daemon", "asked", "egress", "approved", "declined", "paused", "resumed", "stopped")
 """Lines of the audit log that may be given away. Others are about single patients (withdrawn, returned): no counting."""
 
@@ -80,7 +83,7 @@ def _about(site: Site) -> dict[str, Any]:
             "approve_all": site.approve_all,
             "accept_no_privacy": site.accept_no_privacy,
             "seeded": site.noise_seed is not None,
-            "parts": {name: getattr(site, name) is not None for name in ("dicom", "coordinator", "page", "archive")},
+            "parts": {name: getattr(site, name) is not None for name in PARTS},
             "dicom_tls": site.dicom is not None and site.dicom.tls is not None,
             "peers": len(site.dicom.peers) if site.dicom else 0,
         },

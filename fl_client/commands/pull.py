@@ -94,7 +94,10 @@ def _values(options: argparse.Namespace, question: str) -> list[str]:
         return [confided(value, question) for value in options.values or [""]]
     if options.values:
         raise ValueError("name studies in a file or on the command line, not both")
-    text = sys.stdin.read() if str(options.list) == "-" else options.list.read_text(encoding="utf-8-sig")
+    try:
+        text = sys.stdin.read() if str(options.list) == "-" else options.list.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{options.list} is not UTF-8 text; one number a line is right") from None
     lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
     if not 0 < len(lines) <= LONGEST_LIST:
         raise ValueError(f"{options.list} names {len(lines)} studies; 1 to {LONGEST_LIST} are right, one a line")

@@ -22,7 +22,8 @@ def add(commands: Commands) -> None:
     """The command and its options."""
     command = commands.add_parser("quality", help="quality of the images, against a reference range; it stays here")
     command.add_argument("--patient", help="pseudonym: where this patient stands")
-    command.add_argument("--reference", type=Path, help="YAML file of another reference range (default: quality_reference of site.yaml, else konsil's own)")
+    told = "YAML file of another reference range (default: quality_reference of site.yaml, else konsil's own)"
+    command.add_argument("--reference", type=Path, help=told)
     command.add_argument("--csv", type=Path, help="write every value to this new file")
     command.add_argument("--plot", type=Path, help="a new folder for one picture (PNG) of each series")
     command.add_argument("--write-reference", type=Path, help="write the cohort's own ranges to this new file")

@@ -94,13 +94,13 @@ class Web:
     def __exit__(self, *failure: object) -> None:
         self._client.close()
 
-    def studies(self, asked: Mapping[str, str]) -> list[Study]:
+    def studies(self, asked: Mapping[str, str], *, most: int) -> list[Study]:
         """The studies that the archive gives for these attributes, by keyword. It may give others, too: look at them.
 
-        Raises `NoAnswer` and `BadAnswer`.
+        Raises `NoAnswer`, and `BadAnswer`, also for more than `most`, which are not read to their end.
         """
         found = []
-        for entry in self._list("studies", asked, STUDY):
+        for entry in self._list("studies", asked, STUDY, most=most, limit="dicomweb.most_studies "):
             text = {tag: _text(entry, tag) for tag in (PATIENT, ACCESSION, DATE)}
             modalities = tuple(str(value) for value in _values(entry, MODALITIES))
             found.append(Study(_uid(entry, STUDY), text[PATIENT], text[ACCESSION], text[DATE], modalities))
@@ -122,7 +122,9 @@ class Web:
         answer = self._ask(where, accept=AS_FILE, most=self._settings.largest_mib * 2**20)
         return only_file(answer.headers.get("content-type", ""), answer.body)
 
-    def _list(self, where: str, asked: Mapping[str, str], key: str) -> Iterator[dict[str, Any]]:
+    def _list(
+        self, where: str, asked: Mapping[str, str], key: str, *, most: int = MOST_ENTRIES, limit: str = ""
+    ) -> Iterator[dict[str, Any]]:
         """All entries of a list, each once, however many the archive gives at a time."""
         seen, given, more = set[str](), 0, True
         while more:
@@ -132,8 +134,8 @@ class Web:
             seen |= {_uid(entry, key) for entry in new}
             yield from new
             more = (more or len(entries) >= PAGE) and bool(new)  # one that takes no offset gives the same once more
-            if len(seen) > MOST_ENTRIES:
-                raise BadAnswer(f"its list has more than {MOST_ENTRIES} entries")
+            if len(seen) > most:
+                raise BadAnswer(f"its list has more entries than {limit}{most}")
 
     def _page(self, where: str, asked: Mapping[str, str]) -> tuple[list[dict[str, Any]], bool]:
         """Entries, and whether the archive says that there are more (PS3.18 8.3.4.4: a warning of code 299)."""

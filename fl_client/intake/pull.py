@@ -26,6 +26,9 @@ from fl_client.intake.part10 import NotPart10, look, split
 from fl_client.intake.pseudonyms import Pseudonyms
 from fl_client.site import DicomWeb, SavedQuery, Site
 
+NOBODYS = "2.25.206018733410219306573420932915472360421"
+"""A UID made from a random UUID, of no study."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -102,7 +105,7 @@ def pull(site: Site, settings: DicomWeb, things: Sequence[Wanted], done: Pulled,
     """
     incoming = Incoming(site.identity_folder, clean=clean_folder(site), min_free_bytes=int(site.arrivals.min_free_gib * 2**30))
     with only_one(incoming.folder / ".pull.lock", "another pull runs for this site already"), Web(settings) as web:
-        studies = _staying(site, _studies(web, things, done), done)
+        studies = _staying(site, _studies(web, things, done, most=settings.most_studies), done)
         if len(studies) > settings.most_studies:
             raise ValueError(
                 f"{len(studies)} studies fit, more than dicomweb.most_studies {settings.most_studies}; ask for fewer at a time"
@@ -120,12 +123,19 @@ def pull(site: Site, settings: DicomWeb, things: Sequence[Wanted], done: Pulled,
                 _fetch(web, missing, incoming, done, at_once=settings.connections)
 
 
-def _studies(web: Web, things: Sequence[Wanted], done: Pulled) -> list[Study]:
+def knock(settings: DicomWeb) -> None:
+    """Ask the archive for a study that nobody has. Raises `NoAnswer`, `BadAnswer`, and what `Web` raises for wrong files."""
+    with Web(settings) as web:
+        if web.studies({KINDS["study"][0]: NOBODYS}, most=settings.most_studies):
+            raise BadAnswer(f"{settings.url} takes no notice of what it is asked for: it gives studies that nobody asked for")
+
+
+def _studies(web: Web, things: Sequence[Wanted], done: Pulled, *, most: int) -> list[Study]:
     """Every study that was asked for, once."""
     found: dict[str, Study] = {}
     for thing in things:
         try:
-            listed = web.studies(thing.asked)
+            listed = web.studies(thing.asked, most=most)
         except BadAnswer as reason:
             done.troubles.append(f"{thing.name}: {reason}")
             continue

@@ -340,7 +340,9 @@ def test_more_studies_than_the_settings_allow_are_refused(tmp_path: Path, archiv
     clinic = settle(tmp_path, url=archive_door.url, most_studies=1)
     for number in (1, 2):
         archive_door.hold(image(number, StudyInstanceUID=f"1.2.{number}"))
-    assert pull(clinic, "patient", "MRN-0815") == 1
+    assert pull(clinic, "patient", "MRN-0815") == 3
+    assert "patient 1 of 1: its list has more entries than dicomweb.most_studies 1" in capsys.readouterr().out
+    assert pull(clinic, "study", "1.2.1", "1.2.2") == 1
     assert "2 studies fit, more than dicomweb.most_studies 1; ask for fewer at a time" in capsys.readouterr().err
     assert archive_door.fetched() == []
 
@@ -551,3 +553,33 @@ def test_one_part_is_found_where_the_standard_lets_it_stand(body: bytes) -> None
     assert bytes(only_file("application/dicom", b"file")) == b"file"
     with pytest.raises(BadAnswer):
         only_file("", body)
+
+
+def test_check_asks_the_archive_for_nobody_and_says_what_to_mend(tmp_path: Path, archive_door: Archive) -> None:
+    from fl_client.preflight import archive, keys
+
+    clinic = settle(tmp_path, url=archive_door.url, credentials="pacs.yaml")
+    (clinic.parent / "pacs.yaml").write_text("token: s3cret")
+    (clinic.parent / "pacs.yaml").chmod(0o600)
+    a_study(archive_door)
+
+    def told() -> list[tuple[str, str]]:
+        return [(finding.level, finding.text) for finding in archive(Site.load(clinic), clinic)]
+
+    assert told() == [("ok", f"{archive_door.url} answers, and lets us in")]
+    archive_door.takes_filter = False
+    assert "takes no notice of what it is asked for" in told()[0][1]
+    archive_door.edit = lambda where, *answer: (401, {}, b"")
+    assert told() == [("mend", f"{archive_door.url}: it does not know our credentials (dicomweb.credentials) (status 401)")]
+    (clinic.parent / "pacs.yaml").chmod(0o644)
+    assert "mend" in {finding.level for finding in keys(Site.load(clinic), clinic) if "dicomweb credentials" in finding.text}
+
+
+def test_an_archive_that_gives_everything_is_not_read_to_its_end(tmp_path: Path, archive_door: Archive, capsys: Any) -> None:
+    clinic = settle(tmp_path, url=archive_door.url, most_studies=4)
+    for number in range(20):
+        archive_door.hold(image(number, StudyInstanceUID=f"1.2.{number}"))
+    archive_door.takes_filter, archive_door.page = False, 3
+    assert pull(clinic, "study", "1.2.1") == 3
+    assert "study 1 of 1: its list has more entries than dicomweb.most_studies 4" in capsys.readouterr().out
+    assert len(archive_door.asked) == 2
