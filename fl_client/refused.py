@@ -35,8 +35,11 @@ class RefusedList:
 
     def add(self, what: str, reason: str) -> None:
         """Add a line, on the disk. Raises `OSError`."""
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"what": _storable(what), "reason": _storable(reason)}) + "\n")
+        line = json.dumps({"what": _storable(what), "reason": _storable(reason)}).encode() + b"\n"
+        with open(self._path, "ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            broken = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"  # a line that a full disk cut short
+            file.write(b"\n" + line if broken else line)
             file.flush()
             os.fsync(file.fileno())
 

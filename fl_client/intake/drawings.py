@@ -146,7 +146,7 @@ class Drawings:
             if drawn.author != last.author:
                 raise Refused(f"two masks for {name}; one of them has to go")
             if drawn.day == last.day and drawn.moment.creator != last.moment.creator:
-                raise Refused(f"two masks for {name} of one day, by two readers; one of them has to go")
+                raise Refused(f"two masks for {name} of one day, not by the same reader; one of them has to go")
             if isinstance(last.drawing, Drawing) and not drawn.structures <= last.structures:
                 raise Refused(f"two masks for {name}, and the later lacks a structure of the earlier; one of them has to go")
             where = f"{self._pseudonym}-mask-{drawn.number}"

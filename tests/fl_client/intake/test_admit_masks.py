@@ -154,7 +154,7 @@ def test_of_a_mask_and_its_correction_on_the_same_day_the_one_drawn_later_counts
 def test_masks_of_two_readers_on_one_day_are_refused(corrected: Callable[..., Path], let_in: LetIn) -> None:
     archive = corrected(day="20240105", first=at("101500", "Dr. Alpha"), second=at("111500", "Dr. Beta"))
     reason = only(let_in(archive)[0].refused)
-    assert reason == "two masks for cine_ed of one day, by two readers; one of them has to go"
+    assert reason == "two masks for cine_ed of one day, not by the same reader; one of them has to go"
 
 
 def test_where_the_contents_have_one_time_the_instances_decide(corrected: Callable[..., Path], let_in: LetIn) -> None:

@@ -153,5 +153,9 @@ def test_lines_that_others_add_or_take_away_are_seen(tmp_path: Path) -> None:
     (tmp_path / "new").rename(tmp_path / "refused.jsonl")
     assert ours.lines == [{"what": "P2", "reason": "b"}]
     assert not ours.knows("P1", "a")
+    with open(tmp_path / "refused.jsonl", "a") as file:
+        file.write('{"what": "P3", "rea')  # cut short by a full disk
+    ours.add("P4", "d")
+    assert [line["what"] for line in theirs.lines] == ["P2", "P4"]
     (tmp_path / "refused.jsonl").unlink()
     assert ours.lines == []
