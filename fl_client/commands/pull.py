@@ -35,15 +35,12 @@ def add(commands: Commands) -> None:
 def _pull(site: Site, options: argparse.Namespace) -> int:
     from fl_client.audit import AuditLog
     from fl_client.daemon import running
-    from fl_client.halt import halted
     from fl_client.intake.incoming import InUse
     from fl_client.intake.pull import Pulled, pull, saved, wanted  # here: pydicom takes a moment to import
 
     settings = site.dicomweb
     if settings is None:
         raise ValueError(f"{options.site} names no dicomweb: add its url, as docs/intake.md says")
-    if halted(site.folder) == "stopped":
-        raise ValueError(f"{site.name} is stopped; konsil-site resume takes the switch away")
     if options.what == "query":
         things = [saved(name, _query(settings, name), date.today()) for name in _values(options, "the saved query's name")]
     else:

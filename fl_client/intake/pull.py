@@ -10,6 +10,7 @@ or logged says who a patient is.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from datetime import date, timedelta
 
 from fl_client.admission import key_of
 from fl_client.cohort import Cohort
+from fl_client.halt import halted
 from fl_client.intake.dicomweb import UID, Instance, Study, Web
 from fl_client.intake.incoming import Incoming, clean_folder, only_one
 from fl_client.intake.multipart import BadAnswer
@@ -26,7 +28,7 @@ from fl_client.intake.part10 import NotPart10, look, split
 from fl_client.intake.pseudonyms import Pseudonyms
 from fl_client.site import DicomWeb, SavedQuery, Site
 
-NOBODYS = "2.25.206018733410219306573420932915472360421"
+NOBODYS = "2.25.81102991626513239327402956011637322102"
 """A UID made from a random UUID, of no study."""
 
 
@@ -101,8 +103,11 @@ def pull(site: Site, settings: DicomWeb, things: Sequence[Wanted], done: Pulled,
 
     It can be repeated, and runs beside the intake, which works off what comes. Raises `NoAnswer` if the archive can't be
     reached, `NoRoom` below the watermark, `InUse` beside another pull, `ValueError` for more studies than
-    `dicomweb.most_studies`, and `OSError`. What was fetched until then is here.
+    `dicomweb.most_studies`, for a user to whom the identity zone doesn't belong and once the hospital is stopped, and
+    `OSError`. What was fetched until then is here.
     """
+    _require_own(site)
+    _require_running(site)
     incoming = Incoming(site.identity_folder, clean=clean_folder(site), min_free_bytes=int(site.arrivals.min_free_gib * 2**30))
     with only_one(incoming.folder / ".pull.lock", "another pull runs for this site already"), Web(settings) as web:
         studies = _staying(site, _studies(web, things, done, most=settings.most_studies), done)
@@ -120,7 +125,7 @@ def pull(site: Site, settings: DicomWeb, things: Sequence[Wanted], done: Pulled,
             if dry:
                 done.counts["to fetch"] += len(missing)
             else:
-                _fetch(web, missing, incoming, done, at_once=settings.connections)
+                _fetch(web, missing, incoming, done, site=site, at_once=settings.connections)
 
 
 def knock(settings: DicomWeb) -> None:
@@ -174,7 +179,19 @@ def _missing(web: Web, study: Study, settings: DicomWeb, incoming: Incoming, don
                 yield one
 
 
-def _fetch(web: Web, missing: Sequence[Instance], incoming: Incoming, done: Pulled, *, at_once: int) -> None:
+def _require_own(site: Site) -> None:
+    """What another user put there, the intake could not read."""
+    place = site.identity_folder
+    if place.exists() and place.stat().st_uid != os.geteuid():
+        raise ValueError(f"{place} belongs to another user (uid {place.stat().st_uid}), the intake's: run this as that user")
+
+
+def _require_running(site: Site) -> None:
+    if halted(site.folder) == "stopped":
+        raise ValueError(f"{site.name} is stopped; konsil-site resume takes the switch away")
+
+
+def _fetch(web: Web, missing: Sequence[Instance], incoming: Incoming, done: Pulled, *, site: Site, at_once: int) -> None:
     """Fetch these, some at a time. What no other would fare better with ends it: no line, no room."""
     stop, lock = threading.Event(), threading.Lock()
 
@@ -183,8 +200,9 @@ def _fetch(web: Web, missing: Sequence[Instance], incoming: Incoming, done: Pull
             return
         what, why = "failed", ""
         try:
+            _require_running(site)  # stop-now ends a pull, too
             what = keep(web, instance, incoming)
-        except (BadAnswer, NotPart10) as reason:
+        except (BadAnswer, NotPart10) as reason:  # this instance's own trouble
             why = str(reason)
         except BaseException:
             stop.set()

@@ -21,7 +21,7 @@ def value(unit, key):
     return re.findall(rf"^{key}=(.*)$", (DEPLOY / unit).read_text(), re.M)
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [*UNITS, "konsil-pull.service"])
 def test_systemd_takes_the_unit_and_finds_it_well_closed(unit, tmp_path):
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
@@ -41,6 +41,18 @@ def test_the_command_of_a_unit_is_one_of_ours(unit):
     options = _parser().parse_args(shlex.split(command)[1:])
     assert options.command == "start"
     assert f"konsil-{options.only or 'site'}.service" == unit
+
+
+def test_what_is_fetched_at_night_is_a_saved_query_and_the_intakes_users():
+    (command,) = value("konsil-pull.service", "ExecStart")
+    options = _parser().parse_args(shlex.split(command)[1:])
+    assert (options.command, options.what) == ("pull", "query")
+    for key in ("User", "Environment", "ReadWritePaths", "UMask"):
+        assert value("konsil-pull.service", key) == value("konsil-intake.service", key)
+    if shutil.which("systemd-analyze"):
+        (when,) = value("konsil-pull.timer", "OnCalendar")
+        asked = subprocess.run(["systemd-analyze", "calendar", when], capture_output=True, text=True, timeout=60, check=False)
+        assert "Normalized form: *-*-* 02:30:00" in asked.stdout
 
 
 def test_a_hospital_that_was_stopped_stays_so():
@@ -95,6 +107,20 @@ def test_the_image_gives_each_volume_to_whom_it_belongs_to():
     }
 
 
+def test_an_image_has_a_compiler_while_pyradiomics_is_built():
+    """It is published as source code alone (README: "and a C compiler")."""
+    for name in ("Dockerfile", "konsil.def"):
+        text = (DEPLOY / name).read_text()
+        assert 0 < text.index("install -y --no-install-recommends gcc libc6-dev") < text.index("-c constraints.txt .")
+
+
+def test_the_coordinators_container_is_of_the_same_image_and_has_a_folder_of_its_own():
+    (service,) = yaml.safe_load((DEPLOY / "coordinator.compose.yaml").read_text())["services"].values()
+    assert service["build"] == {"context": "..", "dockerfile": "deploy/Dockerfile"}
+    (uid,) = re.findall(r"useradd --uid (\d+) .* konsil-coordinator", (DEPLOY / "Dockerfile").read_text())
+    assert (service["user"], service["entrypoint"]) == (f"{uid}:{uid}", ["konsil-study"])
+
+
 def test_what_the_compose_file_says_to_do_first_are_commands_of_ours():
     text = (DEPLOY / "site.compose.yaml").read_text()
     (found,) = re.findall(r"intake (init .*)", text)
@@ -124,7 +150,7 @@ def test_every_key_is_one_of_the_compose_specifications_and_what_services_name_i
         assert all(
             re.fullmatch(r"(\$\{KONSIL_LAN:-127\.0\.0\.1\}|127\.0\.0\.1):\d+:\d+", port) for port in service.get("ports", ())
         )
-    users = re.findall(r"useradd --uid (\d+)", (DEPLOY / "Dockerfile").read_text())
+    users = re.findall(r"useradd --uid (\d+) --gid konsil ", (DEPLOY / "Dockerfile").read_text())
     assert [service["user"].split(":")[0] for service in text["services"].values()] == users
 
 
@@ -145,7 +171,8 @@ def test_docker_compose_takes_the_file():
 
 
 def test_what_the_images_are_built_from_is_there():
-    copied = [line.split()[1:-1] for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line.startswith("COPY")]
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY") and "--from" not in line]
     files = (DEPLOY / "konsil.def").read_text().split("%files")[1].split("%post")[0].split("\n")
     apptainer = [line.split()[0] for line in files if line.strip()]
     for name in [*(path for line in copied for path in line), *apptainer]:

@@ -368,6 +368,29 @@ def test_one_pull_at_a_time_and_none_where_the_hospital_is_stopped(clinic: Path,
     assert "clinic is stopped; konsil-site resume" in capsys.readouterr().err
 
 
+def test_stop_now_ends_a_pull_that_runs(clinic: Path, archive_door: Archive, capsys: Any) -> None:
+    a_study(archive_door, 20)
+
+    def stops(where: str, *answer: Any) -> Any:
+        if len(archive_door.fetched()) == 3:
+            halt.halt(Site.load(clinic).folder, "stopped", who="Dr. Alpha")
+        return answer
+
+    archive_door.edit = stops
+    assert pull(clinic, "accession", "ACC-4711") == 1
+    assert "clinic is stopped" in capsys.readouterr().err
+    assert 2 <= len(originals(identity(clinic))) <= 5
+
+
+def test_another_users_identity_zone_is_left_alone(clinic: Path, archive_door: Archive, capsys: Any, monkeypatch: Any) -> None:
+    a_study(archive_door)
+    identity(clinic).mkdir()
+    monkeypatch.setattr("fl_client.intake.pull.os.geteuid", lambda: 62001)
+    assert pull(clinic, "accession", "ACC-4711") == 1
+    assert "belongs to another user (uid " in capsys.readouterr().err
+    assert archive_door.asked == []
+
+
 # -- archives with ill will ----------------------------------------------------------------------------------------------
 
 DATA = b"\0" * 128 + b"DICM" + b"nothing that anybody wants"
