@@ -108,7 +108,8 @@ def test_systemd_accepts_the_unit(tmp_path):
         pytest.skip("systemd-analyze is not installed")
     unit = (DEPLOY / "konsil-coordinator.service").read_text()
     program = Path(sys.executable).parent / "konsil-study"
-    installed = unit.replace("/opt/konsil/bin/konsil-study", str(program)).replace("User=konsil", "User=root")
+    assert unit.count("/opt/konsil/.venv/bin/konsil-study ") == 2  # where `make setup` puts it in /opt/konsil
+    installed = unit.replace("/opt/konsil/.venv/bin/konsil-study", str(program)).replace("User=konsil", "User=root")
     (tmp_path / "konsil-coordinator.service").write_text(installed)
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "konsil-coordinator.service")]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
