@@ -64,9 +64,12 @@ def require_weights(house: House, study: Study, given: Path | None) -> None:
 
         from tasks.fingerprint import fingerprint
 
-        found = fingerprint(torch.load(given, map_location="cpu", weights_only=True))
+        state = torch.load(given, map_location="cpu", weights_only=True)
+        found = fingerprint(state)
         if found != wanted:
             raise ValueError(f"{given} holds the weights {found}; the study starts from {wanted}")
+        if broken := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
+            raise ValueError(f"{given}: {broken[0]} holds numbers that are not finite; every hospital would decline the study")
         house.models.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(given, place)
     if not place.exists():

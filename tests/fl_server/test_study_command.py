@@ -91,6 +91,27 @@ def test_weights_that_are_named_by_hash_are_read_and_checked(hospitals, tmp_path
     assert set(coordinator.start_of(named)) == set(start)
 
 
+def test_no_study_starts_from_weights_that_every_hospital_would_decline(hospitals, tmp_path):
+    import torch
+
+    from fl_server.house import House
+    from fl_server.start import require_weights
+    from tasks.fingerprint import fingerprint
+
+    house = House.create(tmp_path / "house", hosts=["localhost"])
+    state = coordinator.start_of(hospitals.study())
+    for number in (1.0, float("nan")):
+        next(iter(state.values())).fill_(number)
+        torch.save(state, tmp_path / "start.pt")
+        named = hospitals.study(initial_model_sha256=fingerprint(state))
+        if number == 1.0:
+            require_weights(house, named, tmp_path / "start.pt")
+        else:
+            with pytest.raises(ValueError, match="not finite; every hospital would decline"):
+                require_weights(house, named, tmp_path / "start.pt")
+    assert not (house.models / f"{fingerprint(state)}.pt").exists()
+
+
 def test_the_repositorys_own_default_study_is_valid_for_this_konsil():
     settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     study = Study.from_json(settings["tool"]["flwr"]["app"]["config"]["study"])
