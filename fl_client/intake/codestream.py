@@ -38,11 +38,26 @@ def without_comments(encapsulated: bytes) -> bytes:
             pictures.append([])
         pictures[-1].append((start, end))
     for pieces in pictures:
+        if not _head(data, pieces).startswith((JPEG, JPEG_2000, JP2)):  # RLE, of which all frames are one picture here
+            continue
         stream = bytearray().join(data[start:end] for start, end in pieces)
         _blank(stream)
+        at = 0
         for start, end in pieces:
-            data[start:end], stream = stream[: end - start], stream[end - start :]
-    return bytes(_with_true_offsets(data, fragments)) if fragments else bytes(data)
+            data[start:end] = stream[at : at + end - start]
+            at += end - start
+    result = _with_true_offsets(data, fragments) if fragments else data
+    return encapsulated if result == encapsulated else bytes(result)  # an image can be large: no copy for nothing
+
+
+def _head(data: bytearray, pieces: list[tuple[int, int]]) -> bytes:
+    """The first bytes of a picture, by which its kind is known; a fragment can be shorter."""
+    head = b""
+    for start, end in pieces:
+        head += data[start : min(end, start + len(JP2) - len(head))]
+        if len(head) >= len(JP2):
+            break
+    return head
 
 
 def _with_true_offsets(data: bytearray, fragments: list[tuple[int, int]]) -> bytearray:

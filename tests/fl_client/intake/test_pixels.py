@@ -290,3 +290,18 @@ def test_a_stream_without_comments_stays_to_the_bit(shared_data: Path) -> None:
     for name in ("CTImage.dcm_JPEGProcess14Transfer*", "CT2_JLSL"):
         data = pydicom.dcmread(next((shared_data / "dicom_files").rglob(name))).PixelData
         assert without_comments(data) == data
+
+
+def test_compressed_pixels_without_anything_to_remove_are_not_copied() -> None:
+    plain = b"\xfe\xff\x00\xe0\0\0\0\0" + b"\xfe\xff\x00\xe0" + struct.pack("<I", 4) + b"\x01\x02\x03\x04"
+    assert without_comments(plain) is plain
+    assert without_comments(plain + b"behind the end") == plain
+
+
+def test_a_comment_is_found_however_short_the_first_fragments_are() -> None:
+    stream = b"\xff\xd8" + b"\xff\xfe\x00\x06Anna" + b"\xff\xd9"
+    pieces = [stream[:1], stream[1:4], stream[4:]]
+    item = [b"\xfe\xff\x00\xe0" + struct.pack("<I", len(piece)) + piece for piece in pieces]
+    cleaned = without_comments(b"\xfe\xff\x00\xe0\0\0\0\0" + b"".join(item))
+    assert len(cleaned) == 8 + sum(map(len, item))
+    assert b"Anna" not in cleaned
