@@ -514,7 +514,11 @@ def test_a_model_that_finds_nothing_gives_a_report_and_no_mask(clinic, run, pacs
     connect(clinic, pacs({}))
     assert back(clinic, run, "--patient", pseudonym(clinic, "first")) == 0
     ((_, data),) = pacs.taken
-    assert b"not found" in data or b"%PDF" in data
+    report = pydicom.dcmread(io.BytesIO(data), force=True)
+    assert report.Modality == "DOC"
+    said = words(report.EncapsulatedDocument[: report.EncapsulatedDocumentLength])
+    assert said.count("not found") == 6  # three structures in either series
+    assert not any(re.fullmatch(r"\d+\.\d", word) for word in said)  # and no volume in ml
 
 
 def test_a_series_that_cannot_be_drawn_is_told_and_the_other_one_goes(clinic, run, pacs, capsys):
