@@ -43,7 +43,7 @@ def executor(workers: int | None) -> Executor:
     if workers == 0:
         return Immediately()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["simulation.scoring", "simulation.hospital"])
+    context.set_forkserver_preload(["simulation.scoring", "simulation.hospital", "monai.networks.nets"])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
 
 
