@@ -1,28 +1,39 @@
-"""konsil-site: what a person at the hospital does: let images in, decide about studies, read the ledger, join.
+"""konsil-site: what a person at the hospital does: let images in, decide about studies, read the books, join, run.
 
-konsil-site --site site.yaml init --name clinic --declared-size 50    write site.yaml and a key for pseudonyms
-konsil-site --site site.yaml admit FOLDER       let images in: DICOM, NIfTI or NRRD with --masks, or Sunnybrook
-konsil-site --site site.yaml admit TABLE.csv    let patients without images in; --columns FILE says which columns may pass
-konsil-site --site site.yaml admit FHIR --mapping FILE   let clinical values in: a FHIR bundle, NDJSON, or a folder of them
-konsil-site --site site.yaml count --where FILE how many patients fit a selection, exactly, for this hospital's own eyes
-konsil-site --site site.yaml deidentify FOLDER --out FOLDER   copies of DICOM files for colleagues, without their patients
-konsil-site --site site.yaml intake             receive images and let their patients in; --once: what lies there
-konsil-site --site site.yaml pull patient       fetch studies from the archive over DICOMweb; also: accession, study, query
-konsil-site --site site.yaml quarantine         what may not pass, and why; release: judge it again; drop: delete it
-konsil-site --site site.yaml cohort             every case expected, inside or not, and why; --study STUDY: whom it can use
-konsil-site --site site.yaml studies            what was asked, what was decided, what it would cost
-konsil-site --site site.yaml show STUDY         the whole study, as JSON (STUDY: a file, or the beginning of a hash)
-konsil-site --site site.yaml approve STUDY      say yes to exactly this study, once
-konsil-site --site site.yaml decline STUDY      say no
-konsil-site --site site.yaml ledger             every release so far, what they cost together, what is left
-konsil-site --site site.yaml segment MODEL [FOLDER] --out FOLDER   masks of a trained model, for this hospital's own eyes
-konsil-site --site site.yaml return MODEL       masks and a report of a trained model back to the archive, research use only
-konsil-site --site site.yaml features --study STUDY --out TABLE.parquet   the cohort's radiomic features, to look at here
-konsil-site --site site.yaml add-model FILE     keep trained weights that studies name as the model which draws their masks
-konsil-site --site site.yaml join - --coordinator HOST:PORT --root-certificates ca.crt   make a key, register it by a token
-konsil-site --site site.yaml check              whether this hospital can work, and what to mend
-konsil-site --site site.yaml start              run, in the foreground: receive images, take part in studies
-konsil-site --site site.yaml page               the hospital's own page in a browser; page-token: new tokens for it
+First day
+  init            write site.yaml and the keys; asks, or takes flags: --name clinic --declared-size 50 --peer PACS@10.0.0.5
+  check           whether this hospital can work, and what to mend
+  join            - --coordinator HOST:PORT --root-certificates ca.crt: make a key, register it by a token that is asked for
+  public-key      the key by which the coordinator knows this hospital
+Every day
+  start           run, in the foreground: receive images, take part in studies; --only intake, trainer or page
+  status          what runs, what waits for a person, what is left of the budget
+  page            the hospital's own page in a browser; page-token: new tokens for it
+  pause, resume   answer "not now" to every study, and go on; stop-now: nothing leaves any more, whoever asks
+Images and data
+  admit           FOLDER: DICOM, NIfTI or NRRD with --masks, Sunnybrook; TABLE.csv with --columns; FHIR with --mapping
+  intake          receive images and let their patients in; --once: what lies there
+  pull            fetch studies from the archive over DICOMweb: patient, accession, study or query
+  cohort          every case expected, inside or not, and why; --study STUDY: whom it can use
+  quality         image quality against a range; --patient: where one stands
+  quarantine      what may not pass, and why; release: judge it again; drop: delete it
+  count           --where FILE: how many patients fit a selection, exactly, for this hospital's own eyes
+  withdraw        take a patient out, at once and for every later round
+  deidentify      FOLDER --out FOLDER: copies of DICOM files for colleagues, without their patients
+Studies
+  studies         what was asked, what was decided, what it would cost
+  show            what a study would do here, in words; --json: every setting (a file, or the beginning of a hash)
+  approve         say yes to exactly this study, once
+  decline         say no
+Books
+  ledger          every release so far, what they cost together, what is left
+  audit-log       what was asked, decided, admitted, and every message that left
+  support-bundle  a zip for whoever helps, without any identity
+Models
+  segment         MODEL --out FOLDER: masks of a trained model, for this hospital's own eyes
+  return          MODEL: masks and a report back to the archive, research use only
+  features        --study STUDY --out TABLE.parquet: the cohort's radiomic features, to look at here
+  add-model       FILE: keep trained weights that studies name as the model which draws their masks
 """
 
 from __future__ import annotations

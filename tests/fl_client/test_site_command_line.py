@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from fl_client.__main__ import main
+from fl_client import __main__
+from fl_client.__main__ import _parser, main
 from fl_client.app import ledger_of
 from fl_client.approval import Approvals
 from fl_client.cohort import Cohort
@@ -54,6 +56,15 @@ def test_a_new_hospital_has_settings_that_load_and_a_key_that_nobody_else_reads(
         "node.key.pub": 0o600,
     }
     assert clinic.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_overview_names_every_command_and_no_other():
+    (choices,) = [action.choices for action in _parser()._actions if isinstance(action.choices, dict)]
+    told = re.findall(r"^  ([a-z][a-z, -]*?)  ", __main__.__doc__, re.MULTILINE)
+    named = {name for part in told for name in part.split(", ")} | set(
+        re.findall(r"; (page-token|stop-now): ", __main__.__doc__)
+    )
+    assert named == set(choices)
 
 
 def test_a_hospital_is_set_up_once(clinic, capsys):
