@@ -1,5 +1,6 @@
 """Intake and trainer as two users of one machine: the trainer works on what the intake let in, and reaches no identity."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,39 +17,71 @@ INTAKE, TRAINER, GROUP = 62001, 62002, 62000
 ROOT = Path(__file__).parents[2]
 
 
-BECOME = """
-import os, sys
-import numpy, torch
-import fl_client.__main__, fl_client.ending, fl_client.patients
+PREPARED = """
+import json, os, sys, traceback
+import monai.networks.nets, numpy, torch
+import fl_client.__main__, fl_client.contract, fl_client.ending, fl_client.patients
 import fl_client.app, fl_client.intake.quarantine, fl_server.weights, simulation.grid
 from conf.study import Study
-user, group, warm = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-if warm:  # what is imported late has to be there before: the other user may not reach the interpreter's files
-    import fl_client.contract
-    from tasks.task import load
-    study = Study.from_json(warm)
-    task = load(study.task)
-    fl_client.contract.planned(fl_client.contract.Site(name="x", folder="/", declared_size=5), study, task)
-    torch.optim.SGD(task.model().parameters())
-os.setgroups([]); os.setgid(group); os.setuid(user); os.umask(0o007)
-sys.argv = sys.argv[3:]
+from tasks.task import load
+
+def run(asked):
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(asked[name], os.O_WRONLY), number)
+    if asked["warm"]:  # what is imported late has to be there before: the other user may not reach the interpreter's files
+        study = Study.from_json(asked["warm"])
+        task = load(study.task)
+        fl_client.contract.planned(fl_client.contract.Site(name="x", folder="/", declared_size=5), study, task)
+        torch.optim.SGD(task.model().parameters())
+    os.setgroups([]); os.setgid(asked["group"]); os.setuid(asked["user"]); os.umask(0o007)
+    sys.argv = ["-c", *asked["words"]]
+    exec(compile(asked["code"], "<string>", "exec"), {"__name__": "__main__", "os": os, "sys": sys})
+
+for line in sys.stdin:
+    process = os.fork()
+    if not process:
+        status = 1
+        try:
+            run(json.loads(line))
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """
+"""Root's process that has imported what the others need, and forks one of them for each line of its input."""
 
 
-def as_user(user, code, *words, warm="", group=GROUP):
-    """Run Python code as this user, in the group that both share."""
-    return subprocess.run(
-        [sys.executable, "-c", BECOME + code, str(user), str(group), warm, *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+@pytest.fixture(scope="module")
+def prepared():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", PREPARED]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
 
 
 @pytest.fixture
-def house(hospitals, tmp_path):
+def as_user(prepared, tmp_path):
+    """Run Python code as this user, in the group that both share: a process of its own."""
+
+    def run(user, code, *words, warm="", group=GROUP):
+        told = {name: tmp_path / name for name in ("out", "err")}
+        for path in told.values():
+            path.write_text("")
+        asked = {"user": user, "group": group, "code": code, "warm": warm, "words": [*map(str, words)]}
+        print(json.dumps(asked | {name: str(path) for name, path in told.items()}), file=prepared.stdin, flush=True)
+        status = int(prepared.stdout.readline())
+        return subprocess.CompletedProcess(code, status, *(path.read_text() for path in told.values()))
+
+    return run
+
+
+@pytest.fixture
+def house(hospitals, as_user):
     """A house whose folder belongs to the group, a cohort that the intake's user let in, an identity zone of its own."""
     reachable = Path("/tmp") / f"konsil-two-users-{os.getpid()}"  # tmp_path lies in a folder of root's own
     shutil.rmtree(reachable, ignore_errors=True)
@@ -113,7 +146,7 @@ print(cohort.withdraw("p0-0"), *cohort.patients)
 """
 
 
-def test_the_trainer_trains_and_writes_the_books_and_the_identity_zone_is_closed_to_it(house, hospitals):
+def test_the_trainer_trains_and_writes_the_books_and_the_identity_zone_is_closed_to_it(house, hospitals, as_user):
     study = hospitals.study(sites=("a", "b"))
     done = as_user(TRAINER, TRAIN, house, study.to_json(), warm=study.to_json())
     assert done.stdout.splitlines() == ["answered", "the identity zone is closed"], done.stderr
@@ -123,7 +156,7 @@ def test_the_trainer_trains_and_writes_the_books_and_the_identity_zone_is_closed
     assert list((house / "cohort" / "prepared").iterdir())
 
 
-def test_the_intake_takes_a_patient_out_after_the_trainer_has_prepared_them(house, hospitals):
+def test_the_intake_takes_a_patient_out_after_the_trainer_has_prepared_them(house, hospitals, as_user):
     study = hospitals.study(sites=("a", "b")).to_json()
     assert as_user(TRAINER, TRAIN, house, study, warm=study).returncode == 0
     done = as_user(INTAKE, ONCE_MORE, house)
@@ -162,21 +195,21 @@ folder.mkdir(exist_ok=True)
 """
 
 
-def test_what_a_person_with_an_ordinary_umask_and_no_name_does_locks_the_trainer_out_of_nothing(house):
+def test_what_a_person_with_an_ordinary_umask_and_no_name_does_locks_the_trainer_out_of_nothing(house, as_user):
     done = as_user(INTAKE, PAUSE, house)
     assert done.returncode == 0, done.stderr
     done = as_user(TRAINER, GO_ON, house)
     assert done.stdout == f"uid {INTAKE} \n", done.stderr
 
 
-def test_a_training_log_that_can_not_be_written_stops_no_round(house):
+def test_a_training_log_that_can_not_be_written_stops_no_round(house, as_user):
     assert as_user(INTAKE, CLOSED_LOG, house).returncode == 0
     done = as_user(TRAINER, GO_ON, house)
     assert done.returncode == 0, done.stderr
     assert "training.jsonl can't be written: Permission denied" in done.stderr
 
 
-def test_nobody_else_reads_anything(house):
+def test_nobody_else_reads_anything(house, as_user):
     look = "from pathlib import Path; list((Path(sys.argv[1]) / 'cohort').iterdir())"
     assert as_user(62003, look, house).returncode == 0  # the group's third member
     stranger = as_user(62004, look, house, group=62004)
