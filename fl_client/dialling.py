@@ -38,7 +38,7 @@ def may_dial(site: Site, settings: Path, folder: Path) -> bool:
 
     wrong = [finding for finding in coordinator(site, settings) if finding.level == "mend"]
     for finding in wrong:
-        print(f"konsil-site: the coordinator, {finding.what}: {finding.text}", flush=True)
+        print(f"konsil-site: the line to the coordinator, {finding.what}: {finding.text}", flush=True)
     note(folder, wrong)
     return not any(finding.what in SHUT for finding in wrong)
 
@@ -61,7 +61,7 @@ def note(folder: Path, wrong: Iterable[Finding]) -> None:
 
 def told(folder: Path) -> list[str]:
     """What was wrong with the line when it was last looked at, as sentences; none, if nothing was or nobody has looked."""
-    return [f"the coordinator, {line['what']} ({line['when'][:16]} UTC): {line['text']}" for line in _read(folder)]
+    return [f"the line to the coordinator, {line['what']} ({line['when'][:16]} UTC): {line['text']}" for line in _read(folder)]
 
 
 def _read(folder: Path) -> list[dict[str, str]]:
