@@ -135,8 +135,8 @@ def test_the_trainers_unit_writes_into_the_groups_folder_alone():
 
 
 SERVICE = {
-    "image", "build", "restart", "init", "stop_grace_period", "read_only", "tmpfs", "cap_drop", "security_opt", "logging", "command",
-    "user", "environment", "ports", "volumes", "networks",
+    "image", "build", "restart", "init", "stop_grace_period", "read_only", "tmpfs", "cap_drop", "security_opt", "logging",
+    "command", "user", "environment", "ports", "volumes", "networks",
 }  # of the Compose specification, chapter 5  # fmt: skip
 
 
