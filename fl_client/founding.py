@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from conf.study import words
+from fl_client.intake.listening import ip_address, out_of_reach
 from fl_client.keys import make_key
 from fl_client.sharing import is_shared, replaceable
 from fl_client.site import Site
@@ -51,7 +52,7 @@ arrivals:
 
 @dataclass(frozen=True)
 class Founding:
-    """What a hospital has to say about itself. `peer` is TITLE@ADDRESS of the archive, or empty: no DICOM port.
+    """What a hospital has to say about itself. `peer` is TITLE@ADDRESS of the archive (an IP address), or empty: no DICOM port.
 
     `folder` and `identity` are places, relative to the settings file's folder; the key for pseudonyms lies in `identity`, if
     that is named.
@@ -68,14 +69,36 @@ class Founding:
     identity: str = ""
 
 
+def archive_named(text: str) -> str:
+    """The text, if it is TITLE@ADDRESS. Raises `ValueError` in words; a host name would let in whoever forges it."""
+    title, at, address = text.partition("@")
+    if not (title and at and address):
+        raise ValueError(f"the archive is named as TITLE@ADDRESS, such as PACS@10.0.0.5, not {text!r}")
+    ip_address(address, "the archive's address")
+    return text
+
+
+def place_named(text: str) -> str:
+    """The text, if it is ADDRESS:PORT. Raises `ValueError` in words."""
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isdecimal()):
+        raise ValueError(f"a place to listen is named as ADDRESS:PORT, such as 10.0.0.7:11112, not {text!r}")
+    ip_address(host.strip("[]"), "the place to listen")
+    return text
+
+
 QUESTIONS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("name", "What do studies call this hospital", str),
     ("declared_size", "About how many patients (public; a round number, never the exact count)", int),
     ("epsilon", "The most that patients' data may cost, over all studies, for ever: epsilon", float),
     ("delta", "... and delta, well below one over the number of patients", float),
-    ("peer", "The archive that sends images here, as TITLE@ADDRESS (empty: no DICOM port)", str),
+    (
+        "peer",
+        "The archive that sends images here, as TITLE@ADDRESS, a number such as 10.0.0.5 (empty: no DICOM port)",
+        archive_named,
+    ),
     ("ae_title", "How the archive calls us", str),
-    ("listen", "Where we listen for it, ADDRESS:PORT", str),
+    ("listen", "Where we listen for it, ADDRESS:PORT; the archive has to reach this address", place_named),
 )
 """Setting, question, and what the answer is."""
 
@@ -94,8 +117,9 @@ def asked(given: Mapping[str, Any], *, ask: Callable[[str], str] = input) -> Fou
                 continue
             try:
                 answers[key] = kind(said)
-            except ValueError:
-                print(f"{said!r} is no {'whole number' if kind is int else 'number'}", file=sys.stderr)
+            except ValueError as error:
+                number = "whole number" if kind is int else "number" if kind is float else ""
+                print(f"{said!r} is no {number}" if number else error, file=sys.stderr)
             if kind is str and not said:
                 answers.pop(key, None)
     return Founding(**answers)
@@ -124,6 +148,11 @@ def found(path: Path, new: Founding) -> int:
     two_users = is_shared(site.folder)
     if two_users and (wrong := replaceable(path, key)):
         raise ValueError(wrong[0])
+    if site.dicom is not None and (far := out_of_reach(site.dicom)):
+        listen = "mend dicom.host in it, the address of this machine in the archive's network, before you start"
+        print(
+            f"{new.listen} can be reached from this machine alone, and not by the archive {far[0]}: {listen}", file=sys.stderr
+        )
     _write(key, secrets.token_hex(32))
     if two_users:
         _write(path, text, group=site.folder.stat().st_gid)
@@ -151,15 +180,11 @@ def _text(new: Founding) -> str:
     )
     if not new.peer:
         return text
-    title, at, address = new.peer.partition("@")
-    host, colon, port = new.listen.rpartition(":")
-    if not (title and at and address):
-        raise ValueError(f"the archive is named as TITLE@ADDRESS, such as PACS@10.0.0.5, not {new.peer!r}")
-    if not (host and colon and port.isdecimal()):
-        raise ValueError(f"a place to listen is named as ADDRESS:PORT, such as 10.0.0.7:11112, not {new.listen!r}")
+    title, _, address = archive_named(new.peer).partition("@")
+    host, _, port = place_named(new.listen).rpartition(":")
     return text + _DICOM.format(
         ae_title=_quoted(new.ae_title),
-        host=_quoted(host),
+        host=_quoted(host.strip("[]")),
         port=int(port),
         peer_title=_quoted(title),
         peer_address=_quoted(address),

@@ -18,7 +18,9 @@ def add(commands: Commands) -> None:
     new.add_argument("--declared-size", type=int, help="a round number near the number of patients; public")
     new.add_argument("--epsilon", type=float, help="the most that patients' data may cost, for ever (default 10)")
     new.add_argument("--delta", type=float, help="well below one over the number of patients (default 0.001)")
-    new.add_argument("--peer", metavar="TITLE@ADDRESS", help="the archive that sends images here (default: no DICOM port)")
+    new.add_argument(
+        "--peer", metavar="TITLE@ADDRESS", help="the archive that sends images here, by IP address (default: none)"
+    )
     new.add_argument("--ae-title", help="how the archive calls us (default KONSIL)")
     new.add_argument("--listen", metavar="ADDRESS:PORT", help="where we listen for it (default 127.0.0.1:11112)")
     new.add_argument("--folder", help="where clean files, cohort and books lie (default: beside the settings)")

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from fl_client.intake.incoming import Incoming, clean_folder, only_one
+from fl_client.intake.listening import out_of_reach
 from fl_client.intake.watch import WatchFolder
 from fl_client.site import Site
 
@@ -47,6 +48,8 @@ def open_door(site: Site, settings: Path) -> int:
             receiver.start()
             stack.callback(receiver.stop)
             log.info("%s listens on %s:%d", site.dicom.ae_title, site.dicom.host, receiver.port)
+            if far := out_of_reach(site.dicom):
+                log.warning("only this machine can reach %s, and not %s: mend dicom.host", site.dicom.host, ", ".join(far))
         told, next_look = 0, 0.0
         while not stopped():
             worker.look()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
 import queue
@@ -38,9 +37,10 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from fl_client.intake.incoming import Incoming, NoRoom
+from fl_client.intake.listening import Listening, ip_address
 from fl_client.intake.part10 import header
 from fl_client.intake.seldom import Seldom
-from fl_client.site import DicomDoor, TransportSecurity
+from fl_client.site import DicomDoor
 
 SUCCESS, OUT_OF_RESOURCES, STORED_APART, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xB000, 0xC000
 """Answers to C-STORE (PS3.4 table B.2-1)."""
@@ -54,13 +54,10 @@ class DicomReceiver:
     """The listening door. `port` 0 in the settings' place lets the system choose; `self.port` says which."""
 
     def __init__(self, settings: DicomDoor, incoming: Incoming, *, port: int | None = None) -> None:
-        """Raises `ValueError` for an address that is none, `OSError` for a certificate that can't be read."""
+        """Raises what `Listening.of` raises: for addresses that are none, and for certificates that can't be used."""
         self._settings, self._incoming = settings, incoming
         self._wanted_port = settings.port if port is None else port
-        self._titles: dict[str, set[str]] = {}  # address: titles that may call from there
-        for peer in settings.peers:
-            self._titles.setdefault(_address(peer.address), set()).add(peer.ae_title)
-        self._tls = tls_context(settings.tls) if settings.tls else None
+        self._ready = Listening.of(settings)
         self._server: _Server | None = None
         self._lock = threading.Lock()
         self._seldom = Seldom()
@@ -83,18 +80,14 @@ class DicomReceiver:
         self._server = entity.make_server(
             (self._settings.host, self._wanted_port),
             contexts=contexts(),
-            ssl_context=self._tls,
+            ssl_context=self._ready.tls,
             evt_handlers=handlers,
             server_class=_Server,
             request_handler=_Connection,
         )
         entity._servers.append(self._server)
-        own = {
-            "127.0.0.1",
-            "::1",
-            _address(self._settings.host, "dicom.host"),
-        }  # konsil-site check calls, and is told whom it has called
-        self._server.allowed, self._server.told = frozenset(self._titles) | own, self._tell
+        own = {"127.0.0.1", "::1", self._ready.host}  # konsil-site check calls, and is told whom it has called
+        self._server.allowed, self._server.told = frozenset(self._ready.titles) | own, self._tell
         self._server.most_connections = self._settings.max_associations + SPARE_CONNECTIONS
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
 
@@ -118,9 +111,9 @@ class DicomReceiver:
 
     def _requested(self, event: Any) -> None:
         """Whoever calls by a wrong title, or with a right one from another address, is refused (PS3.8 table 9-21)."""
-        request, address = event.assoc.requestor.primitive, _address(event.assoc.requestor.address_info.address)
+        request, address = event.assoc.requestor.primitive, ip_address(event.assoc.requestor.address_info.address)
         reason = None
-        if str(request.calling_ae_title).strip() not in self._titles.get(address, ()):
+        if str(request.calling_ae_title).strip() not in self._ready.titles.get(address, ()):
             reason = (NOT_RECOGNISED_CALLING, f"a caller from {address} whose title is not the one listed for this address")
         elif str(request.called_ae_title).strip() != self._settings.ae_title:
             reason = (
@@ -195,26 +188,6 @@ def contexts() -> list[PresentationContext]:
     return [build_context(Verification, plain), *storage]
 
 
-def tls_context(files: TransportSecurity) -> ssl.SSLContext:
-    """TLS 1.2 or newer in which both sides show a certificate. Raises `OSError` or `ssl.SSLError` for wrong files."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(files.certificate, files.key)
-    context.load_verify_locations(files.authority)
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def _address(text: str, setting: str = "dicom.peers") -> str:
-    """An IP address in its usual form. Raises `ValueError` for a host name: names can be forged, and DNS be down."""
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        raise ValueError(f"{setting}: {text!r} is no IP address, and names can be forged") from None
-    mapped = getattr(address, "ipv4_mapped", None)
-    return str(mapped or address)
-
-
 def _be_silent() -> None:
     """Pynetdicom's own log can hold datasets; what is to be told of an association is told here."""
     _config.LOG_HANDLER_LEVEL = "none"
@@ -241,7 +214,7 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom is
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Addresses that are not listed are not even listened to."""
-        address = _address(client_address[0])
+        address = ip_address(client_address[0])
         if address not in self.allowed:
             self.told("refused", f"refused a connection from {address}, which is not among dicom.peers")
             return False
@@ -258,7 +231,7 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom is
                 request = self.ssl_context.wrap_socket(request, server_side=True)
             except OSError as error:  # ssl.SSLError, too
                 self.told(
-                    "refused", f"refused a connection from {_address(client_address[0])}: no TLS ({type(error).__name__})"
+                    "refused", f"refused a connection from {ip_address(client_address[0])}: no TLS ({type(error).__name__})"
                 )
                 self.shutdown_request(request)
                 return
@@ -267,7 +240,7 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom is
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Instead of a traceback on the screen."""
-        self.told("failed", f"a connection from {_address(client_address[0])} failed")
+        self.told("failed", f"a connection from {ip_address(client_address[0])} failed")
 
 
 class _Connection(RequestHandler):  # type: ignore[misc]  # pynetdicom is read without its types

@@ -35,6 +35,21 @@ def test_a_question_without_a_default_is_asked_until_it_is_answered(capsys):
     assert "'many' is no whole number" in capsys.readouterr().err
 
 
+def test_an_archive_by_host_name_is_asked_for_again(capsys):
+    ask = answers("", "", "PACS@pacs.clinic.example", "PACS@10.0.0.5", "", "localhost:104", "10.0.0.7:104")
+    assert asked({"name": "clinic", "declared_size": 50}, ask=ask).peer == "PACS@10.0.0.5"
+    told = capsys.readouterr().err
+    assert "'pacs.clinic.example' is no IP address, and names can be forged; a number such as 10.0.0.5 is right" in told
+    assert "the place to listen: 'localhost' is no IP address" in told
+
+
+@pytest.mark.parametrize(("listen", "is_told"), [("127.0.0.1:11112", True), ("[::1]:11112", True), ("10.0.0.7:11112", False)])
+def test_a_door_that_the_archive_can_never_reach_is_told_when_the_hospital_is_founded(tmp_path, capsys, listen, is_told):
+    new = Founding("clinic", 50, peer="PACS@10.0.0.5", listen=listen)
+    assert found(tmp_path / "clinic" / "site.yaml", new) == 0
+    assert ("and not by the archive 10.0.0.5: mend dicom.host" in capsys.readouterr().err) == is_told
+
+
 def test_nothing_is_asked_about_a_dicom_port_that_nobody_sends_to():
     ask = answers("", "", "")
     asked({"name": "clinic", "declared_size": 50}, ask=ask)
@@ -56,7 +71,9 @@ def test_the_settings_have_the_door_that_was_asked_for_and_the_public_key_is_tol
     ("given", "told"),
     [
         ({"peer": "PACS"}, "the archive is named as TITLE@ADDRESS"),
-        ({"peer": "PACS@x", "listen": "11112"}, "a place to listen is named as ADDRESS:PORT"),
+        ({"peer": "PACS@pacs.clinic.example"}, "the archive's address: 'pacs.clinic.example' is no IP address"),
+        ({"peer": "PACS@1.2.3.4", "listen": "localhost:11112"}, "the place to listen: 'localhost' is no IP address"),
+        ({"peer": "PACS@1.2.3.4", "listen": "11112"}, "a place to listen is named as ADDRESS:PORT"),
         ({"name": "a b"}, "name: "),
         ({"delta": 0.5}, "budget.delta: "),
         ({"peer": "PA CS IS LONG@1.2.3.4"}, "dicom.peers.0.ae_title: "),
