@@ -157,9 +157,12 @@ def test_a_folder_that_is_not_there_is_an_error(let_in: LetIn, tmp_path: Path) -
         let_in(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("rules", [None, SeriesRules(rules=(SeriesRule(name="mr"), SeriesRule(name="ct", modality="CT")))])
+ANYTHING = SeriesRules(rules=(SeriesRule(name="mr"), SeriesRule(name="ct", modality="CT")))
+
+
+@pytest.mark.parametrize(("rules", "inside"), [(None, []), (ANYTHING, ["ct", "mr"])], ids=["hearts", "anything"])
 def test_every_file_of_other_projects_ends_as_a_case_or_a_reason(
-    shared_data: Path, let_in: LetIn, snapshot: Snapshot, rules: SeriesRules | None
+    shared_data: Path, let_in: LetIn, snapshot: Snapshot, rules: SeriesRules | None, inside: list[str]
 ) -> None:
     folder = shared_data / "dicom_files"
     if not folder.is_dir():
@@ -167,6 +170,8 @@ def test_every_file_of_other_projects_ends_as_a_case_or_a_reason(
     intake, cohort = let_in(folder, series=rules)
     assert intake.expected == len(intake.admitted) + len(intake.refused)
     assert len(cohort) == len(intake.admitted)
+    assert sorted(volume.series for case in cohort for volume in case.volumes) == inside  # one whole series each
+    assert intake.expected > 20
     files = sum(1 for path in folder.rglob("*") if path.is_file())
     assert files > 80
     names = subprocess.run(

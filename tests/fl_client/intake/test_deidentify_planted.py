@@ -113,6 +113,8 @@ def test_text_removed_from_elements_of_unknown_representation(sop_class: str, tm
     meaning = struct.pack("<HHI", 0x0008, 0x0104, len(NAME) + 1) + NAME + b" "
     sequences = {tag: sequence(tag, [meaning + name], vr="UN") for tag in walked}
     original = part10(joined(elements | sequences | skeleton(sop_class)), sop_class)
+    assert marks_in(original) == list(MARKS)
+    assert all(sequences[tag] in original for tag in walked)
     assert marks_in(cleaned(original, tmp_path)) == []
 
 
@@ -134,12 +136,17 @@ def test_text_removed_from_random_trees(seed: int, tmp_path: Path) -> None:
             # digits in an attribute that holds numbers are numbers: nobody can tell
             text = PLANTED[vr] if vr_of(tag) not in ("DS", "IS") else NAME
             elements[tag] = element(tag, vr if rng.random() < 0.5 else vr_of(tag), text)
-        for _ in range(rng.randrange(4) if depth else 0):
+        for _ in range(rng.randrange(2 if depth == 6 else 0, 4) if depth else 0):
             tag = rng.choice(walked)
             elements[tag] = sequence(tag, [joined(tree(depth - 1)) for _ in range(rng.randrange(1, 3))])
         return elements
 
-    original = part10(joined(tree(6) | skeleton(sop_class)), sop_class)
+    trunk = tree(6)
+    free = [tag for tag in simple if tag not in skeleton(sop_class) and vr_of(tag) not in ("DS", "IS")]
+    for vr, tag in zip(("PN", "UI", "DA", "TM"), rng.sample(free, 4), strict=True):  # each mark at least once
+        trunk[tag] = element(tag, vr, PLANTED[vr])
+    original = part10(joined(trunk | skeleton(sop_class)), sop_class)
+    assert marks_in(original) == list(MARKS)
     assert marks_in(cleaned(original, tmp_path)) == []
 
 
