@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import threading
 from io import BytesIO
 from pathlib import Path
@@ -212,16 +211,6 @@ def test_a_disk_that_fails_while_flushing_leaves_nothing(incoming: Incoming, ide
     assert len(originals(identity)) == 1
     assert list((identity / "incoming" / ".parts").iterdir()) == []
     assert keep(incoming, encoded(image(2))) == "stored"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]).returncode:
-        pytest.skip("a disk of 2 MB needs the right to mount one")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_on_a_full_disk_what_was_kept_is_whole_and_nothing_else_is_left(small_disk: Path, tmp_path: Path) -> None:

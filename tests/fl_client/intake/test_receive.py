@@ -293,13 +293,31 @@ def test_a_caller_who_says_nothing_keeps_nobody_waiting(identity: Path, tmp_path
 
 
 @needs("storescu")
-def test_below_the_watermark_and_on_a_full_disk_the_sender_is_told_out_of_resources(
-    identity: Path, images: Path, tmp_path: Path
-) -> None:
+def test_below_the_watermark_the_sender_is_told_out_of_resources(identity: Path, images: Path) -> None:
     with open_door(identity, min_free_bytes=2**60) as door:
         sent = storescu(door.port, images)
     assert answers(sent, "Refused: OutOfResources") == 1  # and DCMTK stops
     assert (originals(identity), list((identity / "incoming" / ".parts").iterdir())) == ([], [])
+
+
+@needs("storescu")
+def test_on_a_full_disk_the_sender_is_told_out_of_resources_and_what_came_before_is_whole(
+    small_disk: Path, tmp_path: Path, caplog: Any
+) -> None:
+    images = sorted(write_images(tmp_path / "images", 5, size=512).iterdir())  # half a megabyte each
+    identity = small_disk / "identity"
+    with open_door(identity, min_free_bytes=-(2**40)) as door:  # try, however full
+        sent = storescu(door.port, images, "-d")
+        statuses = re.findall(r"DIMSE Status +: (0x[0-9a-f]{4})", sent.stdout + sent.stderr)
+        assert statuses == ["0x0000"] * 3 + ["0xa700"]  # and DCMTK stops
+        assert "an image could not be written (ENOSPC)" in caplog.text
+        kept = {str(pydicom.dcmread(path).SOPInstanceUID): pixels(path) for path in originals(identity)}
+        assert kept == {str(image(number).SOPInstanceUID): image(number, size=512).PixelData for number in (1, 2, 3)}
+        assert list((identity / "incoming" / ".parts").iterdir()) == []
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+        assert answers(storescu(door.port, images)) == 5
+    assert len(originals(identity)) == 5
+    assert dict(door.counts) == {"stored": 5, "no room": 1, "again": 3}
 
 
 def test_strange_and_missing_identifiers_are_stored_all_the_same(door: DicomReceiver, identity: Path) -> None:
