@@ -63,6 +63,7 @@ from fl_client.commands import (
     studies,
     user_name,
 )
+from fl_client.intake.incoming import InUse
 from fl_client.privacy import BudgetSpent
 from fl_client.sharing import kept_to
 from fl_client.site import Site
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(options.run(site, options))
     except ValidationError as error:
         print(f"{options.site}: {words(error)}", file=sys.stderr)
-    except (OSError, ValueError, BudgetSpent, ChainBroken) as error:
+    except (OSError, ValueError, InUse, BudgetSpent, ChainBroken) as error:
         print(error, file=sys.stderr)
     return 1
 

@@ -4,11 +4,14 @@ Flower's own process ends with "SSL/TLS handshake error detected" or, for a key 
 to. So ours looks first, as `konsil-site check` does, and tells the log and `konsil-site status`.
 
     <folder>/run/supernode/coordinator.json    what was wrong with the line to the coordinator when it was last looked at
+    <folder>/run/supernode/heard               empty; its time is when the coordinator last answered
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +30,10 @@ LASTING = ("versions",)
 """What remains wrong although the coordinator lets us in: its studies will be declined here."""
 
 FILE = "coordinator.json"
+HEARD = "heard"
+
+SILENT_S = 600.0
+"""A coordinator that nothing was heard of for so long is told to a person; a restart or an upgrade takes less."""
 
 
 def may_dial(site: Site, settings: Path, folder: Path) -> bool:
@@ -47,6 +54,26 @@ def connected(folder: Path) -> None:
     """The coordinator has let us in: what is noted of the line is over, but for what lasts."""
     found = [Finding("mend", line["what"], line["text"]) for line in _read(folder) if line["what"] in LASTING]
     note(folder, found)
+
+
+def heard(folder: Path) -> None:
+    """The coordinator has answered just now."""
+    with contextlib.suppress(OSError):  # a full disk shows elsewhere
+        (folder / HEARD).touch(mode=0o640)
+
+
+def silence(folder: Path) -> list[str]:
+    """That nothing was heard of the coordinator for long, as a sentence, of a SuperNode that runs and waits for messages."""
+    try:
+        since = (folder / HEARD).stat().st_mtime
+    except OSError:
+        return []
+    silent = time.time() - since
+    when = datetime.fromtimestamp(since, UTC).isoformat(timespec="minutes")[:16]
+    words = (
+        f"nothing was heard of the coordinator since {when} UTC, {silent / 60:.0f} minutes; look with konsil-site check"
+    )
+    return [words] if silent > SILENT_S else []
 
 
 def note(folder: Path, wrong: Iterable[Finding]) -> None:

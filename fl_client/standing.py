@@ -37,7 +37,7 @@ class Standing:
     last_left: Body | None
     wrong: tuple[str, ...]  # what a person has to look at
     arriving: tuple[str, ...] = ()  # what waits in the identity zone, where this user may see it
-    line: tuple[str, ...] = ()  # what was wrong with the line to the coordinator when the SuperNode last dialled
+    line: tuple[str, ...] = ()  # what is wrong with the line to the coordinator, or was when the SuperNode last dialled
 
 
 def standing(site: Site) -> Standing:
@@ -91,8 +91,16 @@ def standing(site: Site) -> Standing:
         last_left=left[-1] if left else None,
         wrong=tuple(wrong),
         arriving=_arriving(site),
-        line=tuple(dialling.told(runtime_folder(site))),
+        line=tuple(_line(site)),
     )
+
+
+def _line(site: Site) -> list[str]:
+    from fl_client.daemon import doing, elsewhere, running
+
+    folder = runtime_folder(site)
+    waits = "trainer" in {**running(site), **elsewhere(site)} and doing(site) == "waiting"  # else nobody listens at the time
+    return dialling.told(folder) + (dialling.silence(folder) if waits else [])
 
 
 def _arriving(site: Site) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from fl_client.dialling import REFUSED, connected, may_dial
+from fl_client.dialling import REFUSED, connected, heard, may_dial
 from fl_client.loopback import HOST, Loopback
 from fl_client.sharing import kept_to
 from fl_client.site import Coordinator, Site
@@ -130,8 +130,14 @@ def is_registered(coordinator: Coordinator) -> bool:
     return True
 
 
-def impatient(pull: Callable[..., int | None], *, first: Callable[[], None] = lambda: None) -> Callable[..., int | None]:
-    """`pull` until it has found a message, with our own pauses instead of Flower's; `first` is called before all, once."""
+def impatient(
+    pull: Callable[..., int | None], *, first: Callable[[], None] = lambda: None, heard: Callable[[], None] = lambda: None
+) -> Callable[..., int | None]:
+    """`pull` until it has found a message, with our own pauses instead of Flower's.
+
+    `first` is called before all, once; `heard` whenever the coordinator has answered. While it does not, Flower's `pull` tries
+    again for ever and does not return.
+    """
     last, called = time.monotonic() - BUSY_FOR_S, False
 
     def pulled(**given: Any) -> int | None:
@@ -140,7 +146,9 @@ def impatient(pull: Callable[..., int | None], *, first: Callable[[], None] = la
             called = True
             first()
         while (run := pull(**given)) is None:
+            heard()
             time.sleep(pause_s(time.monotonic() - last))
+        heard()
         last = time.monotonic()
         return run
 
@@ -199,7 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from flwr.supernode.cli.flower_supernode import flower_supernode
 
         loop._pull_and_store_message = impatient(
-            loop._pull_and_store_message, first=functools.partial(connected, runtime_folder(site))
+            loop._pull_and_store_message,
+            first=functools.partial(connected, runtime_folder(site)),
+            heard=functools.partial(heard, runtime_folder(site)),
         )
         prompt_pulls()
         loop._push_messages = untimed(loop._push_messages)

@@ -1,16 +1,20 @@
 """What a hospital says of its line to the coordinator before it dials; over a real network it is in test_refused_..."""
 
+import functools
+import os
 import ssl
+import time
 
 import pytest
 from coordinator_stand_in import free_port, write_authority
 
-from fl_client import dialling, reach
+from fl_client import daemon, dialling, reach, supernode
 from fl_client.finding import Finding
 from fl_client.keys import make_key
+from fl_client.loopback import write_private
 from fl_client.site import Coordinator
 from fl_client.standing import standing, told
-from fl_client.supernode import runtime_folder
+from fl_client.supernode import impatient, runtime_folder
 
 VERSIONS = Finding("mend", "versions", "konsil 1 here, 2 there; both sides need the same")
 SILENT = Finding("mend", "coordinator", "h:1: can't be reached: [Errno 111] Connection refused; is the address right?")
@@ -41,6 +45,23 @@ def test_a_coordinator_that_does_not_answer_is_dialled_and_told(clinic, capsys):
     assert f"LOOK: {line}" in told(standing(clinic))
     dialling.connected(runtime_folder(clinic))
     assert standing(clinic).line == ()
+
+
+def test_a_coordinator_that_falls_silent_is_told_while_the_worker_waits_for_it(clinic, monkeypatch):
+    monkeypatch.setattr(daemon, "running", lambda site: {"trainer": 1})
+    folder = runtime_folder(clinic)
+    answers = iter([None, 17])
+    pull = impatient(lambda **given: next(answers), heard=functools.partial(dialling.heard, folder))
+    monkeypatch.setattr(supernode.time, "sleep", lambda seconds: os.utime(folder / dialling.HEARD, (1e9, 1e9)))
+    assert pull() == 17
+    write_private(folder / "worker.json", b'{"doing": "waiting"}')
+    assert standing(clinic).line == ()  # it answered just now, after a long time
+    os.utime(folder / dialling.HEARD, (time.time() - 3600,) * 2)
+    (line,) = standing(clinic).line
+    assert "nothing was heard of the coordinator since" in line
+    assert "60 minutes" in line
+    write_private(folder / "worker.json", b'{"doing": "working"}')
+    assert standing(clinic).line == ()  # while it works, nobody asks the coordinator for messages
 
 
 @pytest.mark.parametrize(
