@@ -27,11 +27,14 @@ def inside(polygons: Sequence[Points], shape: Sequence[int], *, fine: int) -> Fl
     for points in polygons:
         y0, x0 = ((points + 0.5) * fine - 0.5).T  # the finer grid's own pixel centres are whole numbers again
         y1, x1 = np.roll(y0, -1), np.roll(x0, -1)
-        for row in range(max(0, int(np.ceil(y0.min()))), min(len(crossings) - 1, int(np.floor(y0.max()))) + 1):
-            crosses = (np.minimum(y0, y1) <= row) & (row < np.maximum(y0, y1))
-            at = x0[crosses] + (row - y0[crosses]) * (x1 - x0)[crosses] / (y1 - y0)[crosses]
-            np.add.at(crossings[row], np.clip(np.ceil(at), 0, columns * fine).astype(int), 1)
-    odd: Flags = np.cumsum(crossings[:, :-1], axis=1) % 2 == 1
+        within = np.arange(max(0, int(np.ceil(y0.min()))), min(len(crossings) - 1, int(np.floor(y0.max()))) + 1)[:, None]
+        row, edge = np.nonzero((np.minimum(y0, y1) <= within) & (within < np.maximum(y0, y1)))
+        row = within[row, 0]
+        at = x0[edge] + (row - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge]
+        np.add.at(crossings, (row, np.clip(np.ceil(at), 0, columns * fine).astype(int)), 1)
+    crossed = np.flatnonzero(crossings.any(axis=1))
+    odd = np.zeros((rows * fine, columns * fine), bool)
+    odd[crossed] = np.cumsum(crossings[crossed, :-1], axis=1) % 2 == 1
     return odd
 
 
@@ -42,6 +45,8 @@ def covered(polygons: Sequence[Points], shape: Sequence[int], *, fine: int) -> n
 
 def per_pixel(points: Flags, *, fine: int) -> npt.NDArray[np.int64]:
     """Points per pixel, (rows, columns), of a grid of (rows x fine, columns x fine)."""
-    rows, columns = points.shape[0] // fine, points.shape[1] // fine
-    counts: npt.NDArray[np.int64] = points.reshape(rows, fine, columns, fine).sum(axis=(1, 3))
+    counts = np.zeros((points.shape[0] // fine, points.shape[1] // fine), np.int64)
+    for down in range(fine):
+        for right in range(fine):
+            counts += points[down::fine, right::fine]
     return counts
