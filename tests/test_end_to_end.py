@@ -43,7 +43,7 @@ TASK = {
     "head_channels": 4,
     "class_weights": [0.2, 1.0, 1.5, 1.0],
 }
-ROUNDS = 120
+ROUNDS = 50
 
 
 def archive(folder: Path, seeds: range, *, vendor: str) -> list[str]:
@@ -85,9 +85,7 @@ def test_archives_become_a_private_model_whose_masks_go_back_into_an_archive(tmp
         sites=tuple(sites),
         privacy=Privacy(epsilon=900.0, delta=1e-3, max_grad_norm=1.0),
         training=LocalTraining(views=2, learning_rate=1.0),
-        strategy=Strategy(
-            name="fedadam", server_learning_rate=0.06, server_schedule="cosine", server_warmup=0.1, ema_decay=0.9
-        ),
+        strategy=Strategy(name="fedadam", server_learning_rate=0.1, server_schedule="cosine", server_warmup=0.1, ema_decay=0.8),
     )
     start = initial_state(study)
     grid = InProcessGrid("fl_client.app:app", [{"site": str(path)} for path in sites.values()], {"study": study.to_json()})
