@@ -72,6 +72,7 @@ class House:
             refresh_s=refresh_s,
             quote=lambda text: quote(str(text), safe=""),
             by_reason=by_reason,
+            series_words=people.WORDS,
             **contents,
         )
         return HTMLResponse(text, status)
@@ -161,6 +162,8 @@ def login_form(request: Request, house: InHouse) -> Response:
     session: Session | None = request.scope["session"]
     if session is not None and session.inside:
         return RedirectResponse("/", 303)
+    if session is not None:  # the same door in another tab: a new cookie would make the first one's form worthless
+        return house.show(request, "login.html", trouble="")
     request.scope["session"], cookie = house.sessions.new(inside=False)
     answer = house.show(request, "login.html", trouble="")
     _remember(answer, request, cookie)
@@ -506,6 +509,11 @@ def style() -> Response:
     return Response((views.HERE / "page.css").read_text(), media_type="text/css")
 
 
+def no_icon() -> Response:
+    """There is none. Sent to the door instead, a browser would get another cookie than the form that it shows was made for."""
+    return Response(status_code=204)
+
+
 ROUTES: tuple[tuple[str, str, Callable[..., Response]], ...] = (
     ("GET", "/login", login_form),
     ("POST", "/login", login),
@@ -529,4 +537,5 @@ ROUTES: tuple[tuple[str, str, Callable[..., Response]], ...] = (
     ("GET", "/health", health),
     ("GET", "/metrics", metrics),
     ("GET", "/page.css", style),
+    ("GET", "/favicon.ico", no_icon),
 )

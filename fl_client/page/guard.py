@@ -36,8 +36,8 @@ SESSION_S = 8 * 3600.0
 TRIES, WITHIN_S = 10, 300.0
 """So many wrong tokens from one address within so many seconds; then that address has to wait."""
 
-OPEN = ("/login", "/health", "/metrics", "/page.css")
-"""Paths that need no session. `/metrics` asks for a token of its own."""
+OPEN = ("/login", "/health", "/metrics", "/page.css", "/favicon.ico")
+"""Paths that need no session. `/metrics` asks for a token of its own; every browser asks for an icon."""
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "

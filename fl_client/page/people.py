@@ -27,6 +27,12 @@ from fl_client.quality.reference import Range, Reference, Standing, found_in, ra
 from fl_client.site import Site
 from tasks.case import Case, Volume
 
+WORDS = {
+    "cine_ed": "cine, end-diastole (heart filled)",
+    "cine_es": "cine, end-systole (heart contracted)",
+    "lge": "late gadolinium enhancement",
+}
+"""What the cardiac series' names stand for."""
 PER_PAGE = 25
 SHOWN_SLICES = 18
 LOG_BYTES = 16 << 20

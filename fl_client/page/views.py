@@ -106,8 +106,12 @@ def size(count: Any) -> str:
 
 
 def short_number(value: float) -> str:
-    """Four digits of a number."""
-    return f"{value:.4g}"
+    """Four digits of a number, large ones in full.
+
+    >>> short_number(0.123456), short_number(12345.6)
+    ('0.1235', '12346')
+    """
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 # -- status -----------------------------------------------------------------------------------------------------------
@@ -124,6 +128,7 @@ def status(site: Site) -> dict[str, Any]:
         "budget": _budget(now.value) if now.value else None,
         "recent": look(lambda: _named(site, left_lines(site)[-5:][::-1])),
         "wrong": wrong(site, now.value) if now.value else [],
+        "idle": bool(now.value and absent(site, now.value)),
         "rehearsal": rehearsal(site),
     }
 
@@ -140,19 +145,23 @@ def rehearsal(site: Site) -> list[str]:
 
 def wrong(site: Site, now: Standing) -> list[str]:
     """What a person has to look at."""
-    found = [*now.wrong, *now.line]
-    expected = {
-        "intake": site.dicom is not None or site.arrivals.watch is not None,
-        "trainer": site.coordinator is not None,
-    }
+    found = [*now.wrong, *now.crashing, *now.line]
     if not now.halted:
-        absent = [role for role, wanted in expected.items() if wanted and role not in {*now.running, *now.elsewhere}]
-        found += [f"the {role} isn't running; konsil-site start runs it" for role in absent]
+        found += [f"the {role} isn't running; konsil-site start runs it" for role in absent(site, now)]
     if now.patients < site.minimum_cohort:
         found.append(
             f"{now.patients} patients are inside; with fewer than minimum_cohort {site.minimum_cohort} no study can be approved"
         )
     return found
+
+
+def absent(site: Site, now: Standing) -> list[str]:
+    """Roles that the settings ask for and that don't run."""
+    expected = {
+        "intake": site.dicom is not None or site.arrivals.watch is not None,
+        "trainer": site.coordinator is not None,
+    }
+    return [role for role, wanted in expected.items() if wanted and role not in {*now.running, *now.elsewhere}]
 
 
 def _halt(site: Site) -> dict[str, str]:
@@ -355,8 +364,8 @@ def _happening(line: Body) -> tuple[str, str, str, str]:
     for key in ("study", "sha256"):
         if isinstance(facts.get(key), str):
             facts[key] = facts[key][:12]
-    rest = ", ".join(
-        f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in facts.items() if value != ""
+    rest = "; ".join(
+        f"{key}: {', '.join(value) if isinstance(value, list) else value}" for key, value in facts.items() if value != ""
     )
     return str(line["time"]), f"{line['happening']} {line.get('what') or ''}".strip(), str(line.get("who") or ""), rest
 

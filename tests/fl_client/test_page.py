@@ -3,17 +3,15 @@
 import asyncio
 import json
 import re
-import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from html.parser import HTMLParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 
+import chromium
 import httpx
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ from fl_client.__main__ import main
 from fl_client.approval import Approvals
 from fl_client.audit import AuditLog
 from fl_client.cohort import Cohort
+from fl_client.failures import write_failure
 from fl_client.page import people, pictures
 from fl_client.page.app import ROUTES, page_app
 from fl_client.page.guard import OPEN, SESSION_S, TRIES, Sessions, ensure_tokens, new_token, token, token_path
@@ -294,6 +293,16 @@ def test_tokens_are_random_private_and_never_written_over_at_a_start(site):
         ensure_tokens(site)
 
 
+def test_two_tabs_at_the_door_and_the_icon_that_a_browser_asks_for_spoil_no_form(site):
+    browser = Browser(site)
+    csrf = browser.csrf()
+    icon = browser.client.get("/favicon.ico")
+    assert (icon.status_code, icon.content, "set-cookie" in icon.headers) == (204, b"", False)
+    assert browser.csrf() == csrf
+    answer = browser.client.post("/login", data={"csrf": csrf, "token": token(site, "page")})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
 def test_page_token_makes_new_ones_and_says_where_they_lie(hospitals, site, capsys):
     before = token(site, "page"), token(site, "metrics")
     assert main(["--site", str(hospitals.sites["a"]), "page-token"]) == 0
@@ -514,7 +523,7 @@ def test_the_cohort_counts_everybody_and_shows_pseudonyms_page_by_page(hospitals
     assert "Expected 30" in text
     assert "Inside 29" in text
     assert "1 refused: cine_ed: no slices" in text
-    assert "cine_ed 4 4" in text
+    assert "cine_ed cine, end-diastole (heart filled) 4 4" in text
     assert "page 1 of 2" in text
     assert "q003" in browser.settled("/cohort?start=q&page=1").text
     assert "q003" not in browser.settled("/cohort?start=p0-").text
@@ -535,7 +544,7 @@ def test_a_damaged_patient_is_named_and_the_others_are_shown(site, browser):
     assert browser.client.get("/cohort/p0-1/cine_ed/1.png").status_code == 404
     quality = browser.settled("/quality").text
     assert "p0-1 can't be read: cine_ed.image.npy is cut short" in quality
-    for measured in ("cine_ed Numbers", "cine_es Numbers"):  # of the other three
+    for measured in ("(heart filled) Numbers", "(heart contracted) Numbers"):  # of the other three
         assert " slices slices 3 " in quality.partition(measured)[2][:150]
 
 
@@ -702,53 +711,62 @@ def test_the_command_serves_the_page_and_a_taken_port_is_told(served, hospitals,
     assert "Address already in use" in capsys.readouterr().err
 
 
+VIEWS = {
+    "/": ["a", "What the patients' data have cost", "What runs", "Last messages that left the house", "The switch"],
+    "/studies": ["Studies"],
+    "/studies/{key}": ["Study pilot waits for you", "The contract", "Whom it can use here", "Decide", "Say yes", "Say no"],
+    "/cohort": ["Cohort", "What is there", "Why patients and files stayed outside", "Patients"],
+    "/cohort/p0-1": ["p0-1", "cine_ed cine, end-diastole (heart filled)", "cine_es cine, end-systole (heart contracted)"],
+    "/quality": ["Quality of the images", "cine_ed cine, end-diastole (heart filled)"],
+    "/left": ["What left the house", "The privacy ledger", "Decisions in force"],
+    "/log": ["Log", "What failed", "What people and the daemon did"],
+}
+"""Every view, and headings that a person finds on it."""
+
+
 @pytest.fixture
-def logged_in(served, site):
-    """An address at which a browser that can't log in by itself finds the page with a session."""
-    person = httpx.Client(base_url=served, timeout=60)
-    csrf = re.search(r'name="csrf" value="([0-9a-f]{64})"', person.get("/login").text)[1]
-    assert person.post("/login", data={"csrf": csrf, "token": token(site, "page")}).status_code == 303
-
-    class Between(BaseHTTPRequestHandler):
-        def do_GET(self):
-            answer = person.get(self.path)
-            self.send_response(answer.status_code)
-            for name in ("content-type", "content-security-policy", "cache-control", "content-length"):
-                self.send_header(name, answer.headers[name])
-            self.end_headers()
-            self.wfile.write(answer.content)
-
-        def log_message(self, *said):
-            pass
-
-    between = ThreadingHTTPServer(("127.0.0.1", 0), Between)
-    running = threading.Thread(target=between.serve_forever)
-    running.start()
-    yield person, f"http://127.0.0.1:{between.server_address[1]}"
-    between.shutdown()
-    running.join()
-    between.server_close()
-    person.close()
+def lived_in(site, study):
+    """A house in which something has happened: messages left, one failed, one patient was refused."""
+    Ledger(site.ledger_path, epsilon=10, delta=1e-3).spend(Event(noise_multiplier=4.0, steps=2, study_name="done", round=1))
+    audit = AuditLog(site.folder / "audit.jsonl")
+    facts = {"run": 1, "study": "5" * 64, "round": 1, "tensors": 18, "bytes": 214_032, "sha256": "8" * 64}
+    audit.append("egress", asked="train", kind="arrays", code=None, **facts)
+    audit.append("egress", asked="train", kind="words", code=101, **{**facts, "tensors": 0, "bytes": 80})
+    audit.append("paused", who="Dr. Alpha", why="the scanner is moved, and nobody knows for how long: " + "soon, " * 40)
+    try:
+        json.loads("{")
+    except ValueError as error:
+        write_failure(site.folder / "log", error, run=1, number="0a1b2c3d")
+    Cohort(site.cohort_folder).refuse("P0123456789ABCDEF", "cine_ed: no slices")
+    return study
 
 
-def test_a_browser_shows_it_within_its_margins_and_draws_the_slices(logged_in, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
+def test_a_browser_shows_every_view_within_its_margins_and_complains_of_nothing(lived_in, served, site, tmp_path):
+    if chromium.program() is None:
         pytest.skip("no chromium on this machine")
-    person, address = logged_in
-    picture = tmp_path / "page.png"
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += f" --disable-component-update --disable-sync --hide-scrollbars --user-data-dir={tmp_path / 'profile'}"
-    for view, width in (("/cohort", 1200), ("/cohort/p0-1", 500)):
-        for _ in range(100):
-            if "http-equiv" not in person.get(view).text:
-                break
-            time.sleep(0.1)
-        command = [chromium, *flags.split(), f"--window-size={width},2400", f"--screenshot={picture}", address + view]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-        pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
-        assert pixels.shape == (2400, width, 3)
-        assert (pixels[0, 0] != pixels[-1, -1]).any()  # the bar has a colour of its own: the style sheet was let in
-        assert (pixels[200:, -8:] == pixels[-1, -1]).all()  # below the bar the right margin stays empty
-        outline = np.abs(pixels - [0xFF, 0xB0, 0x00]).sum(axis=-1) < 60
-        assert outline.sum() > 100  # what was drawn on the slices is there: pictures were let in, too
+    browser = chromium.Chromium(tmp_path / "profile")
+    try:
+        for width in (1280, 420):
+            door = browser.look(f"{served}/login", width=width)
+            assert (door["headings"], door["beyond"], door["hidden"], door["wide"]) == (["a: konsil"], [], [], width)
+        browser.log_in(f"{served}/login", token(site, "page"))
+        for path, headings in VIEWS.items():
+            address = path.format(key=lived_in.hash)
+            for width in (1280, 420):
+                picture = tmp_path / "page.png" if path == "/cohort/p0-1" else None
+                seen = browser.look(served + address, width=width, picture=picture)
+                assert seen["address"] == address
+                assert [one for one in headings if one not in [" ".join(head.split()) for head in seen["headings"]]] == []
+                assert (seen["beyond"], seen["wide"]) == ([], width), path
+                assert seen["hidden"] == [] or (path, width) == ("/quality", 420), path  # a plot must keep its size to be read
+                assert seen["panel"] not in ("rgba(0, 0, 0, 0)", "rgb(255, 255, 255)")  # the style sheet was let in
+                assert all(there for _, there in seen["images"]), seen["images"]
+                assert len(seen["images"]) == {"/cohort": 8, "/cohort/p0-1": 6, "/quality": 2}.get(path, 0)
+                if picture:
+                    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+                    assert pixels.shape[1] == width
+                    outline = np.abs(pixels - [0xFF, 0xB0, 0x00]).sum(axis=-1) < 60
+                    assert outline.sum() > 100  # what was drawn on the slices is there: pictures were let in, too
+    finally:
+        browser.close()
+    assert browser.complaints == []
