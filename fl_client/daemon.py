@@ -4,7 +4,9 @@ Its children are the intake (which sees identities), Flower's SuperNode and our 
 hospital's page. A part that dies is started again, after a pause that grows. `--only` runs one role alone, for separate users.
 The hospital's own switch (`halt.py`) is looked at twice a second: when it says stopped, everything ends at once.
 
-    <folder>/run/trainer.pid, page.pid, <identity_folder>/run/intake.pid    who runs, and since when; locked while it does
+    <folder>/run/trainer.pid, page.pid, <identity_folder>/run/intake.pid    who runs, since when, its log; locked while it does
+
+How often a part had to be started again is noted beside them (`crashes.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import IO
 
 import psutil
 
+from fl_client import crashes
 from fl_client.halt import halted
 from fl_client.sharing import make_folder, replaceable
 from fl_client.site import Site
@@ -59,8 +62,11 @@ class AlreadyRunning(ValueError):
 class Child:
     """One part of the hospital as a process of its own, started again when it dies."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], *, notes: Path | None = None) -> None:
+        """`notes` is the folder in which it is noted how often it had to be started again; None: nowhere."""
         self.name = name
+        self._notes = notes
+        self._is_noted = self._is_told = False  # that it ended; by us, to end
         self.command = list(command)
         self.environment = environment
         self.process: subprocess.Popen[bytes] | None = None
@@ -70,7 +76,7 @@ class Child:
 
     def start(self) -> None:
         """Start the process; its output goes where ours goes."""
-        self._started = time.monotonic()
+        self._started, self._is_told = time.monotonic(), False
         self.process = subprocess.Popen(
             self.command,
             env=self.environment,
@@ -88,21 +94,33 @@ class Child:
     def look(self) -> bool:
         """Start it again if it is dead and its pause is over; True if it has just died."""
         if self.alive:
+            if self._is_noted and time.monotonic() - self._started > crashes.WELL_S:
+                self.forget()
             return False
         if self.process is not None:
             lived, status = time.monotonic() - self._started, self.process.returncode
             self._pause_s = 1.0 if lived > LONGEST_PAUSE_S else min(LONGEST_PAUSE_S, max(1.0, 2 * self._pause_s))
             self._again = time.monotonic() + self._pause_s
             self.process = None
-            _say(f"{self.name} ended by itself ({_how(status)}); it is started again in {self._pause_s:g} s")
+            _say(f"{self.name} ended by itself ({crashes.how(status)}); it is started again in {self._pause_s:g} s")
+            if self._notes is not None and not self._is_told:
+                crashes.note(self._notes, self.name, status)
+                self._is_noted = True
             return True
         if time.monotonic() >= self._again:
             self.start()
         return False
 
+    def forget(self) -> None:
+        """What was noted of its ends is over."""
+        if self._notes is not None:
+            crashes.forget(self._notes, self.name)
+        self._is_noted = False
+
     def tell(self, number: signal.Signals) -> None:
-        """Send a signal, if it runs."""
+        """Send a signal to end, if it runs."""
         if self.process is not None and self.process.poll() is None:
+            self._is_told = True
             self.process.send_signal(number)
 
     def end(self, *, within_s: float) -> None:
@@ -137,6 +155,8 @@ class Daemon:
             ending.callback(self._kill)  # whatever happens, nobody is left behind
             self._note("started")
             for child in self.children.values():
+                child.forget()
+                ending.callback(child.forget)  # somebody stops us, and it is not running any more
                 child.start()
             while not self.stop.wait(LOOK_S):
                 if halted(self.site.folder) == "stopped":
@@ -157,18 +177,12 @@ class Daemon:
 
     def _handing_over(self) -> bool:
         """Whether the worker was exchanging a message with the SuperNode when it was last heard of."""
-        return self._doing() in ("taking a message", "handing over an answer")
-
-    def _doing(self) -> str:
-        try:
-            return str(json.loads((runtime_folder(self.site) / "worker.json").read_text())["doing"])
-        except (OSError, ValueError, KeyError):
-            return ""
+        return doing(self.site) in ("taking a message", "handing over an answer")
 
     def _end(self) -> None:
         """End all, the worker first: what it was working on is answered with a failure, which the SuperNode carries out."""
         _say("stopping")
-        working = "worker" in self.children and self._doing() not in ("", "waiting")
+        working = "worker" in self.children and doing(self.site) not in ("", "waiting")
         for child in self.children.values():
             if child.name != "supernode":
                 child.tell(signal.SIGTERM)
@@ -250,6 +264,14 @@ def roles_of(site: Site, only: str = "") -> tuple[str, ...]:
     return (only,) if only else tuple(role for role in ROLES if has[role])
 
 
+def doing(site: Site) -> str:
+    """What the worker was doing when it last said so; nothing, if it has not."""
+    try:
+        return str(json.loads((runtime_folder(site) / "worker.json").read_text())["doing"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
 def running(site: Site) -> dict[str, int]:
     """Which roles run now, as the process ids of their daemons. A file that an ended process left behind counts for nothing.
 
@@ -286,6 +308,15 @@ def elsewhere(site: Site) -> dict[str, str]:
     return found
 
 
+def started(site: Site, role: str) -> tuple[float, str]:
+    """For how many seconds the role's daemon has run, and where its log is; endless and unknown if it can't be told."""
+    try:
+        told = json.loads(_pid_file(site, role).read_text())
+        return time.time() - float(told["started"]), str(told["log"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return float("inf"), crashes.UNKNOWN_LOG
+
+
 def _is_held(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of when the file is closed
@@ -298,7 +329,7 @@ def _children(site: Site, settings: Path, roles: Sequence[str]) -> dict[str, Chi
     def own(module: str, *more: str) -> list[str]:
         return [sys.executable, "-m", module, "--site", str(settings), *more]
 
-    commands = {}
+    commands: dict[str, list[str]] = {}
     if "intake" in roles:
         commands["intake"] = own("fl_client", "intake")
     if "trainer" in roles:
@@ -306,11 +337,12 @@ def _children(site: Site, settings: Path, roles: Sequence[str]) -> dict[str, Chi
         commands["worker"] = own("fl_client.worker")
     if "page" in roles:
         commands["page"] = own("fl_client", "page")
-    return {name: Child(name, command, environment(site)) for name, command in commands.items()}
+    notes = {part: crashes.run_folder(site, role) for role, parts in crashes.PARTS.items() for part in parts}
+    return {name: Child(name, command, environment(site), notes=notes[name]) for name, command in commands.items()}
 
 
 def _pid_file(site: Site, role: str) -> Path:
-    return (site.identity_folder if role == "intake" else site.folder) / "run" / f"{role}.pid"
+    return crashes.run_folder(site, role) / f"{role}.pid"
 
 
 @contextmanager
@@ -321,7 +353,7 @@ def _only_one(site: Site, role: str) -> Iterator[None]:
     with open(path, "a+") as file:
         _lock(file, role, path)
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()}))
+        file.write(json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time(), "log": crashes.own_log()}))
         file.flush()
         try:
             yield
@@ -341,10 +373,6 @@ def _end_with_parent() -> None:
     """In a new child: end when the parent does, even if that was killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _how(status: int) -> str:
-    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
 def _say(text: str) -> None:

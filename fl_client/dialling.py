@@ -26,7 +26,7 @@ REFUSED = 4
 SHUT = ("tls", "key")
 """What has to be right before dialling makes sense: who the coordinator is, and that it knows our key."""
 
-LASTING = ("versions",)
+LASTING = ("versions", "name")
 """What remains wrong although the coordinator lets us in: its studies will be declined here."""
 
 FILE = "coordinator.json"
@@ -70,9 +70,7 @@ def silence(folder: Path) -> list[str]:
         return []
     silent = time.time() - since
     when = datetime.fromtimestamp(since, UTC).isoformat(timespec="minutes")[:16]
-    words = (
-        f"nothing was heard of the coordinator since {when} UTC, {silent / 60:.0f} minutes; look with konsil-site check"
-    )
+    words = f"nothing was heard of the coordinator since {when} UTC, {silent / 60:.0f} minutes; look with konsil-site check"
     return [words] if silent > SILENT_S else []
 
 

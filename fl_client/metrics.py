@@ -13,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from fl_client import crashes
 from fl_client.daemon import HIDDEN
 from fl_client.site import Site
 from fl_client.standing import standing
@@ -54,6 +55,15 @@ class _House(Collector):
             if now.elsewhere.get(role) != HIDDEN:  # no number rather than one that may be wrong
                 running.add_metric([role], float(role in {*now.running, *now.elsewhere}))
         yield running
+        ended = GaugeMetricFamily(
+            "konsil_ended_by_itself", "How often this part was started again since it last ran well.", labels=["part"]
+        )
+        counts = crashes.counts(self._site)
+        for role, parts in crashes.PARTS.items():
+            if now.elsewhere.get(role) != HIDDEN:
+                for part in parts:
+                    ended.add_metric([part], float(counts.get(part, 0)))
+        yield ended
         counters = {
             "konsil_releases": ("Releases that concern patients.", now.releases),
             "konsil_messages_left": ("Messages that left the house.", now.left_the_house),

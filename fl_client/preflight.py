@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from fl_client.daemon import ROLES, elsewhere, running
+from fl_client import crashes
+from fl_client.daemon import ROLES, RUNS, elsewhere, running, started
 from fl_client.finding import Finding
 from fl_client.halt import halted
 from fl_client.sharing import is_shared, replaceable
 from fl_client.site import DicomDoor, Site
 
 GIB = 2**30
+
+STARTING_S = 45.0
+"""What a part gets from its start until its port has to be open: image readers take seconds to import."""
 
 
 Look = Callable[[Site, Path], Iterator[Finding]]
@@ -40,7 +44,10 @@ def findings(site: Site, settings: Path) -> Iterator[Finding]:
     """All findings, from the inside of the house to the outside."""
     from fl_client.reach import coordinator  # here: it imports what a start doesn't need
 
-    looks: tuple[Look, ...] = (rules, keys, disk, arrivals, books, cohort, device, dicom, archive, coordinator)
+    looks: tuple[Look, ...] = (
+        *(rules, keys, disk, meanings, arrivals, books, cohort, device),
+        *(dicom, archive, page, coordinator),
+    )
     for look in looks:
         try:
             yield from look(site, settings)
@@ -73,9 +80,12 @@ def rules(site: Site, settings: Path) -> Iterator[Finding]:
     if state:
         level: Literal["warn", "mend"] = "mend" if state == "stopped" else "warn"
         yield Finding(level, "switch", f"this hospital has {state}; konsil-site resume takes the switch away")
-    now = running(site)
+    now, ended = running(site), crashes.told(site)
     for role in ROLES:
-        if role in now:
+        wrong = [ended[part] for part in crashes.PARTS[role] if part in ended]
+        for text in wrong:
+            yield Finding("mend", "running", text)
+        if role in now and not wrong:
             yield Finding("ok", "running", f"{role}, process {now[role]}")
     for role, words in elsewhere(site).items():
         yield Finding("ok", "running", f"{role} {words}")
@@ -94,6 +104,10 @@ def keys(site: Site, settings: Path) -> Iterator[Finding]:
     if site.dicomweb is not None and not trainers:
         web = {"dicomweb credentials": site.dicomweb.credentials, "dicomweb key": site.dicomweb.key}
         secret |= {name: path for name, path in web.items() if path is not None}
+    if site.archive is not None and site.archive.tls is not None:  # the door's are tried with the door
+        for name, path in (("certificate", site.archive.tls.certificate), ("authority", site.archive.tls.authority)):
+            if not path.is_file():
+                yield Finding("mend", "keys", f"archive.tls.{name} {path} is missing")
     for name, path in secret.items():
         if not path.exists():
             yield Finding("mend", "keys", f"the {name} {path} is missing")
@@ -118,9 +132,6 @@ def disk(site: Site, settings: Path) -> Iterator[Finding]:
     watch = site.arrivals.watch
     if watch is not None and not watch.is_dir():
         yield Finding("mend", "disk", f"arrivals.watch {watch} is no folder")
-    rules = site.arrivals.series_rules
-    if rules is not None and not rules.is_file():
-        yield Finding("mend", "disk", f"arrivals.series_rules {rules} is missing")
     if site.quality_reference is not None:
         from fl_client.quality.reference import Reference  # here: image filters take time to import
 
@@ -130,6 +141,30 @@ def disk(site: Site, settings: Path) -> Iterator[Finding]:
             yield Finding("mend", "settings", f"quality_reference: {error}")
         except FileNotFoundError as error:
             yield Finding("mend", "settings", f"quality_reference: {error}; take the line out, or put the file there")
+
+
+def meanings(site: Site, settings: Path) -> Iterator[Finding]:
+    """Series rules, label map and the key for pseudonyms, read as whoever reads images reads them."""
+    from fl_client.admission import key_of, label_map, series_rules
+    from fl_client.intake.pseudonyms import Pseudonyms
+
+    given: dict[str, Callable[[], object]] = {
+        "series_rules": lambda: series_rules(site.arrivals.series_rules),
+        "labels": lambda: label_map(site.arrivals.labels or "cardiac"),
+    }
+    for name, load in given.items():
+        try:
+            load()
+        except FileNotFoundError as error:
+            told = f"{error.filename} is missing" if error.filename else str(error)
+            yield Finding("mend", "arrivals", f"arrivals.{name}: {told}")
+        except ValueError as error:
+            yield Finding("mend", "arrivals", f"arrivals.{name}: {error}")
+    if site.key_file.exists() and os.access(site.key_file, os.R_OK) and not site.key_file.stat().st_mode & 0o077:
+        try:
+            Pseudonyms(key_of(site))
+        except ValueError as error:
+            yield Finding("mend", "keys", f"{site.key_file}: {error}")
 
 
 def arrivals(site: Site, settings: Path) -> Iterator[Finding]:
@@ -210,24 +245,58 @@ def device(site: Site, settings: Path) -> Iterator[Finding]:
 
 
 def dicom(site: Site, settings: Path) -> Iterator[Finding]:
-    """The port for images: free, or ours."""
+    """The port for images: as the intake would open it, and free, or ours."""
+    from fl_client.intake.listening import Listening, out_of_reach
+
     door = site.dicom
     if door is None:
+        return
+    try:
+        Listening.of(door)
+    except ValueError as error:
+        yield Finding("mend", "dicom", f"{error}; the intake does not start with it")
         return
     where = f"{door.host}:{door.port}"
     if not door.peers:
         yield Finding("warn", "dicom", "dicom.peers is empty: nobody may send images")
-    if _is_free(door):
-        yield Finding("ok", "dicom", f"{where} is free for {door.ae_title}")
-        return
-    if "intake" not in {*running(site), *elsewhere(site)}:
-        text = f"{where} can't be opened: another program listens there, or the address is not this machine's"
-        yield Finding("mend", "dicom", f"{text}; change dicom.host or dicom.port, or end that program")
-        return
-    from fl_client.intake.echo import echo
+    if far := out_of_reach(door):
+        text = f"only this machine can reach {where}, and not {', '.join(far)} of dicom.peers"
+        yield Finding("warn", "dicom", f"{text}; dicom.host has to be this machine's address in their network")
+    if trouble := _shut(door):
+        if "intake" in {*running(site), *elsewhere(site)}:
+            from fl_client.intake.echo import echo
 
-    answer = echo(door)
-    yield Finding("ok" if answer.startswith("ours") else "mend", "dicom", f"{where}: {answer}")
+            answer = echo(door)
+            yield Finding("ok" if answer.startswith("ours") else "mend", "dicom", f"{where}: {answer}")
+        else:
+            text = f"{where} can't be opened ({trouble}): another program listens there, or the address is not this machine's"
+            yield Finding("mend", "dicom", f"{text}; change dicom.host or dicom.port, or end that program")
+    elif _runs(site, "intake"):
+        yield _not_open(site, "intake", "dicom", where)
+    else:
+        yield Finding("ok", "dicom", f"{where} is free for {door.ae_title}")
+
+
+def page(site: Site, settings: Path) -> Iterator[Finding]:
+    """The page's own port: free, or ours."""
+    from fl_client.commands.page import listen
+
+    if site.page is None:
+        return
+    where = f"{site.page.host}:{site.page.port}"
+    try:
+        listen(site.page).close()
+    except OSError as error:
+        if _runs(site, "page"):
+            yield Finding("ok", "page", f"{where} is taken, and the page runs")
+        else:
+            text = f"{error}; if that is not this hospital's page, change page.host or page.port, or end that program"
+            yield Finding("mend", "page", text)
+        return
+    if _runs(site, "page"):
+        yield _not_open(site, "page", "page", where)
+    else:
+        yield Finding("ok", "page", f"{where} is free for the page")
 
 
 def archive(site: Site, settings: Path) -> Iterator[Finding]:
@@ -244,15 +313,29 @@ def archive(site: Site, settings: Path) -> Iterator[Finding]:
         yield Finding("mend", "dicomweb", str(error))
 
 
-def _is_free(door: DicomDoor) -> bool:
+def _shut(door: DicomDoor) -> str:
+    """Why the port can't be had, in the system's words; empty if it can."""
     family = socket.AF_INET6 if ":" in door.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the intake does
         try:
             probe.bind((door.host, door.port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
+def _runs(site: Site, role: str) -> bool:
+    """Whether a role is known to run, here or as another user."""
+    return role in running(site) or elsewhere(site).get(role) == RUNS
+
+
+def _not_open(site: Site, role: str, what: str, where: str) -> Finding:
+    """A role runs, and nobody listens at its port."""
+    seconds, log = started(site, role)
+    if seconds < STARTING_S:
+        return Finding("warn", what, f"the {role} was started {seconds:.0f} s ago and does not listen on {where} yet")
+    return Finding("mend", what, f"the {role} runs, but nobody listens on {where}; its log says why: {log}")
 
 
 def _has(site: Site) -> list[str]:

@@ -42,6 +42,7 @@ def coordinator(site: Site, settings: Path) -> Iterator[Finding]:
                 yield Finding("mend", "key", str(error))
                 return
             yield Finding("ok", "key", f"our key {whom.key}")
+            yield from _named(whom, site.name, settings)
             yield from _certificate(whom)
         else:
             yield Finding("warn", "coordinator", "for rehearsals only: no root_certificates, so no TLS and no key")
@@ -70,6 +71,24 @@ def coordinator(site: Site, settings: Path) -> Iterator[Finding]:
     yield _clock(ahead)
     if whom.root_certificates is not None:
         yield _registered(whom, site.name)
+
+
+def _named(whom: Coordinator, name: str, settings: Path) -> Iterator[Finding]:
+    """Whether the hospital still has the name for which its key was made: the coordinator knows the key by that one."""
+    public = whom.key.with_name(f"{whom.key.name}.pub")
+    try:
+        before = public.read_text().split(maxsplit=2)[2].strip()
+    except (OSError, UnicodeDecodeError, IndexError):  # nothing leans on that file, it is for the reader
+        return
+    if before != name:
+        yield Finding(
+            "mend",
+            "name",
+            f"name in {settings} is {name}, but our key was made for {before}, and by that name the coordinator knows it: put "
+            f"the old name back. If the hospital is to be {name} from now on, it needs another key: move {whom.key} and "
+            f"{public} away, ask the coordinator's person to do konsil-study unregister {before} and konsil-study join-token "
+            f"{name}, then konsil-site join -",
+        )
 
 
 def _certificate(whom: Coordinator) -> Iterator[Finding]:

@@ -88,7 +88,7 @@ class Arrivals(Frozen):
     watch: Path | None = None  # a folder whose files are taken in as if they had been sent
     keep_originals_days: Annotated[float, Field(ge=0)] = 0.0  # how long originals stay after they were de-identified
     series_rules: Path | None = None  # as --series-rules of konsil-site admit
-    labels: str | None = None  # as --labels
+    labels: str | None = None  # as --labels: the name of a label map, or a file
     retain: tuple[Literal["dates", "device", "descriptors", "characteristics"], ...] = ("dates", "descriptors")  # of PS3.15
     accept_faces: bool = False  # let images of the head in, from which a face can be made; else they go to quarantine
 
@@ -184,6 +184,10 @@ class Site(Frozen):
             for name in names if isinstance(part, dict) else ():
                 if isinstance(part.get(name), str):
                     part[name] = (path.parent / part[name]).resolve()
+        arrivals = settings.get("arrivals")
+        labels = arrivals.get("labels") if isinstance(arrivals, dict) else None
+        if isinstance(arrivals, dict) and isinstance(labels, str) and Path(labels).suffix:  # a file, and not the name of a map
+            arrivals["labels"] = str((path.parent / labels).resolve())
         return cls.model_validate(settings)
 
     def save(self, path: Path | str) -> None:

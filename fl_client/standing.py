@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_client import dialling
+from fl_client import crashes, dialling
 from fl_client.approval import Approvals
 from fl_client.audit import AuditBroken, AuditLog
 from fl_client.chain import Body
@@ -38,6 +38,7 @@ class Standing:
     wrong: tuple[str, ...]  # what a person has to look at
     arriving: tuple[str, ...] = ()  # what waits in the identity zone, where this user may see it
     line: tuple[str, ...] = ()  # what is wrong with the line to the coordinator, or was when the SuperNode last dialled
+    crashing: tuple[str, ...] = ()  # parts that end by themselves again and again, as far as this user can see
 
 
 def standing(site: Site) -> Standing:
@@ -92,6 +93,7 @@ def standing(site: Site) -> Standing:
         wrong=tuple(wrong),
         arriving=_arriving(site),
         line=tuple(_line(site)),
+        crashing=tuple(crashes.told(site).values()),
     )
 
 
@@ -132,7 +134,7 @@ def told(now: Standing) -> list[str]:
     if now.last_left:
         lines.append(f"{now.left_the_house} messages left the house, the last one on {now.last_left['time']}")
     lines += now.arriving
-    return [*lines, *(f"LOOK: {wrong}" for wrong in (*now.wrong, *now.line))]
+    return [*lines, *(f"LOOK: {wrong}" for wrong in (*now.wrong, *now.crashing, *now.line))]
 
 
 def audit_lines(path: Path, *, last: int) -> list[str]:

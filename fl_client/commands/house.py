@@ -70,7 +70,7 @@ def _status(site: Site, options: argparse.Namespace) -> int:
     now = standing(site)
     for line in told(now):
         print(line)
-    return 1 if now.wrong or now.line else 0
+    return 1 if now.wrong or now.crashing or now.line else 0
 
 
 def _audit_log(site: Site, options: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ def _page(site: Site, options: argparse.Namespace) -> int:
 
     page = site.page or Page()
     ensure_tokens(site)
-    door = _listen(page)
+    door = listen(page)
     host = f"[{page.host}]" if ":" in page.host else page.host
     print(f"{site.name}'s page: http://{host}:{page.port}/", flush=True)
     print(f"log in with the token in {token_path(site, 'page')}; monitoring: {token_path(site, 'metrics')}", flush=True)
@@ -49,7 +49,7 @@ def _page(site: Site, options: argparse.Namespace) -> int:
     return 0
 
 
-def _listen(page: Page) -> socket.socket:
+def listen(page: Page) -> socket.socket:
     """The page's own port. Raises `OSError` in words if it can't be had."""
     family = socket.AF_INET6 if ":" in page.host else socket.AF_INET
     try:

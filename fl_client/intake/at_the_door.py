@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fl_client import crashes
 from fl_client.intake.incoming import Incoming, clean_folder, only_one
 from fl_client.intake.listening import out_of_reach
 from fl_client.intake.watch import WatchFolder
@@ -37,10 +38,12 @@ def open_door(site: Site, settings: Path) -> int:
         raise ValueError("neither dicom nor arrivals.watch is set in this site's settings: there is no way in")
     _log_here()
     incoming = Incoming(site.identity_folder, clean=clean_folder(site), min_free_bytes=int(site.arrivals.min_free_gib * 2**30))
-    worker = _Worker([sys.executable, "-m", "fl_client", "--site", str(settings), "intake", "--arrivals"], incoming.at_work)
+    command = [sys.executable, "-m", "fl_client", "--site", str(settings), "intake", "--arrivals"]
+    worker = _Worker(command, incoming.at_work, notes=crashes.run_folder(site, "intake"))
     with ExitStack() as stack, _until_told() as stopped:
         stack.enter_context(only_one(incoming.folder / ".lock", "another process receives for this site already"))
         incoming.sweep()
+        crashes.forget(crashes.run_folder(site, "intake"), "reader")
         watch = WatchFolder(site.arrivals.watch, incoming, quiet_s=site.arrivals.quiet_s) if site.arrivals.watch else None
         stack.callback(worker.stop)
         receiver = DicomReceiver(site.dicom, incoming) if site.dicom else None
@@ -98,9 +101,9 @@ def once(site: Site) -> int:
 class _Worker:
     """The process that works off what arrives, started again when it ends."""
 
-    def __init__(self, command: list[str], at_work: Path) -> None:
-        """`at_work` is where it writes which file it reads."""
-        self._command, self._at_work = command, at_work
+    def __init__(self, command: list[str], at_work: Path, *, notes: Path) -> None:
+        """`at_work` is where it writes which file it reads, `notes` where we write how often it had to be started again."""
+        self._command, self._at_work, self._notes = command, at_work, notes
         self._process: subprocess.Popen[bytes] | None = None
         self._pause_s, self._next, self._began = 1.0, 0.0, 0.0
 
@@ -108,6 +111,7 @@ class _Worker:
         """Start it if it isn't there, after a pause that grows."""
         if self._process is not None and self._process.poll() is not None:
             log.error("the process that reads images has ended (%d); it is started again", self._process.returncode)
+            crashes.note(self._notes, "reader", self._process.returncode)
             if time.monotonic() - self._began > LONGEST_PAUSE_S:
                 self._pause_s = 1.0
             self._next, self._process = time.monotonic() + self._pause_s, None
@@ -115,9 +119,12 @@ class _Worker:
         if self._process is None and time.monotonic() >= self._next:
             self._began = time.monotonic()
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
+        elif self._process is not None and time.monotonic() - self._began > crashes.WELL_S:
+            crashes.forget(self._notes, "reader")
 
     def stop(self) -> None:
         """Let it finish its file."""
+        crashes.forget(self._notes, "reader")
         if self._process is None:
             return
         self._process.terminate()

@@ -514,7 +514,7 @@ def test_a_process_that_we_end_does_not_put_its_file_aside(site: Site, tmp_path:
     deaf = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     for _ in range(3):
         incoming.at_work.write_text(json.dumps({"file": originals(site.identity_folder)[0].name, "times": 1}))
-        worker = _Worker([sys.executable, "-c", deaf], incoming.at_work)
+        worker = _Worker([sys.executable, "-c", deaf], incoming.at_work, notes=incoming.folder.parent / "run")
         worker.look()
         time.sleep(0.3)
         worker.stop()
