@@ -52,10 +52,16 @@ def sleep(message: Message, context: Context) -> Message:
 APP = f"{__name__}:echo"
 
 
+def workers(count: int) -> ProcessPoolExecutor:
+    """Worker processes forked from one that has imported what they need: imports are most of a worker's life."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fl_client.app", "fl_server.rounds", "monai.networks.nets"])
+    return ProcessPoolExecutor(count, context, initializer=_begin, initargs=(sys.path,))
+
+
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[Executor]:
-    """Two worker processes, started once: importing torch and MONAI is most of their life."""
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(sys.path,)) as pool:
+    with workers(2) as pool:
         yield pool
 
 
@@ -106,7 +112,7 @@ def test_a_dead_worker_is_an_error_reply_and_the_grid_goes_on():
 
 
 def test_when_a_worker_of_a_given_pool_dies_every_site_at_work_is_answered_for_and_the_next_round_cant_begin():
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(sys.path,)) as pool:
+    with workers(1) as pool:
         grid = InProcessGrid(APP, NODES, pool=pool)
         replies = grid.send_and_receive(messages(grid, "query.die"))
         assert [r.metadata.src_node_id for r in replies] == grid.get_node_ids()
@@ -116,7 +122,7 @@ def test_when_a_worker_of_a_given_pool_dies_every_site_at_work_is_answered_for_a
 
 
 def test_a_pool_that_was_broken_before_is_an_error_reply_of_every_site():
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with workers(1) as pool:
         with pytest.raises(BrokenProcessPool):
             pool.submit(os._exit, 9).result()
         grid = InProcessGrid(APP, NODES, pool=pool)
