@@ -63,8 +63,16 @@ def tables(folder):
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_trees():
+    """Scikit-learn's forests, which are there to compare with, have 30 trees instead of 300."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulation.radiomics.baselines.TREES", 30)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, few_trees):
     """The run's folder, and the command line that made it."""
     folder = tmp_path_factory.mktemp("radiomics")
     removed = [f"~hospitals.sites.{name}" for name in ("cleveland", "hungary", "switzerland", "long_beach")]
