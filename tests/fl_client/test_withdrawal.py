@@ -1,9 +1,18 @@
 """A patient withdraws: in no round from then on, not let in again, and gone from every file of the house."""
 
+import json
 import shutil
+import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from node_in_process import Node
+from table_hospitals import PERCEPTRON, fill, row
 
+from fl_client import cohort as cohorts
 from fl_client.__main__ import main
 from fl_client.audit import AuditLog
 from fl_client.catalog import Catalog
@@ -12,10 +21,15 @@ from fl_client.intake.clean import deidentify_file
 from fl_client.intake.deidentify import Deidentifier
 from fl_client.intake.quarantine import Quarantine
 from fl_client.intake.way_back import WayBack
+from fl_client.loopback import Loopback
 from fl_client.patients import note
-from fl_client.site import Site
+from fl_client.site import Budget, Site
+from fl_client.supernode import runtime_folder
 from fl_client.withdrawal import pseudonym_of
+from fl_client.worker import Worker
+from fl_server.weights import initial_state
 from simulation.dicom import Identity, write_patient
+from simulation.grid import InProcessGrid
 from tasks.task import load
 
 NUMBER, OTHER = (Identity.invent(name).patient_id for name in ("p0-0", "p0-1"))
@@ -159,3 +173,111 @@ def test_a_broken_line_about_somebody_outside_stops_nothing(clinic):
     cohort.refuse("P2", "whole")
     assert cohort.refused[-1]["what"] == "P2"
     assert Catalog.of(Site.load(clinic)).refresh(cohort, test_fraction=0.0)
+
+
+# -- in every later round ----------------------------------------------------------------------------------------------
+
+LEAVER = "P0123456789ABCDEF"
+TRAINING = {"views": 1, "steps": 2, "sample_rate": 0.8}
+"""Who is drawn and what noise is added are the same wherever name, study, round, ledger and seed are."""
+
+
+@pytest.fixture(params=["segmentation", "table"])
+def study(request, hospitals):
+    """Of images, or of a table."""
+    own = {} if request.param == "segmentation" else {"task": PERCEPTRON}
+    return hospitals.study(training=TRAINING, sites=("a",), **own)
+
+
+@pytest.fixture
+def three(new_hospitals, hospitals, study, one_thread):
+    """Three times the same hospital: the leaver was never in the first, and is in the others."""
+    stranger = next(iter(Cohort(hospitals.site("b").cohort_folder)))
+    made = {}
+    for name in ("never", "leaves", "stays"):
+        made[name] = new_hospitals(name)
+        table = study.task["name"] == "radiomics"
+        site = made[name].add("a", patients=0 if table else 3, budget=Budget(epsilon=10.0, delta=1e-3))
+        if table:
+            fill(site, 3)
+        if name != "never":
+            Cohort(site.cohort_folder).admit(row(LEAVER, 7) if table else replace(stranger, patient=LEAVER))
+    return made
+
+
+def message_of(study, number, weights):
+    config = ConfigRecord({"study-hash": study.hash, "server-round": number})
+    return RecordDict({"arrays": ArrayRecord(dict(weights)), "config": config})
+
+
+def arrays_of(reply):
+    assert not reply.has_error(), reply.error
+    return {name: array.numpy() for name, array in reply.content["arrays"].items()}
+
+
+def update(hospital, study, number, weights):
+    """The arrays that this hospital releases in this round."""
+    grid = InProcessGrid("fl_client.app:app", hospital.nodes, {"study": study.to_json()})
+    (reply,) = grid.send_and_receive([Message(message_of(study, number, weights), grid.get_node_ids()[0], "train")])
+    return arrays_of(reply)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def after(study, arrays):
+    """What a coordinator sends in the next round."""
+    return initial_state(study) | {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def patients_of_rounds(site):
+    lines = map(json.loads, (site.folder / "log" / "training.jsonl").read_text().splitlines())
+    return {line["round"]: line["patients"] for line in lines if "round" in line}
+
+
+def test_the_round_after_is_that_of_a_hospital_that_never_had_the_patient(three, study):
+    first = {name: update(hospital, study, 1, initial_state(study)) for name, hospital in three.items()}
+    assert same(first["leaves"], first["stays"])
+    assert not same(first["leaves"], first["never"])  # the patient was trained on, and it can be seen
+    site = three["leaves"].site("a")
+    note(site, patient=LEAVER, left_out="once")
+    held = {path.split("/")[1] for path in traces(site, LEAVER) if path.startswith("cohort")}
+    assert held == {"cases", "prepared"}
+
+    assert main(["--site", str(three["leaves"].sites["a"]), "withdraw", LEAVER]) == 0
+    weights = after(study, first["leaves"])
+    second = {name: update(hospital, study, 2, weights) for name, hospital in three.items()}
+    assert same(second["leaves"], second["never"])
+    assert not same(second["stays"], second["never"])
+    assert traces(site, LEAVER) == ["cohort/withdrawn"]
+    assert patients_of_rounds(site) == {1: 4, 2: 3}
+
+
+@pytest.mark.parametrize("study", ["table"], indirect=True)
+def test_a_worker_that_has_the_patient_in_memory_leaves_them_out_of_the_next_round(three, study):
+    hospital, never = three["leaves"], three["never"]
+    site, path = hospital.site("a"), hospital.sites["a"]
+    with Node(Loopback.make(runtime_folder(site))) as node:
+        worker = Worker(path)
+
+        def answered(number, weights):
+            node.ask(message_of(study, number, weights), "train", study=study.to_json())
+            end = time.monotonic() + 20
+            while not (token := worker._acquire()):
+                assert time.monotonic() < end, "no message came"
+                time.sleep(0.02)
+            worker.answer(token)
+            return arrays_of(node.answer())
+
+        first = answered(1, initial_state(study))
+        assert not same(first, update(never, study, 1, initial_state(study)))
+        (place,) = (site.cohort_folder / "prepared").glob(f"*/{LEAVER}.*")
+        assert main(["--site", str(path), "withdraw", LEAVER]) == 0
+        assert not place.exists()
+        assert cohorts._small(place)  # the worker still has it
+        weights = after(study, first)
+        assert same(answered(2, weights), update(never, study, 2, weights))
+        worker.close()
+    assert traces(site, LEAVER) == ["cohort/withdrawn"]
+    assert patients_of_rounds(site) == {1: 4, 2: 3}
