@@ -11,11 +11,17 @@ import time
 import psutil
 import pytest
 
+from fl_client import crashes
+from fl_client.__main__ import main
 from fl_client.audit import AuditLog
 from fl_client.commands import daemon as command
 from fl_client.daemon import STOPPED, AlreadyRunning, Child, Daemon, roles_of, running, start
 from fl_client.halt import halt, resume
-from fl_client.site import Arrivals, Coordinator, DicomDoor, Page
+from fl_client.intake.at_the_door import _Worker
+from fl_client.metrics import metrics
+from fl_client.page.views import wrong
+from fl_client.site import Arrivals, Coordinator, DicomDoor, Page, Peer, Site
+from fl_client.standing import standing
 from fl_client.supernode import environment, runtime_folder
 
 OBEDIENT = (
@@ -104,6 +110,95 @@ def test_a_dead_part_is_started_again_and_waits_longer_each_time(tmp_path):
         assert dying.process is not None
     dying.end(within_s=5)
     assert pauses == [1.0, 2.0, 4.0]
+
+
+def ends_again(one):
+    """Wait until a part is dead, let it be seen, and start it at once."""
+    until(lambda: not one.alive)
+    one.look()
+    one._again = 0.0
+    one.look()
+
+
+def test_a_part_that_dies_again_and_again_is_told_until_it_has_run_well_for_a_while(hospitals, tmp_path, monkeypatch):
+    site = Site.load(hospitals.sites["a"])
+    notes, file = crashes.run_folder(site, "trainer"), tmp_path / "mended"
+    code = f"import os, sys, time; time.sleep(60) if os.path.exists({str(file)!r}) else sys.exit(7)"
+    dying = Child("worker", [sys.executable, "-c", code], dict(os.environ), notes=notes)
+    dying.start()
+    ends_again(dying)
+    assert (crashes.told(site), crashes.counts(site)) == ({}, {"worker": 1})  # once is nothing yet
+    ends_again(dying)
+    (text,) = standing(site).crashing
+    assert "the worker has ended 2 times since 2" in text
+    assert "with exit status 7; its log: " in text
+    assert text in wrong(site, standing(site))
+    assert b'konsil_ended_by_itself{part="worker"} 2.0' in metrics(site)
+    assert b'konsil_ended_by_itself{part="supernode"} 0.0' in metrics(site)
+    file.touch()
+    ends_again(dying)
+    until(lambda: dying.alive)
+    dying.look()
+    assert len(standing(site).crashing) == 1
+    monkeypatch.setattr(crashes, "WELL_S", 0.0)
+    dying.look()
+    assert standing(site).crashing == ()
+    dying.tell(signal.SIGKILL)
+    dying.end(within_s=5)
+
+
+def test_a_part_that_was_told_to_end_has_not_ended_by_itself(hospitals):
+    site = Site.load(hospitals.sites["a"])
+    told = Child(
+        "supernode", [sys.executable, "-c", "import time; time.sleep(60)"], {}, notes=crashes.run_folder(site, "trainer")
+    )
+    told.start()
+    told.tell(signal.SIGTERM)
+    until(lambda: not told.alive)
+    assert told.look() is True
+    assert crashes.counts(site) == {}
+
+
+def test_the_process_that_reads_images_is_told_when_it_dies_again_and_again(hospitals, tmp_path):
+    site = Site.load(hospitals.sites["a"])
+    notes = crashes.run_folder(site, "intake")
+    readers = _Worker([sys.executable, "-c", "exit(9)"], tmp_path / "at-work", notes=notes)
+    for _ in range(2):
+        readers._next = 0.0
+        readers.look()
+        readers._process.wait(10)
+        readers.look()
+    (text,) = standing(site).crashing
+    assert "the intake's process that reads images has ended 2 times" in text
+    assert "exit status 9" in text
+    readers.stop()
+    assert standing(site).crashing == ()
+
+
+def test_an_intake_that_can_not_start_is_found_before_by_check_and_afterwards_by_status(hospitals, tmp_path, capsys):
+    door = DicomDoor(peers=(Peer(ae_title="PACS", address="pacs.clinic.example"),))
+    settings = hospitals.add("h", dicom=door).folder / "site.yaml"
+    site, log = Site.load(settings), tmp_path / "its.log"
+    assert main(["--site", str(settings), "check"]) == 1
+    wanted = "'pacs.clinic.example' is no IP address, and names can be forged"
+    assert wanted in capsys.readouterr().out
+    with open(log, "w") as out:
+        command = [sys.executable, "-m", "fl_client", "--site", str(settings), "start", "--only", "intake"]
+        daemon = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        until(lambda: crashes.counts(site).get("intake", 0) >= 2, seconds=60)
+        assert main(["--site", str(settings), "status"]) == 1
+        said = capsys.readouterr().out
+        assert f"running: intake (process {daemon.pid})" in said
+        assert "LOOK: the intake has ended " in said
+        assert f"with exit status 1; its log: {log}" in said
+        assert main(["--site", str(settings), "check"]) == 1
+        assert "mend  running       the intake has ended " in capsys.readouterr().out
+    finally:
+        daemon.terminate()
+        assert daemon.wait(20) == 0
+    assert wanted in log.read_text()
+    assert crashes.counts(site) == {}  # somebody stopped it
 
 
 def test_the_daemon_starts_a_killed_part_again(daemon, tmp_path):

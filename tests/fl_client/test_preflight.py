@@ -10,14 +10,18 @@ from importlib.metadata import version
 
 import pytest
 from coordinator_stand_in import free_port, write_authority
+from cryptography.hazmat.primitives import serialization
 
-from fl_client import reach
+from fl_client import crashes, preflight, reach
 from fl_client.__main__ import main
+from fl_client.daemon import _only_one
 from fl_client.halt import halt
+from fl_client.intake.incoming import Incoming
+from fl_client.intake.receive import DicomReceiver
 from fl_client.joining import JoinRefused, join
 from fl_client.keys import make_key, public_key
 from fl_client.preflight import findings
-from fl_client.site import Coordinator, DicomDoor, Page, Peer, Site
+from fl_client.site import Arrivals, Coordinator, DicomDoor, Page, Peer, Site, TransportSecurity
 
 
 class Told(http.server.BaseHTTPRequestHandler):
@@ -98,6 +102,7 @@ def clinic(hospitals, coordinating, monkeypatch):
     look.site, look.path = site, hospitals.sites["clinic"]
     key = Site.load(look.path).key_file
     key.touch(mode=0o600)
+    key.write_bytes(b"0123456789abcdef")
     yield look
     key.unlink()
 
@@ -164,6 +169,145 @@ def test_a_dicom_port_that_another_program_holds_has_to_be_mended(clinic):
         other.listen()
         ((level, text),) = clinic(dicom=door)["dicom"]
     assert (level, "another program listens there" in text) == ("mend", True)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """Files for mutual TLS: `good`, and what may be wrong with each."""
+    folder = tmp_path_factory.mktemp("tls")
+    write_authority(folder / "own")
+    write_authority(folder / "other")
+    private = serialization.load_pem_private_key((folder / "own" / "server.key").read_bytes(), None)
+    locked = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    )
+    (folder / "locked.key").write_bytes(locked)
+    (folder / "text.crt").write_text("no certificate")
+    good = TransportSecurity(
+        certificate=folder / "own" / "server.pem", key=folder / "own" / "server.key", authority=folder / "own" / "ca.crt"
+    )
+    good.key.chmod(0o600)
+    return {
+        "good": good,
+        "no certificate": good.model_copy(update={"certificate": folder / "none.crt"}),
+        "no authority": good.model_copy(update={"authority": folder / "none.crt"}),
+        "another key": good.model_copy(update={"key": folder / "other" / "server.key"}),
+        "a locked key": good.model_copy(update={"key": folder / "locked.key"}),
+        "text": good.model_copy(update={"authority": folder / "text.crt"}),
+    }
+
+
+PACS = (Peer(ae_title="PACS", address="127.0.0.1"),)
+REFUSED_DOORS = {
+    "a peer's name": (
+        {"peers": (Peer(ae_title="PACS", address="pacs.clinic.example"),)},
+        "'pacs.clinic.example' is no IP address",
+    ),
+    "our own name": ({"host": "localhost", "peers": PACS}, "dicom.host: 'localhost' is no IP address"),
+    "no certificate": ({"tls": "no certificate"}, "none.crt is missing"),
+    "no authority": ({"tls": "no authority"}, "dicom.tls.authority .*none.crt is missing"),
+    "another key": ({"tls": "another key"}, "are no certificate and its own key"),
+    "a locked key": ({"tls": "a locked key"}, "locked with a password"),
+    "text": ({"tls": "text"}, "text.crt holds no certificates"),
+}
+
+
+@pytest.mark.parametrize("which", REFUSED_DOORS)
+def test_what_the_door_would_refuse_when_it_opens_has_to_be_mended_in_the_same_words(clinic, certificates, tmp_path, which):
+    given, words = REFUSED_DOORS[which]
+    given = {**given, "tls": certificates[given["tls"]]} if "tls" in given else given
+    door = DicomDoor(port=free_port(), **given)
+    with pytest.raises(ValueError, match=words) as refusal:
+        DicomReceiver(door, Incoming(tmp_path / "identity", clean=tmp_path / "clean"))
+    assert ("mend", f"{refusal.value}; the intake does not start with it") in clinic(dicom=door)["dicom"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])
+def test_a_door_that_is_in_order_by_the_check_opens(clinic, certificates, tmp_path, host):
+    door = DicomDoor(port=free_port(), host=host, peers=PACS, tls=certificates["good"])
+    assert clinic(dicom=door)["dicom"] == [("ok", f"{host}:{door.port} is free for KONSIL")]
+    receiver = DicomReceiver(door, Incoming(tmp_path / "identity", clean=tmp_path / "clean"))
+    receiver.start()
+    try:
+        ((level, text),) = clinic(dicom=door)["dicom"]  # nothing of ours is running, as far as the settings' folder tells
+        assert (level, "Address already in use" in text) == ("mend", True)
+    finally:
+        receiver.stop()
+
+
+def test_an_archive_that_can_never_reach_the_door_is_told(clinic):
+    peers = (Peer(ae_title="PACS", address="10.0.0.5"), Peer(ae_title="HERE", address="127.0.0.1"))
+    door = DicomDoor(port=free_port(), peers=peers)
+    ((warned, text), (free, _)) = clinic(dicom=door)["dicom"]
+    assert (warned, free) == ("warn", "ok")
+    assert f"only this machine can reach 127.0.0.1:{door.port}, and not 10.0.0.5 of dicom.peers" in text
+    assert len(clinic(dicom=door.model_copy(update={"host": "0.0.0.0"}))["dicom"]) == 1
+
+
+def test_an_intake_that_runs_while_its_port_is_free_has_to_be_mended_and_its_log_is_named(clinic, monkeypatch):
+    door = DicomDoor(port=free_port(), peers=PACS)
+    monkeypatch.setattr(preflight, "STARTING_S", 1e9)
+    monkeypatch.setattr(crashes, "own_log", lambda: "/var/log/intake.log")
+    with _only_one(Site.load(clinic.path), "intake"):
+        ((level, text),) = clinic(dicom=door)["dicom"]
+        assert (level, "does not listen on" in text and text.endswith("yet")) == ("warn", True)
+        monkeypatch.setattr(preflight, "STARTING_S", 0.0)
+        ((level, text),) = clinic(dicom=door)["dicom"]
+    assert level == "mend"
+    assert text == f"the intake runs, but nobody listens on 127.0.0.1:{door.port}; its log says why: /var/log/intake.log"
+
+
+def test_series_rules_and_label_maps_are_read_and_not_only_there(clinic, tmp_path):
+    rules, labels = tmp_path / "series.yaml", tmp_path / "labels.yaml"
+    missing = Arrivals(series_rules=rules, labels=str(labels))
+    assert [level for level, _ in clinic(arrivals=missing)["arrivals"]] == ["mend", "mend"]
+    rules.write_text("rules: [{name: lge, wrods: [lge]}]\n")
+    labels.write_text("structures: {wall: {value: 300}}\n")
+    told = only(clinic(arrivals=missing), "mend")
+    assert ["arrivals.series_rules: " in told[0], "wrods: no such setting" in told[0]] == [True, True]
+    assert ["arrivals.labels: " in told[1], "structures.wall.value" in told[1]] == [True, True]
+    (text,) = only(clinic(arrivals=Arrivals(labels="cardaic")), "mend")
+    assert text.startswith("arrivals.labels: no label map cardaic; conf/labels holds cardiac")
+    assert only(clinic(arrivals=Arrivals(labels="cardiac")), "mend") == []
+
+
+def test_a_file_of_labels_is_looked_for_beside_the_settings_wherever_the_daemon_was_started(clinic):
+    clinic.path.write_text(clinic.path.read_text() + "arrivals: {labels: own.yaml, series_rules: series.yaml}\n")
+    told = Site.load(clinic.path).arrivals
+    assert (told.labels, told.series_rules) == (str(clinic.path.parent / "own.yaml"), clinic.path.parent / "series.yaml")
+
+
+def test_a_key_for_pseudonyms_that_is_too_short_has_to_be_mended(clinic):
+    Site.load(clinic.path).key_file.write_bytes(b"short")
+    (text,) = only(clinic(), "mend")
+    assert "the pseudonym key has 5 bytes; at least 16" in text
+
+
+def test_a_page_whose_port_another_program_holds_has_to_be_mended(clinic):
+    page = Page(port=free_port())
+    assert clinic(page=page)["page"] == [("ok", f"127.0.0.1:{page.port} is free for the page")]
+    with socket.create_server((page.host, page.port)):
+        ((level, text),) = clinic(page=page)["page"]
+    assert (level, text.startswith(f"the page can't listen on 127.0.0.1 port {page.port}")) == ("mend", True)
+
+
+def test_a_part_that_ends_again_and_again_is_told_instead_of_running(clinic, monkeypatch):
+    monkeypatch.setattr(crashes, "own_log", lambda: "journalctl -u konsil-site.service")
+    with _only_one(clinic.site, "trainer"):
+        crashes.note(clinic.site.folder / "run", "worker", 1)
+        assert [level for level, _ in clinic()["running"]] == ["ok"]  # once is nothing yet
+        crashes.note(clinic.site.folder / "run", "worker", -9)
+        ((level, text),) = clinic()["running"]
+    assert level == "mend"
+    assert text.startswith("the worker has ended 2 times since 2")
+    assert text.endswith("with signal SIGKILL; its log: journalctl -u konsil-site.service")
+
+
+def test_a_name_that_was_changed_after_the_key_was_made_has_to_be_mended(clinic):
+    assert only(clinic(), "mend") == []
+    (text,) = only(clinic(name="clinic-north"), "mend")
+    assert "is clinic-north, but our key was made for clinic" in text
+    assert "konsil-study unregister clinic and konsil-study join-token clinic-north" in text
 
 
 def test_the_switch_and_an_open_page_are_told(clinic):
@@ -267,7 +411,7 @@ def test_a_token_that_is_refused_is_told_in_the_coordinators_words_and_can_be_tr
 
 def test_a_token_goes_to_nobody_but_the_coordinator(new, coordinating, tmp_path):
     write_authority(tmp_path / "other")
-    with pytest.raises(ValueError, match="certificate is not good.*the authority of another coordinator"):
+    with pytest.raises(ValueError, match=r"certificate is not good.*the authority of another coordinator"):
         join(new, token="good", address=coordinating.address, root_certificates=tmp_path / "other" / "ca.crt")
     assert coordinating.server.asked == []
 
