@@ -18,7 +18,14 @@ SKIN_HU, METAL_HU = -300, 3000
 SOFT_TISSUE_HU = (0, 100)
 """Means of blocks that are soft tissue."""
 
+AIR_HU = (-1100, -900)
+"""Means of blocks that are air; lungs are denser."""
+
 BLOCK_MM = 6.0
+
+CUT_OFF = 0.05
+"""Share of the air at its smallest value beyond which noise is cut off: many scanners store nothing below -1024 HU. With 5 %
+of normal noise cut off its standard deviation comes out 5 % too small, with 12 % by 10 %, with 27 % by 25 %."""
 
 Image: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.int16] | npt.NDArray[np.uint16]"
 
@@ -29,7 +36,7 @@ def measure(image: Image, pixel_mm: float) -> tuple[dict[str, float | None], dic
     field = ~padding(slices)
     body = ndimage.binary_opening(field & (slices > SKIN_HU), np.ones((1, 3, 3)))
     filled = np.stack([ndimage.binary_fill_holes(plane) for plane in body])
-    air: Flags = field & ~ndimage.binary_dilation(filled, np.ones((1, 7, 7))) & (slices < -500)
+    air = _air(slices, field & ~ndimage.binary_dilation(filled, np.ones((1, 7, 7))) & (slices < -500))
     values: dict[str, float | None] = {
         "noise_air_hu": None,
         "air_hu": None,
@@ -43,10 +50,18 @@ def measure(image: Image, pixel_mm: float) -> tuple[dict[str, float | None], dic
     if air.sum() <= 0.005 * field.sum():
         return values, why | dict.fromkeys(("noise_air_hu", "air_hu"), "too little air around the body")
     values["air_hu"] = float(np.median(slices[air]))
-    if (slices[air] == slices.min()).mean() > 0.5:
+    if (slices[air] == slices[air].min()).mean() > CUT_OFF:  # padding may be smaller still
         return values, why | {"noise_air_hu": "the air is blanked out, or cut off at the smallest value"}
-    values["noise_air_hu"] = _most_frequent(_deviations(slices, air, pixel_mm, -1100, -900))
+    values["noise_air_hu"] = _most_frequent(_deviations(slices, air, pixel_mm, *AIR_HU))
     return values, why if values["noise_air_hu"] is not None else why | {"noise_air_hu": "air in too few pieces"}
+
+
+def _air(slices: Floats, dark: Flags) -> Flags:
+    """The pieces of what is dark that are air: a lung that the field of view cuts lies outside the body, too, but is denser."""
+    pieces, number = ndimage.label(dark, np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))]))
+    medians = np.asarray(ndimage.median(slices, pieces, np.arange(1, number + 1)))
+    air: Flags = np.isin(pieces, 1 + np.flatnonzero(medians < AIR_HU[1]))
+    return air
 
 
 def _deviations(slices: Floats, where: Flags, pixel_mm: float, low: float, high: float) -> npt.NDArray[np.float64]:

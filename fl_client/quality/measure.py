@@ -18,8 +18,9 @@ from tasks.case import UNKNOWN, Case, Volume
 
 Modality = Literal["MR", "CT"]
 
-DEFINITIONS = 2
-"""Number of the definitions: records with another are measured again. 1 was noise, dynamic range, SNR and contrast alone."""
+DEFINITIONS = 3
+"""Number of the definitions: records with another are measured again. 1 was noise, dynamic range, SNR and contrast alone; 2
+took noise in the air of computed tomography that was cut off at -1024 HU for whole."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Quality beside the cohort: `cohort/quality/<pseudonym>.json`, written at the door and read by limits, tables and plots.
 
-    {"volumes": {series: {parameter: number or null}}, "why": {series: {parameter: reason}}, "definitions": 2, "case": digest,
+    {"volumes": {series: {parameter: number or null}}, "why": {series: {parameter: reason}}, "definitions": 3, "case": digest,
      ...notes of the door, such as "mask_resampled/<series>" and "slice_thickness_mm/<series>"}
 
 A record of another state of the case, of other definitions, or none at all (generated patients have none) is made anew when

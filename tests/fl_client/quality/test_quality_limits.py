@@ -109,7 +109,7 @@ def test_a_record_is_measured_anew_when_the_case_or_the_definitions_change(site)
     assert second["noise_sigma"] == pytest.approx(20, rel=0.2)
     assert second["slice_gap_mm"] == 2  # what the door said stays
     place = cohort.folder / "quality" / "p00.json"
-    place.write_text(place.read_text().replace('"definitions": 2', '"definitions": 1').replace("noise_sigma", "noise"))
+    place.write_text(place.read_text().replace('"definitions": 3', '"definitions": 2').replace("noise_sigma", "noise"))
     assert records.of(cohort, "p00")["cine_ed"].values == second
 
 
