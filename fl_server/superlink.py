@@ -27,6 +27,10 @@ PAGE_BYTES = 65536
 """Page of a database that is made anew. A model's parts are rows of megabytes, and whatever stands behind such a value in its
 row, a counter among them, is found by following all of its pages: with SQLite's 4096 bytes that is half of a round's time."""
 
+BUSY_MS = 60_000
+"""How long a part of an answer waits for its turn to be written. After Flower's 5 s it is dropped with a line in a log, and the
+hospital, which paid for its answer, is never told."""
+
 _OPEN = ("/v1/fleet/", "/v1/runtime/")  # both have an authentication of Flower's own
 
 
@@ -52,19 +56,25 @@ class ControlLock:
         return len(shown) == 1 and hmac.compare_digest(shown[0], self.secret)
 
 
+def pragmas() -> tuple[tuple[str, str], ...]:
+    """What is said to SQLite at every connection: Flower's own words, with our page (first, it has to be) and our patience."""
+    from flwr.supercore.constant import SQLITE_PRAGMAS
+
+    return tuple({"page_size": str(PAGE_BYTES), **dict(SQLITE_PRAGMAS), "busy_timeout": str(BUSY_MS)}.items())
+
+
 def main() -> None:
     """`flower-superlink` with its own arguments, behind the lock. Raises `ValueError` without a secret."""
     secret = Path(os.environ.get(SECRET, os.devnull)).read_bytes().strip()
     if len(secret) < 32:
         raise ValueError(f"{SECRET} must name a file of at least 32 characters; `konsil-study init` makes it")
-    from flwr.supercore import constant, sql_mixin
+    from flwr.supercore import sql_mixin
     from flwr.supercore.app_utils import start_parent_process_monitor
     from flwr.superlink import extensions
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     start_parent_process_monitor(os.getppid())  # ends with who started it, however that ends
-    pragmas = (("page_size", str(PAGE_BYTES)), *constant.SQLITE_PRAGMAS)
-    sql_mixin.SQLITE_PRAGMAS = pragmas  # type: ignore[assignment,attr-defined]
+    sql_mixin.SQLITE_PRAGMAS = pragmas()  # type: ignore[assignment,attr-defined]
     extensions.get_middleware = lambda: (Middleware(ControlLock, secret=secret),)
     flower_superlink()
 
