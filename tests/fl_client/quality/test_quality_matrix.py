@@ -1,4 +1,4 @@
-"""Each parameter moves with its artifact and not with the others."""
+"""Each parameter moves with its artifact and less with the others; by how much stands in docs/site_page.md."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ LOOSER = {
     ("snr_air", "ghosting"): 0.55,  # strong ghosts leave no quiet air
     ("air_artifacts", "noise"): 0.5,  # in noise weak artifacts can't be seen
     ("air_artifacts", "blur"): 0.55,
-    ("uniformity", "blur"): 0.35,
     ("ghosting", "blur"): 0.45,
 }
 
@@ -54,7 +53,7 @@ def column(rows, metric):
 
 
 @pytest.mark.parametrize("metric", OWN)
-def test_a_parameter_moves_with_its_artifact_and_not_with_the_others(drawn, metric):
+def test_a_parameter_moves_with_its_artifact_and_less_with_the_others(drawn, metric):
     cause, side = OWN[metric]
     own = side * column(drawn[cause], metric)
     assert (np.diff(own) > 0).all(), own
