@@ -2,6 +2,7 @@
 
 import inspect
 
+import pytest
 from flwr.supercore import sql_mixin
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from sqlalchemy import text
@@ -9,6 +10,7 @@ from sqlalchemy import text
 from fl_server.superlink import BUSY_MS, PAGE_BYTES, pragmas
 
 
+@pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")  # Flower's own, when it makes its tables
 def test_flowers_database_is_opened_with_our_page_and_our_patience(tmp_path, monkeypatch):
     monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", pragmas())
     store = SqlObjectStore(str(tmp_path / "state.db"))
