@@ -19,6 +19,11 @@ def is_shared(folder: Path) -> bool:
     return folder.exists() and bool(folder.stat().st_mode & stat.S_ISGID)
 
 
+def is_trainers(folder: Path, settings: Path) -> bool:
+    """Whether this is the trainer's user in a house for two: the intake's own settings, and what is only its own is closed."""
+    return is_shared(folder) and settings.stat().st_uid not in (0, os.geteuid())
+
+
 def file_mode(folder: Path) -> int:
     """Permissions for a new file in this folder: 0600, or 0660 where its group shares it."""
     return 0o660 if is_shared(folder) else 0o600

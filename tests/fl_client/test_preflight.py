@@ -3,6 +3,7 @@
 import datetime
 import http.server
 import json
+import os
 import socket
 import ssl
 import threading
@@ -12,7 +13,7 @@ import pytest
 from coordinator_stand_in import free_port, write_authority
 from cryptography.hazmat.primitives import serialization
 
-from fl_client import crashes, preflight, reach
+from fl_client import crashes, ports, reach
 from fl_client.__main__ import main
 from fl_client.daemon import _only_one
 from fl_client.halt import halt
@@ -246,15 +247,36 @@ def test_an_archive_that_can_never_reach_the_door_is_told(clinic):
 
 def test_an_intake_that_runs_while_its_port_is_free_has_to_be_mended_and_its_log_is_named(clinic, monkeypatch):
     door = DicomDoor(port=free_port(), peers=PACS)
-    monkeypatch.setattr(preflight, "STARTING_S", 1e9)
+    monkeypatch.setattr(ports, "STARTING_S", 1e9)
     monkeypatch.setattr(crashes, "own_log", lambda: "/var/log/intake.log")
     with _only_one(Site.load(clinic.path), "intake"):
         ((level, text),) = clinic(dicom=door)["dicom"]
         assert (level, "does not listen on" in text and text.endswith("yet")) == ("warn", True)
-        monkeypatch.setattr(preflight, "STARTING_S", 0.0)
+        monkeypatch.setattr(ports, "STARTING_S", 0.0)
         ((level, text),) = clinic(dicom=door)["dicom"]
     assert level == "mend"
     assert text == f"the intake runs, but nobody listens on 127.0.0.1:{door.port}; its log says why: /var/log/intake.log"
+
+
+def test_a_free_port_of_a_part_that_may_have_a_network_of_its_own_is_told_and_no_more(clinic):
+    page = Page(port=free_port())
+    with _only_one(clinic.site, "page"):
+        told = {"pid": os.getpid(), "started": 0.0, "log": "/var/log/page.log"}  # in another container: no process of ours
+        (clinic.site.folder / "run" / "page.pid").write_text(json.dumps(told))
+        ((level, text),) = clinic(page=page)["page"]
+    assert (level, "right for a container with a network of its own" in text) == ("warn", True)
+    assert text.endswith("/var/log/page.log")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_the_trainers_user_is_not_told_of_files_that_are_the_intakes_alone(clinic, certificates):
+    clinic.site.folder.chmod(0o2770)
+    os.chown(clinic.path, 62001, -1)
+    Site.load(clinic.path).key_file.write_bytes(b"short")
+    door = DicomDoor(port=free_port(), peers=PACS, tls=certificates["no authority"])
+    found = clinic(dicom=door)
+    assert found["dicom"] == [("ok", f"127.0.0.1:{door.port} is free for KONSIL")]
+    assert not any("none.crt" in text or "5 bytes" in text for text in only(found, "mend"))
 
 
 def test_series_rules_and_label_maps_are_read_and_not_only_there(clinic, tmp_path):
