@@ -3,6 +3,7 @@
 A search that finds nothing proves something only if it can find: tests ask it for the same marks in the identity zone.
 """
 
+import asyncio
 import base64
 import gzip
 import html
@@ -14,7 +15,13 @@ import urllib.parse
 import zipfile
 import zlib
 
+import httpx
 import numpy as np
+
+from fl_client.approval import Approvals
+from fl_client.cohort import Cohort
+from fl_client.page.app import page_app
+from fl_client.page.guard import ensure_tokens, token
 
 CHARACTER_SETS = ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "latin-1", "iso8859_5", "gb18030", "iso2022_jp", "euc_kr")
 STREAM = re.compile(rb"stream\r?\n(.*?)endstream", re.DOTALL)
@@ -120,3 +127,38 @@ def marks_of(person):
     found |= {"physician": person.physician.split("^")[-1], "operator": person.operator.split("^")[-1]}
     found |= {f"script {n}": part for n, part in enumerate(re.split("[=^]", person.name)[2:]) if part}
     return found | {f"born, {n}": text for n, text in enumerate(sorted(dates(person.birth_date)))}
+
+
+def screens(site):
+    """Address and HTML of every view of the hospital's page, of every patient and of every study."""
+    ensure_tokens(site)
+
+    async def read():
+        transport = httpx.ASGITransport(page_app(site), client=("127.0.0.1", 50000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8787") as client:
+            csrf = re.search(r'name="csrf" value="(\w+)"', (await client.get("/login")).text)[1]
+            assert (await client.post("/login", data={"csrf": csrf, "token": token(site, "page")})).status_code == 303
+            paths = [
+                "/",
+                "/studies",
+                "/quality",
+                "/left",
+                "/log",
+                "/cohort?place=refused",
+                "/cohort?place=quarantine",
+                "/cohort",
+            ]
+            paths += [f"/studies/{path.stem}" for path in Approvals(site.folder).studies_folder.glob("*.json")]
+            paths += [f"/cohort/{patient}" for patient in Cohort(site.cohort_folder).patients]
+            found = []
+            for path in paths:
+                for _ in range(100):
+                    answer = await client.get(path)
+                    if "http-equiv" not in answer.text:
+                        break
+                    await asyncio.sleep(0.1)
+                assert (answer.status_code, len(answer.text) > 1000) == (200, True), path
+                found.append((path, answer.text))
+            return found
+
+    return asyncio.run(read())

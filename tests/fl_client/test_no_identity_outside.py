@@ -4,7 +4,6 @@ People with unmistakable names are written into DICOM in several character sets,
 in one that fails; then everything that any of it left behind is searched. The same search finds them in the identity zone.
 """
 
-import asyncio
 import base64
 import gzip
 import re
@@ -12,13 +11,11 @@ import sqlite3
 import zlib
 from dataclasses import replace
 
-import httpx
 import numpy as np
 import pydicom
 import pytest
 import yaml
-from conftest import SMALL_TASK
-from planted import Search, forms, marks_of
+from planted import Search, forms, marks_of, screens
 from pydicom.uid import EncapsulatedPDFStorage
 
 from conf.study import LocalTraining, Study
@@ -27,8 +24,6 @@ from fl_client.__main__ import main
 from fl_client.approval import Approvals
 from fl_client.cohort import Cohort
 from fl_client.metrics import metrics
-from fl_client.page.app import page_app
-from fl_client.page.guard import ensure_tokens, token
 from fl_client.site import Site
 from fl_server.rounds import run, versions
 from fl_server.weights import initial_state
@@ -39,6 +34,10 @@ from simulation.reader import Reader
 from simulation.scanner import Scanner
 
 SCANNER = Scanner(name="planted", manufacturer="SIEMENS", matrix=72, pixel_mm=3.5)
+TASK = {
+    **{"name": "segmentation", "series": ["cine_ed"], "voxels": 16, "field_mm": 192, "roi_mm": None, "working_mm": 12},
+    **{"channels": [4, 8], "strides": [2], "groups": 2, "head_channels": 4},
+}
 NAMES = {  # the character set that the archive writes them in
     "Quastenflosser^Zwiebelinde": "ISO_IR 192",
     "Dröschelmöller^Jüttøna": "ISO_IR 100",
@@ -149,7 +148,7 @@ def test_no_planted_identity_is_outside_the_identity_zone(archive, tmp_path, mon
     assert len(cohort) == len(PEOPLE)
 
     # a study that runs, one that fails in the middle, one that waits
-    facts = {"konsil_version": versions()["konsil"], "task": {**SMALL_TASK, "series": ["cine_ed"]}, "sites": ("planted",)}
+    facts = {"konsil_version": versions()["konsil"], "task": TASK, "sites": ("planted",)}
     facts |= {"rounds": 1, "training": LocalTraining(views=1)}
     for name in ("works", "fails", "waits"):
         study = Study.model_validate({**facts, "name": name})
@@ -169,7 +168,7 @@ def test_no_planted_identity_is_outside_the_identity_zone(archive, tmp_path, mon
     konsil("quality", "--csv", house / "quality.csv")
     konsil("support-bundle", house / "help.zip")
     konsil("check", expect=(0, 1))
-    said += [("metrics", metrics(site).decode()), ("logging", caplog.text), *views(site)]
+    said += [("metrics", metrics(site).decode()), ("logging", caplog.text), *screens(site)]
 
     search = Search(MARKS)
     assert search.below(house, but=(site.identity_folder,)) == set()
@@ -192,41 +191,6 @@ class PlantedFailure(Exception):
 
 def fail(cohort, patients):
     raise PlantedFailure(f"{cohort.folder} {cohort.case(cohort.patients[0])!r} {patients!r}")
-
-
-def views(site):
-    """The HTML of every view, of every patient and of every study."""
-    ensure_tokens(site)
-
-    async def read():
-        transport = httpx.ASGITransport(page_app(site), client=("127.0.0.1", 50000))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8787") as client:
-            csrf = re.search(r'name="csrf" value="(\w+)"', (await client.get("/login")).text)[1]
-            assert (await client.post("/login", data={"csrf": csrf, "token": token(site, "page")})).status_code == 303
-            paths = [
-                "/",
-                "/studies",
-                "/quality",
-                "/left",
-                "/log",
-                "/cohort?place=refused",
-                "/cohort?place=quarantine",
-                "/cohort",
-            ]
-            paths += [f"/studies/{path.stem}" for path in Approvals(site.folder).studies_folder.glob("*.json")]
-            paths += [f"/cohort/{patient}" for patient in Cohort(site.cohort_folder).patients]
-            found = []
-            for path in paths:
-                for _ in range(100):
-                    answer = await client.get(path)
-                    if "http-equiv" not in answer.text:
-                        break
-                    await asyncio.sleep(0.1)
-                assert (answer.status_code, len(answer.text) > 1000) == (200, True), path
-                found.append((path, answer.text))
-            return found
-
-    return asyncio.run(read())
 
 
 @pytest.mark.parametrize("form", ["utf-8", "utf-16-le", "latin-1", "base64", "npz", "gzip", "sqlite", "pdf"])

@@ -6,12 +6,15 @@ To the rounding of float32: how many threads torch has in a process decides in w
 import json
 import shutil
 
+import pydicom
 import pytest
 import torch
+from planted import Search, dates, screens
 
 from conf.study import Privacy, Study
 from fl_client.audit import AuditLog
 from fl_client.cohort import Cohort
+from fl_client.metrics import metrics
 from fl_client.privacy import Ledger
 from fl_client.site import Site
 from fl_server.app import run as run_in_process
@@ -108,6 +111,20 @@ def test_a_town_from_dicom_to_models_equals_the_same_studies_in_this_process(tmp
         assert same(torch.load(town.folder / "coordinator" / "runs" / name / "model.pt", weights_only=True), state)
 
 
+def archived(archive, *, named):
+    """What names the people of an archive; of those with public names, who are real, the numbers alone."""
+    marks = {}
+    for folder in sorted(path for path in archive.iterdir() if path.is_dir()):
+        marks[f"number of {folder.name}"] = folder.name
+        if named:
+            file = pydicom.dcmread(next(folder.rglob("IM*.dcm")), stop_before_pixels=True)
+            facts = {"accession": file.AccessionNumber, "serial": file.DeviceSerialNumber, "address": file.InstitutionAddress}
+            facts |= {f"name {n}": part for n, part in enumerate(str(file.PatientName).split("^"))}
+            facts |= {f"born {n}": text for n, text in enumerate(sorted(dates(file.PatientBirthDate)))}
+            marks |= {f"{what} of {folder.name}": text for what, text in facts.items()}
+    return marks
+
+
 @pytest.mark.slow
 def test_a_town_under_privacy_keeps_its_promises(tmp_path):
     town = Town(tmp_path / "town", patients=3, rounds=2, epsilon=8.0)
@@ -118,9 +135,17 @@ def test_a_town_under_privacy_keeps_its_promises(tmp_path):
         book = Ledger(site.ledger_path, epsilon=site.budget.epsilon, delta=site.budget.delta)
         assert 0 < book.epsilon <= (16.0 if name != "sunnybrook" else 8.0) + 0.01
         assert all(event.noise == "os" for event in book.events)
-        identities = [path.name for path in (town.folder / "archives" / name).iterdir() if path.is_dir()]
-        outside = [path for path in site.folder.rglob("*") if path.is_file() and site.identity_folder not in path.parents]
-        for path in outside:
-            data = path.read_bytes()
-            assert not any(number.encode() in data for number in identities), path
+        search = Search(archived(town.folder / "archives" / name, named=name != "sunnybrook"))
+        (town.folder / f"{name}-metrics.log").write_bytes(metrics(site))
+        run(
+            konsil_site(town.folder / name / "site.yaml", "support-bundle", str(site.folder / "help.zip")), log=tmp_path / "log"
+        )
+        assert search.below(site.folder, but=(site.identity_folder,)) == set()
+        assert search.below(town.folder / "coordinator") == set()
+        for log in (f"{name}.log", f"{name}-metrics.log", "coordinator.log"):
+            assert search.of((town.folder / log).read_bytes(), log) == set()
+        assert {found for place, html in screens(site) for found in search.of(html.encode(), place)} == set()
+        inside = {what.partition(" of ")[0] for what, _ in search.below(site.identity_folder)}
+        wanted = {"number"} | ({"name 0", "name 1", "accession"} if name != "sunnybrook" else set())
+        assert wanted <= inside  # so the search can find
     assert len(Cohort(town.folder / "sunnybrook" / "cohort")) == 4
