@@ -1,7 +1,10 @@
 # Two commands: `make rehearse` runs the whole system on generated hospitals, `make test` the tests. Both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-# One thread per process: the simulator runs hospitals side by side instead.
+# One thread per process: tests run side by side, and the simulator's hospitals do (which it sees to itself).
+test test-slow: export OMP_NUM_THREADS := 1
+# Where it is set, every process compiles konsil again, and pytest rewrites all asserts in each of its own.
+unexport PYTHONDONTWRITEBYTECODE
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
