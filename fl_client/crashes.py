@@ -93,7 +93,10 @@ def told(site: Site) -> dict[str, str]:
 
 def how(status: int) -> str:
     """An exit status of `subprocess`, in words."""
-    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    if status >= 0:
+        return f"exit status {status}"
+    names = {one.value: one.name for one in signal.Signals}
+    return f"signal {names.get(-status, -status)}"
 
 
 def own_log() -> str:

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fl_client import crashes
 from fl_client.audit import AuditLog
 from fl_client.chain import ChainBroken
 from fl_client.failures import failures
@@ -90,6 +91,7 @@ def _about(site: Site) -> dict[str, Any]:
         "state": {
             "halted": now.halted,
             "running": sorted(now.running),
+            "ended_by_itself": crashes.counts(site),
             "anybody_inside": now.patients > 0,
             "studies_waiting": len(now.waiting),
             "studies_approved": len(now.approved),

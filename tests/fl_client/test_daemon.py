@@ -120,11 +120,9 @@ def ends_again(one):
     one.look()
 
 
-def test_a_part_that_dies_again_and_again_is_told_until_it_has_run_well_for_a_while(hospitals, tmp_path, monkeypatch):
+def test_a_part_that_dies_again_and_again_is_told_until_it_has_run_well_for_a_while(hospitals, monkeypatch):
     site = Site.load(hospitals.sites["a"])
-    notes, file = crashes.run_folder(site, "trainer"), tmp_path / "mended"
-    code = f"import os, sys, time; time.sleep(60) if os.path.exists({str(file)!r}) else sys.exit(7)"
-    dying = Child("worker", [sys.executable, "-c", code], dict(os.environ), notes=notes)
+    dying = Child("worker", [sys.executable, "-c", "exit(7)"], {}, notes=crashes.run_folder(site, "trainer"))
     dying.start()
     ends_again(dying)
     assert (crashes.told(site), crashes.counts(site)) == ({}, {"worker": 1})  # once is nothing yet
@@ -135,9 +133,8 @@ def test_a_part_that_dies_again_and_again_is_told_until_it_has_run_well_for_a_wh
     assert text in wrong(site, standing(site))
     assert b'konsil_ended_by_itself{part="worker"} 2.0' in metrics(site)
     assert b'konsil_ended_by_itself{part="supernode"} 0.0' in metrics(site)
-    file.touch()
+    dying.command = [sys.executable, "-c", "import time; time.sleep(60)"]
     ends_again(dying)
-    until(lambda: dying.alive)
     dying.look()
     assert len(standing(site).crashing) == 1
     monkeypatch.setattr(crashes, "WELL_S", 0.0)

@@ -277,6 +277,9 @@ def test_the_trainers_user_is_not_told_of_files_that_are_the_intakes_alone(clini
     found = clinic(dicom=door)
     assert found["dicom"] == [("ok", f"127.0.0.1:{door.port} is free for KONSIL")]
     assert not any("none.crt" in text or "5 bytes" in text for text in only(found, "mend"))
+    with socket.create_server((door.host, door.port)):
+        ((level, text),) = clinic(dicom=door)["dicom"]
+    assert (level, "the intake's user can ask it" in text) == ("ok", True)
 
 
 def test_series_rules_and_label_maps_are_read_and_not_only_there(clinic, tmp_path):
