@@ -16,7 +16,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import JPEGExtended12Bit
+from pydicom.uid import JPEGExtended12Bit, JPEGLSLossless, JPEGLSNearLossless
 
 STRAIGHT_TO_GDCM = frozenset(
     {
@@ -47,6 +47,8 @@ def decode(path: Path, numbers: Sequence[int]) -> list[npt.NDArray[np.generic]]:
         uid = str(dataset.file_meta.get("TransferSyntaxUID", ""))
         if uid in STRAIGHT_TO_GDCM or (uid == JPEGExtended12Bit and int(dataset.BitsStored) > 8):
             return [_by_gdcm(dataset, max(number - 1, 0)) for number in numbers]
+        if uid in (JPEGLSLossless, JPEGLSNearLossless) and not all(_has_an_end(dataset, max(n - 1, 0)) for n in numbers):
+            raise Undecodable(f"can't be decoded ({syntax}; cut short)")  # GDCM would look for the end for many seconds
         if not any(numbers):
             return [dataset.pixel_array for _ in numbers]
         return [pixel_array(dataset, index=number - 1) for number in numbers]
@@ -60,6 +62,11 @@ def transfer_syntax(dataset: Dataset) -> str:
     """How a file's pixels are encoded, by the standard's name; a private UID may carry a hospital's own root."""
     uid = pydicom.uid.UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
     return uid.name if uid.startswith("1.2.840.10008.") else "a transfer syntax outside the standard"
+
+
+def _has_an_end(dataset: Dataset, index: int) -> bool:
+    """Whether the stream of one frame has an end: the marker EOI, whose bytes no scan can hold (ISO/IEC 14495-1 A.1, C.1)."""
+    return b"\xff\xd9" in get_frame(dataset.PixelData, index, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
 
 
 def _by_gdcm(dataset: Dataset, index: int) -> npt.NDArray[np.generic]:
