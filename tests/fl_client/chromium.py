@@ -63,7 +63,7 @@ class Chromium:
             os.close(end)
         self.read, self.write = ours_in, ours_out
         self.buffer, self.number, self.complaints, self.happened = b"", 0, [], []
-        self.session = None
+        self.session, self.address = None, ""
         page = next(one for one in self.ask("Target.getTargets")["targetInfos"] if one["type"] == "page")
         self.session = self.ask("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
         for part in ("Page", "Runtime", "Log", "Network"):
@@ -122,6 +122,7 @@ class Chromium:
     def go(self, address):
         """Open an address, until it is loaded."""
         self.happened.clear()
+        self.address = address
         self.ask("Page.navigate", url=address)
         self.wait_for("Page.loadEventFired")
 
@@ -130,6 +131,7 @@ class Chromium:
         self.go(address)
         self.value(f"document.querySelector('input[name=token]').value = {json.dumps(token)}")
         self.value("document.querySelector('form button').click()")
+        self.address = ""
         for _ in range(200):
             if self.value("document.querySelector('form[action=\"/logout\"]') && document.readyState") == "complete":
                 return
@@ -139,15 +141,18 @@ class Chromium:
     def look(self, address, *, width, picture=None):
         """Open a view in a window of this width, as tall as the view, and say what is there; `picture` takes a PNG of it.
 
-        A view on which something is still being worked out is opened again until it is there.
+        A view that is open already is looked at in the new width; one on which something is still being worked out is opened
+        again until it is there.
         """
-        for _ in range(100):
-            self.size(width, 800)
+        self.size(width, 800)
+        if self.address != address:
             self.go(address)
+        for _ in range(300):
             seen = self.value(LOOK)
             if not seen["again"]:
                 break
             time.sleep(0.2)
+            self.go(address)
         self.size(width, seen["tall"])
         for _ in range(600):  # pictures further down are asked for once they are in the window
             seen = self.value(LOOK)
