@@ -5,6 +5,7 @@ import json
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from fl_client import app as hospital
 from fl_client import release
@@ -144,6 +145,7 @@ def test_the_reason_tells_of_the_machine_never_of_the_work(error, reason):
 
 
 def test_a_node_that_is_no_konsil_site_has_no_log_and_still_answers():
+    InProcessGrid(ClientApp(), [{}])  # without which no message can be made in this process
     question = Message(RecordDict(), 2, "train")
     context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
     answer = release.guarded(lambda q, c: Message(RecordDict(), reply_to=q))(question, context)
