@@ -24,6 +24,7 @@ from fl_client.page.app import page_app
 from fl_client.page.guard import ensure_tokens, token
 
 CHARACTER_SETS = ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "latin-1", "iso8859_5", "gb18030", "iso2022_jp", "euc_kr")
+PIECE = 1 << 20  # bytes that are looked through at once
 STREAM = re.compile(rb"stream\r?\n(.*?)endstream", re.DOTALL)
 
 
@@ -70,12 +71,14 @@ class Search:
         return {(what, place) for place, content in within(data, where) for what in self._named(content.lower())}
 
     def _named(self, data):
-        pairs = np.frombuffer(data, np.uint8).astype(np.uint16)
-        pairs = pairs[:-1] << 8 | pairs[1:]
-        for start in np.flatnonzero(self._first[pairs[:-2]] & self._second[pairs[2:]]).tolist():
-            for form, what in self._forms.get(data[start : start + 4], {}).items():
-                if data.startswith(form, start) and not (form.isdigit() and _goes_on(data, start, len(form))):
-                    yield what
+        for begin in range(0, len(data), PIECE):
+            pairs = np.frombuffer(data[begin : begin + PIECE + 3], np.uint8).astype(np.uint16)
+            pairs = pairs[:-1] << 8 | pairs[1:]
+            for place in np.flatnonzero(self._first[pairs[:-2]] & self._second[pairs[2:]]).tolist():
+                start = begin + place
+                for form, what in self._forms.get(data[start : start + 4], {}).items():
+                    if data.startswith(form, start) and not (form.isdigit() and _goes_on(data, start, len(form))):
+                        yield what
 
     def below(self, folder, *, but=()):
         """What is named in the files below a folder and in their names, but not in the folders of `but`."""
@@ -115,7 +118,9 @@ def within(data, where):
     elif data[:16] == b"SQLite format 3\0":
         database = sqlite3.connect(":memory:")
         database.deserialize(data[:18] + b"\1\1" + data[20:])  # one with a write-ahead log, too, as far as it is written
-        yield f"{where}: rows", "\n".join(database.iterdump()).encode()
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            cells = (cell for row in database.execute(f'SELECT * FROM "{table}"') for cell in row)
+            yield f"{where}: {table}", b"\n".join(cell if isinstance(cell, bytes) else str(cell).encode() for cell in cells)
         database.close()
 
 
