@@ -152,4 +152,5 @@ def test_a_town_under_privacy_keeps_its_promises(tmp_path):
         assert wanted <= inside  # so the search can find
     assert Search(everybody).below(town.folder / "coordinator") == set()
     assert Search(everybody).of((town.folder / "coordinator.log").read_bytes(), "coordinator.log") == set()
-    assert len(Cohort(town.folder / "sunnybrook" / "cohort")) == 4
+    cases = list(Cohort(town.folder / "sunnybrook" / "cohort"))  # one's contours are displaced: it came without a mask
+    assert sorted(any(volume.mask is not None for volume in case.volumes) for case in cases) == [False, True, True, True, True]
