@@ -149,11 +149,8 @@ def _fill(town: Town, house: House, *, log: Path, tell: Tell) -> None:
     _until(lambda: _answers(house, log), 60.0, f"{house.name} opens no DICOM port")
     begun = time.monotonic()
     how = send(archive, port=house.dicom_port, called=house.name.upper(), calling="PACS", log=log)
-    refused = 1 if house.name == "sunnybrook" else 0  # displaced contours: sent without a mask, and still a case
     cohort = Cohort(house.folder / "cohort")
-    _until(
-        lambda: len(cohort) >= house.sent - refused, ARRIVAL_S, f"{house.name} has not let in the {house.sent} patients sent"
-    )
+    _until(lambda: len(cohort) >= house.sent, ARRIVAL_S, f"{house.name} has not let in the {house.sent} patients sent")
     if (archive / "endpoints.csv").exists():
         columns = house.folder / "columns.yaml"
         names = (archive / "endpoints.csv").read_text().splitlines()[0].split(",")
