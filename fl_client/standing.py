@@ -74,11 +74,12 @@ def standing(site: Site) -> Standing:
         studies = approvals.studies
     except ValueError as error:
         wrong.append(f"a study in {approvals.studies_folder} can't be read: {error}")
+    here, others = running(site), elsewhere(site)
     return Standing(
         name=site.name,
         halted=halted(site.folder),
-        running=running(site),
-        elsewhere=elsewhere(site),
+        running=here,
+        elsewhere=others,
         patients=len(cohort),
         withdrawn=len(cohort.withdrawn),
         refused=refused,
@@ -92,16 +93,16 @@ def standing(site: Site) -> Standing:
         last_left=left[-1] if left else None,
         wrong=tuple(wrong),
         arriving=_arriving(site),
-        line=tuple(_line(site)),
+        line=tuple(_line(site, runs={*here, *others})),
         crashing=tuple(crashes.told(site).values()),
     )
 
 
-def _line(site: Site) -> list[str]:
-    from fl_client.daemon import doing, elsewhere, running
+def _line(site: Site, *, runs: set[str]) -> list[str]:
+    from fl_client.daemon import doing
 
     folder = runtime_folder(site)
-    waits = "trainer" in {**running(site), **elsewhere(site)} and doing(site) == "waiting"  # else nobody listens at the time
+    waits = "trainer" in runs and doing(site) == "waiting"  # else nobody listens at the time
     return dialling.told(folder) + (dialling.silence(folder) if waits else [])
 
 
