@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import SMALL_TASK
 
 from conf.study import LocalTraining, Study
 from fl_client.cohort import Cohort
@@ -21,19 +22,6 @@ from tasks.case import Case, Volume
 # of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-SMALL_TASK = {
-    "name": "segmentation",
-    "voxels": 16,
-    "field_mm": 80,
-    "roi_mm": None,
-    "working_mm": 4,
-    "channels": [4, 8],
-    "strides": [2],
-    "groups": 2,
-    "head_channels": 4,
-}
-"""The segmentation task at a size that trains in milliseconds."""
 
 
 def small_case(patient: str, seed: int) -> Case:

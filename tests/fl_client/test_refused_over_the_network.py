@@ -19,7 +19,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +48,8 @@ from flwr.superlink.grid import HttpGrid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from node_in_process import bundle
+from serving import running
+from small import SMALL_TASK
 
 from conf.study import LARGEST, Study
 from fl_client.__main__ import main as konsil
@@ -80,17 +81,6 @@ pytestmark = [  # Flower's own: its builder of bundles, and its client with a fi
 
 NOBODY = 65534
 ROOT = Path(__file__).parents[2]
-TASK = {
-    "name": "segmentation",
-    "voxels": 16,
-    "field_mm": 80,
-    "roi_mm": None,
-    "working_mm": 4,
-    "channels": [4, 8],
-    "strides": [2],
-    "groups": 2,
-    "head_channels": 4,
-}
 TURNED_AWAY = ("elsewhere", "late", "stranger", "rekeyed")
 
 
@@ -193,7 +183,6 @@ class Broken(Gate):
         await super()._forward(call, scope, receive, send)
 
 
-@contextlib.contextmanager
 def gate_before(house, *, about, kind=Gate, **changes):
     """One more gate before the coordinator's SuperLink, in this process; its port."""
     trusted = ssl.create_default_context(cafile=str(house.authority))
@@ -202,16 +191,7 @@ def gate_before(house, *, about, kind=Gate, **changes):
     gate = kind(upstream, about=about, join=lambda body: (403, {}), max_body_bytes=2**24, request_timeout_s=60.0)
     config = serve.gate_config(house.model_copy(update=changes), gate)
     config.port = 0
-    server = serve._Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
+    return running(config)
 
 
 def expired(house):
@@ -292,7 +272,7 @@ def end(processes):
 
 def study(**changes):
     """A small study of north, as JSON; a hostile coordinator may change anything in it."""
-    fields = {"konsil_version": version("konsil"), "name": "small", "task": TASK, "rounds": 2, "sites": ["north"]}
+    fields = {"konsil_version": version("konsil"), "name": "small", "task": SMALL_TASK, "rounds": 2, "sites": ["north"]}
     return json.dumps({**fields, "training": {"views": 2}, **changes})
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import ssl
-import threading
 import time
 
 import httpx
@@ -21,6 +20,7 @@ from flwr.proto.message_pb2 import Message, Metadata
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink.routers.fleet.router import router
+from serving import running
 
 from fl_server import certificates, serve
 from fl_server.gate import _FLEET, Gate
@@ -54,21 +54,6 @@ class Behind:
         headers = [(b"content-type", b"application/protobuf"), (b"flwr-said", b"yes"), (b"set-cookie", b"a=b")]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-
-@contextlib.contextmanager
-def running(config):
-    """The server of this configuration on a port of the kernel's choice, in a thread."""
-    server = serve._Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def listening(house, gate):
