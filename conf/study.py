@@ -24,6 +24,9 @@ from conf.selection import Selection
 SCHEMA = 1
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """What a study or a hospital is called: it is shown on screens and becomes a folder."""
+Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?\[\]-]{1,200}$")]
+"""Parameters of a network by name, as `fnmatch` reads it: `encoder.*`, `*.norm.*`."""
+
 LARGEST_NUMBER = 2**53
 """Whole numbers of a task's settings and of a selection are no larger."""
 
@@ -48,6 +51,14 @@ class Privacy(Frozen):
     delta: Annotated[float, Field(gt=0, lt=0.1)] = 1e-3
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # bound on one patient's gradient, L2 over all parameters
     evaluation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the promise, for the scores of patients held back
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the promise, for choosing among rounds; other patients
+    matrix_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the promise, for every model on every hospital's patients
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if (shared := self.evaluation_share + self.validation_share + self.matrix_share) >= 1:
+            raise ValueError(f"evaluation, validation and matrix take {shared:g} of the promise; the rounds need some of it")
+        return self
 
 
 class LocalTraining(Frozen):
@@ -59,20 +70,35 @@ class LocalTraining(Frozen):
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    work_s: Annotated[float, Field(gt=0)] | None = (
+        None  # a site that is too slow for all steps in it does fewer; None: all steps
+    )
+    frozen: tuple[Pattern, ...] = ()  # parameters that keep the values they came with, and don't travel
+    personal: tuple[Pattern, ...] = ()  # parameters that each hospital trains for itself; they never leave it
 
 
 class Strategy(Frozen):
     """How the coordinator makes one model of the sites' answers."""
 
-    name: Literal["fedavg", "fedprox", "fedadam", "fedmedian", "sum"] = "fedavg"  # sum: of counting tasks
+    name: Literal["fedavg", "fedprox", "fedadam", "fedavgm", "fedmedian", "fedtrimmed", "krum", "sum"] = "fedavg"
+    # sum is for counting tasks
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0  # fedprox: pull of the global model during local steps
     server_learning_rate: Annotated[float, Field(gt=0)] = 1.0  # fedadam: step along the averaged update
     server_schedule: Literal["constant", "cosine"] = "constant"  # fedadam: cosine lets the steps shrink towards the end
     server_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fedadam: share of the rounds in which the step grows
     server_tau: Annotated[float, Field(gt=0)] = 1e-6  # fedadam: updates well below it are not scaled up to full steps
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # final model = exponential mean of the rounds' models; 0 = last
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # fedavgm: of the averaged update
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2  # fedtrimmed: share of the sites left out at either end, number by number
+    malicious: Annotated[int, Field(ge=0)] = 1  # krum: hospitals that may be wrong without being chosen
+    outlier_factor: Annotated[float, Field(gt=1)] | None = (
+        None  # an update longer than so many medians doesn't count; None: all do
+    )
     quorum: Annotated[int, Field(ge=1)] = 1  # a round with fewer usable answers keeps the old model
-    round_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    round_timeout_s: Annotated[float, Field(gt=0)] = 3600.0  # from the question to the last answer that counts
+    retries: Annotated[int, Field(ge=0, le=10)] = (
+        1  # per site and round, where a message or a machine was lost; never after a no
+    )
 
     def server_step(self, number: int, rounds: int) -> float:
         """Step along the averaged update in round `number` of 1..`rounds`: `server_learning_rate`, or less by the schedule."""
@@ -83,6 +109,17 @@ class Strategy(Frozen):
             return self.server_learning_rate
         done = (number - 1 - warmup) / (rounds - warmup)
         return self.server_learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Validation(Frozen):
+    """Scores between rounds, of patients who are neither trained on nor in the final test: they choose the model.
+
+    Each is a release, so all of them together cost `privacy.validation_share`.
+    """
+
+    every: Annotated[int, Field(ge=1)] = 1  # rounds between two of them
+    patience: Annotated[int, Field(ge=1)] | None = None  # the study ends after so many without a better one; None: never early
+    metric: Annotated[str, Field(max_length=64)] = ""  # of those that the task reads from the sum; "": its first
 
 
 class Study(Frozen):
@@ -102,6 +139,7 @@ class Study(Frozen):
     strategy: Strategy = Strategy()
     selection: Selection | None = None  # whom the study is about; None: everybody whom its task can use
     quality: QualityLimits | None = None  # how good their images must be; None: as they are
+    validation: Validation | None = None  # None: the model is that of the last round
 
     @field_validator("task")
     @classmethod
@@ -129,6 +167,17 @@ class Study(Frozen):
         if self.strategy.quorum > len(self.sites):
             raise ValueError(f"strategy.quorum is {self.strategy.quorum}, but only {len(self.sites)} sites take part")
         return self
+
+    @model_validator(mode="after")
+    def _validation_is_paid_for(self) -> Self:
+        if (self.validation is None) != (self.privacy.validation_share == 0):
+            raise ValueError("validation and privacy.validation_share come together: each score between rounds has a price")
+        return self
+
+    @property
+    def validations(self) -> int:
+        """How often the study is validated at most."""
+        return 0 if self.validation is None else self.rounds // self.validation.every
 
     @property
     def noise_steps(self) -> int:

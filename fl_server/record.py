@@ -19,7 +19,8 @@ from conf.study import Study
 SCHEMA = "konsil-record/1"
 Outcome = Literal["complete", "degraded", "failed"]
 LONGEST_REASON = 500  # characters of a site's own words that go into the record
-Answer = Literal["used", "declined", "failed", "quarantined", "absent"]
+Answer = Literal["used", "declined", "failed", "quarantined", "late", "absent"]
+"""What became of one planned hospital in one round. `late`: it answered after the round's end, and the answer was not used."""
 
 
 def printable(said: str) -> str:
@@ -37,6 +38,10 @@ class SiteRound(_Part):
     answer: Answer
     reason: str = ""  # words, for every answer but "used"
     epsilon: float | None = None  # total at this hospital's ledger after the round, as the hospital says; None: no privacy
+    seconds: float | None = None  # from the question to the answer, also to a late one; None: there was none
+    steps: int | None = None  # of training that it took, if it may take fewer than the study says
+    attempts: int = 1  # how often it was asked in this round; 0: it was not
+    bytes: int | None = None  # of arrays in its answer
 
 
 class Round(_Part):
@@ -46,15 +51,39 @@ class Round(_Part):
     sites: dict[str, SiteRound]
     seconds: float
     arrays_sha256: str
+    moved: bool = True  # false: no answer was used, and the model is the one before
+    validation: Evaluation | None = None  # of the model after this round
 
 
 class Evaluation(_Part):
-    """What the hospitals' test patients said of the final model: one noisy sum, as its task reads it."""
+    """What patients held back said of a model: one noisy sum, as its task reads it."""
 
     sites: dict[str, SiteRound]
     total: list[float]  # empty: nobody answered
     noise_std: float  # on each number of the total; 0: no privacy
     seconds: float
+    scores: dict[str, float] = {}  # what the task reads from the sum; the first is the one that chooses
+
+
+class Matrix(_Part):
+    """Every model on every hospital's patients: `scores[model][hospital]`, from one noisy sum each.
+
+    Models are `global` and, under a hospital's name, what that hospital sent in the last round in which it was used.
+    """
+
+    metric: str
+    scores: dict[str, dict[str, float]]
+    noise_std: dict[str, float]  # by hospital, on each number of its sums
+    sites: dict[str, SiteRound]
+    seconds: float
+
+
+class Resumption(_Part):
+    """The coordinator went on after an interruption, from what stood on its disk."""
+
+    after_round: int
+    when: str  # ISO 8601, UTC
+    engine: str = ""
 
 
 class CountTable(_Part):
@@ -74,6 +103,7 @@ class SiteRecord(_Part):
     cases_expected: int | None = None
     cases_used: int | None = None
     cases_refused: int | None = None
+    cases_withdrawn: int | None = None
     epsilon: float | None = None
     delta: float | None = None
     scanner: str = ""
@@ -97,6 +127,11 @@ class Record(_Part):
     device: str = ""
     rounds: list[Round] = []
     evaluation: Evaluation | None = None  # None: the study sets nothing of its promise aside for scores
+    matrix: Matrix | None = None
+    selected_round: int | None = None  # whose model is the result, where validation chose it; None: the last round's
+    stopped_early: str = ""  # why there are fewer rounds than planned, where validation or a person said so
+    resumed: list[Resumption] = []
+    faults: list[dict[str, Any]] = []  # that a simulation made on purpose
     counts: list[CountTable] = []  # of a study that counts patients
     sites: dict[str, SiteRecord] = {}
     held_out: dict[str, Any] = {}
