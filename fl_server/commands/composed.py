@@ -1,0 +1,66 @@
+"""A study's settings as a person gives them: a file, or the choices in conf/federation/, and KEY=VALUE to change either."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """A study's settings: of a file that comes first, or composed from conf/federation/; then KEY=VALUE.
+
+    Raises `ValueError` for what is no KEY=VALUE, and for a choice that there isn't.
+    """
+    import conf
+
+    if arguments and "=" not in arguments[0]:
+        settings = json.loads(Path(arguments[0]).read_text())
+        if not isinstance(settings, dict):
+            raise ValueError(f"{arguments[0]} must hold an object of settings")
+        for key, value in _changes(arguments[1:]).items():
+            *path, last = key.split(".")
+            place = settings
+            for name in path:
+                place = place.setdefault(name, {})
+                if not isinstance(place, dict):
+                    raise ValueError(f"{key}: {name} is a value and holds no settings")
+            place[last] = value
+        return settings
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    home = Path(next(iter(conf.__path__)))
+    groups = {folder.name for root in (home, home / "federation") for folder in root.iterdir() if folder.is_dir()}
+    studies = sorted(file.stem for file in (home / "federation" / "study").glob("*.yaml"))
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ValueError(f"{argument!r} is no KEY=VALUE; a study's file comes first")
+        if key == "study" and value not in studies:
+            raise ValueError(f"study: no such choice as {value}; study is one of {', '.join(studies)}")
+    # keys that conf/ leaves at their defaults are taken, too; the Study knows which there are
+    offered = [text if text.partition("=")[0] in groups or text[0] in "+~" else f"++{text}" for text in arguments]
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(home / "federation")):
+            settings = OmegaConf.to_container(compose("start", overrides=offered), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("See https")]
+        raise ValueError("\n".join(lines)) from None
+    return {str(key): value for key, value in settings.items()} if isinstance(settings, dict) else {}
+
+
+def _changes(arguments: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE, the values read as YAML."""
+    import yaml
+
+    changes = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{argument!r} is no KEY=VALUE")
+        changes[key] = yaml.safe_load(value)
+    return changes
