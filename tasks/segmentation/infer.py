@@ -41,7 +41,7 @@ def segment(model: torch.nn.Module, settings: Settings, volume: Volume) -> Segme
     was_training = model.training
     model.eval()
     try:
-        p, centre = _probabilities(model, settings, volume)
+        p, centre = probabilities(model, settings, volume)
     finally:
         model.train(was_training)
     winner = p.max(1).indices.to(torch.uint8).cpu().numpy()  # ten times faster than argmax on a CPU
@@ -53,7 +53,7 @@ def segment(model: torch.nn.Module, settings: Settings, volume: Volume) -> Segme
     return Segmentation(labels[winner], entropy, None if centre is None else tuple(float(c) for c in centre))
 
 
-def _probabilities(
+def probabilities(
     model: torch.nn.Module, settings: Settings, volume: Volume
 ) -> tuple[torch.Tensor, npt.NDArray[np.float64] | None]:
     """Class probabilities on the volume's grid, (slices, classes, rows, columns) or (1, classes, *volume), and the centre."""
