@@ -33,8 +33,9 @@ class Enrolment:
     names, a node is the hospital that it is registered as, whatever it says.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, *, first_round: int = 1) -> None:
         self.study = study
+        self.first_round = first_round  # the next there is; more than 1 in a study that goes on after an interruption
         self.nodes: dict[int, str] = {}  # of hospitals that take part, in the study's order
         self.sizes: dict[str, int] = {}  # declared, public
         self.deltas: dict[str, float] = {}  # at which a hospital's ledger states its epsilon
@@ -82,7 +83,7 @@ class Enrolment:
         resting = {node for node, heard in self._failed.items() if now < heard + LATE_S}
         names = grid.names() if isinstance(grid, PromptGrid) else dict.fromkeys(grid.get_node_ids(), "")
         self._registered |= names
-        content = RecordDict({"config": ConfigRecord({"study-hash": self.study.hash})})
+        content = RecordDict({"config": ConfigRecord({"study-hash": self.study.hash, "first-round": self.first_round})})
         questions = [
             Message(content, node, f"{MessageType.QUERY}.enroll", ttl=ttl)
             for node in names

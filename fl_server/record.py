@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,6 +28,11 @@ Answer = Literal["used", "declined", "failed", "quarantined", "late", "absent"]
 def printable(said: str) -> str:
     """A hospital's own words, cut, and with a space for every character that could move a cursor or begin a line."""
     return "".join(letter if letter.isprintable() else " " for letter in said[:LONGEST_REASON])
+
+
+def moment() -> str:
+    """Now, to the second: ISO 8601, UTC."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class _Part(BaseModel):
@@ -110,6 +117,28 @@ class SiteRecord(_Part):
     dice: dict[str, float] = {}  # structure -> mean over the hospital's test patients, private federation, mean over seeds
 
 
+def _in_rounds(rounds: Sequence[Round]) -> Iterator[str]:
+    """A sentence for every hospital and stretch of rounds in which its answer was not used, for one reason."""
+    found: list[tuple[int, int, str]] = []  # first round, last round, what
+    open_now: dict[str, int] = {}  # what -> place in `found`
+    for entry in rounds:
+        now: dict[str, int] = {}
+        for name, site in entry.sites.items():
+            if site.answer == "used":
+                continue
+            what = f"{name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
+            place = open_now.get(what)
+            if place is None:
+                now[what] = len(found)
+                found.append((entry.round, entry.round, what))
+            else:
+                now[what] = place
+                found[place] = (found[place][0], entry.round, what)
+        open_now = now
+    for first, last, what in found:
+        yield f"round {first}: {what}" if first == last else f"rounds {first} to {last}: {what}"
+
+
 class Record(_Part):
     """The whole study, as `record.json` holds it."""
 
@@ -130,6 +159,8 @@ class Record(_Part):
     matrix: Matrix | None = None
     selected_round: int | None = None  # whose model is the result, where validation chose it; None: the last round's
     stopped_early: str = ""  # why there are fewer rounds than planned, where validation or a person said so
+    started: str = ""  # ISO 8601, UTC
+    ended: str = ""  # when there was nothing left to ask; empty: it runs, or was interrupted
     resumed: list[Resumption] = []
     faults: list[dict[str, Any]] = []  # that a simulation made on purpose
     counts: list[CountTable] = []  # of a study that counts patients
@@ -144,34 +175,61 @@ class Record(_Part):
     def begin(cls, study: Study, **fields: Any) -> Record:
         """A record of a study that has not run yet; its verdict is `failed` until rounds say otherwise."""
         sites = {name: SiteRecord() for name in study.sites}
+        given: dict[str, Any] = {"started": moment(), **fields}
         return cls(
-            name=study.name, study=study.model_dump(mode="json"), study_hash=study.hash, seed=study.seed, sites=sites, **fields
+            name=study.name, study=study.model_dump(mode="json"), study_hash=study.hash, seed=study.seed, sites=sites, **given
         )
+
+    @property
+    def finished(self) -> bool:
+        """True when nothing is left to ask anybody."""
+        return bool(self.ended)
+
+    @property
+    def planned_rounds(self) -> int:
+        """Rounds of the study, or those that were run if it was stopped early."""
+        return len(self.rounds) if self.stopped_early else int(self.study["rounds"])
+
+    @property
+    def accounting(self) -> dict[str, int]:
+        """Planned hospitals times planned rounds, by what became of them: the answers, and `not_run` for rounds that were not.
+
+        The numbers add up to `planned`; there is no other place for one to go.
+        """
+        sites = list(self.study["sites"])
+        count = dict.fromkeys([*get_args(Answer), "not_run"], 0)
+        for entry in self.rounds:
+            for name in sites:
+                count[entry.sites[name].answer if name in entry.sites else "not_run"] += 1
+        count["not_run"] += (self.planned_rounds - len(self.rounds)) * len(sites)
+        return {"planned": self.planned_rounds * len(sites), **count}
 
     def judge(self) -> None:
         """Set `verdict` and `reasons` from the rounds: complete only if every planned site was used in every round."""
-        planned = int(self.study["rounds"])
-        self.reasons = [
-            f"round {r.round}: {name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
-            for r in self.rounds
-            for name, site in r.sites.items()
-            if site.answer != "used"
-        ]
-        scored = self.evaluation.sites.items() if self.evaluation else ()
-        self.reasons += [
-            f"scores: {name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
-            for name, site in scored
-            if site.answer != "used"
-        ]
-        if self.study["privacy"].get("evaluation_share") and not (self.evaluation and self.evaluation.total):
-            self.reasons.append("no scores: " + ("nobody gave any" if self.evaluation else "they were not asked for"))
-        if len(self.rounds) < planned:
-            self.reasons.append(f"{len(self.rounds)} of {planned} rounds were run")
+        self.reasons = [*_in_rounds(self.rounds), *self._of_scores()]
+        if len(self.rounds) < self.planned_rounds:
+            self.reasons.append(f"{len(self.rounds)} of {self.planned_rounds} rounds were run")
         used = any(site.answer == "used" for r in self.rounds for site in r.sites.values())
-        if not used or len(self.rounds) < planned:
+        if not used or len(self.rounds) < self.planned_rounds:
             self.verdict = "failed"
         else:
             self.verdict = "degraded" if self.reasons else "complete"
+
+    def _of_scores(self) -> Iterator[str]:
+        """Why the scores that the study pays for are not complete."""
+        asked: list[tuple[str, dict[str, SiteRound]]] = [
+            (f"validation after round {r.round}", r.validation.sites) for r in self.rounds if r.validation
+        ]
+        asked += [("scores", self.evaluation.sites)] if self.evaluation else []
+        asked += [("matrix", self.matrix.sites)] if self.matrix else []
+        for what, sites in asked:
+            for name, site in sites.items():
+                if site.answer != "used":
+                    yield f"{what}: {name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
+        if self.study["privacy"].get("evaluation_share") and not (self.evaluation and self.evaluation.total):
+            yield "no scores: " + ("nobody gave any" if self.evaluation else "they were not asked for")
+        if self.study["privacy"].get("matrix_share") and not (self.matrix and self.matrix.scores):
+            yield "no matrix of hospitals: " + ("nobody gave any scores" if self.matrix else "it was not asked for")
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, atomically. The key of the schema's name is `schema`."""

@@ -1,0 +1,115 @@
+"""What a study needs in order to go on after its process was killed: one file, written after every round.
+
+`checkpoint.pt` is a line of ASCII with the SHA-256 of what follows, then the weights, what the strategy carries from round to
+round, and the record so far. It is written whole and forced to the disk before the next round's questions leave; the one before
+is kept as `checkpoint.previous.pt`. A file that was torn or changed is not believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conf.study import Study
+from fl_server.record import Record
+from fl_server.weights import State
+
+FILE, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+MAGIC = b"konsil-checkpoint/1 "
+
+
+class NoCheckpoint(ValueError):
+    """There is nothing that this study could go on from; the message says why."""
+
+
+@dataclass
+class Progress:
+    """Where a study stands between two rounds."""
+
+    record: Record
+    state: State  # that the next round starts from
+    mean: State  # of the rounds' models, with `strategy.ema_decay`; else the state itself
+    weight: float = 0.0  # of all rounds in the mean together
+    strategy: dict[str, torch.Tensor] = field(default_factory=dict)  # momentum and moments: `Rounds.state()`
+    best: State | None = None  # the model that validation likes best so far
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint: a crash at any instant leaves this one or the one before. Raises `OSError`."""
+        whole = io.BytesIO()
+        plain: dict[str, Any] = {
+            "study_hash": self.record.study_hash,
+            "record": self.record.model_dump_json(),
+            "state": self.state,
+            "mean": None if self.mean is self.state else self.mean,
+            "weight": self.weight,
+            "strategy": self.strategy,
+            "best": self.best,
+        }
+        torch.save(plain, whole)
+        data = whole.getbuffer()
+        part, path = folder / f"{FILE}.part", folder / FILE
+        try:
+            with open(part, "wb") as file:
+                file.write(MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n")
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        previous = folder / f"{PREVIOUS}.part"
+        previous.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.link(path, previous)  # at no instant is there none
+            previous.replace(folder / PREVIOUS)
+        part.replace(path)
+        directory = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    @classmethod
+    def load(cls, folder: Path, study: Study) -> Progress:
+        """The latest checkpoint of this study that is whole. Raises `NoCheckpoint` if there is none."""
+        wrong = []
+        for path in (folder / FILE, folder / PREVIOUS):
+            try:
+                return cls._read(path, study)
+            except FileNotFoundError:
+                continue
+            except NoCheckpoint as error:
+                wrong.append(str(error))
+        raise NoCheckpoint("; ".join(wrong) or f"{folder} holds no checkpoint")
+
+    @classmethod
+    def _read(cls, path: Path, study: Study) -> Progress:
+        with open(path, "rb") as file:
+            head, data = file.readline(len(MAGIC) + 65), file.read()
+        if head != MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n":
+            raise NoCheckpoint(f"{path} was torn or changed: it does not have the SHA-256 that it begins with")
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if found["study_hash"] != study.hash:
+            raise NoCheckpoint(f"{path} is of the study {found['study_hash'][:12]}, not of {study.name} ({study.hash[:12]})")
+        state: State = found["state"]
+        return cls(
+            record=Record.model_validate_json(found["record"]),
+            state=state,
+            mean=state if found["mean"] is None else found["mean"],
+            weight=found["weight"],
+            strategy=found["strategy"],
+            best=found["best"],
+        )
+
+
+def remove(folder: Path) -> None:
+    """Forget the checkpoints of an earlier run."""
+    for name in (FILE, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
