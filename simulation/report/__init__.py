@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fl_server.report.statistics import mean
 from simulation.report import radiomics, words
 from simulation.report.page import page
 from simulation.report.radiomics_results import FILE, Findings
 from simulation.report.results import Run
-from simulation.report.statistics import mean
 
 __all__ = ["summary_lines", "write_report"]
 

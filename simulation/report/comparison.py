@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from fl_server.report.statistics import difference, mean, seed_means, spread
 from simulation.report import figures, words
 from simulation.report.results import ALONE_ELSEWHERE, ARMS, ROLES, Run
-from simulation.report.statistics import difference, mean, seed_means, spread
 
 
 def forests(run: Run) -> dict[str, list[Markup]]:

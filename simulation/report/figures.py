@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fl_server.report.statistics import Agreement, Estimate, Spread
 from simulation.report.drawing import ACCENT, INK, MARKERS, MUTED, PAPER, STYLE, colour, svg
-from simulation.report.statistics import Agreement, Estimate, Spread
 
 
 def curves(

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fl_server.report.statistics import Estimate, Values, agreement, difference, mean
 from simulation.report import comparison, drawing, figures, pictures, words
 from simulation.report.results import ARMS, PLAIN, ROLES, Run
-from simulation.report.statistics import Estimate, Values, agreement, difference, mean
 
 HERE = Path(__file__).parent
 VOLUME_ERRORS = ("volume_error_ml", "volume_ml_error")

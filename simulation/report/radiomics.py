@@ -14,11 +14,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fl_server.report.statistics import Estimate
 from simulation.report import drawing, radiomics_bars, radiomics_charts, radiomics_explained, radiomics_words, words
 from simulation.report.lenient import mapping, mappings, number, text
 from simulation.report.radiomics_arms import PLAIN, PRIVATE, UNET, Arm
 from simulation.report.radiomics_results import Findings
-from simulation.report.statistics import Estimate
 
 HERE = Path(__file__).parent
 ICC_ROBUST = 0.75

@@ -11,8 +11,8 @@ from math import isfinite, nan
 
 import numpy as np
 
+from fl_server.report.statistics import Estimate
 from simulation.report.lenient import Floats, mapping, mappings, number, numbers, text
-from simulation.report.statistics import Estimate
 
 PRIVATE, PLAIN, UNET, ALONE = "forest_private", "forest_plain", "forest_unet_private", "alone_random_forest"
 POOLED, BOOSTING = "pooled_random_forest", "pooled_boosting"

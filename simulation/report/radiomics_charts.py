@@ -8,11 +8,11 @@ from math import isfinite
 import numpy as np
 from markupsafe import Markup
 
+from fl_server.report.statistics import Estimate
 from simulation.report import radiomics_figures
 from simulation.report.radiomics_arms import ALONE, PLAIN, PRIVATE, UNET, Arm, Federated, Judged
 from simulation.report.radiomics_results import Findings
 from simulation.report.radiomics_words import cut, threshold
-from simulation.report.statistics import Estimate
 from simulation.report.words import interval, number
 
 

@@ -16,9 +16,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fl_server.report.statistics import Estimate
 from simulation.report.drawing import ACCENT, INK, MARKERS, MUTED, PAPER, RULE, STYLE, colour, svg
 from simulation.report.radiomics_arms import Arm, Bin, Curve
-from simulation.report.statistics import Estimate
 
 PLAIN_TEXT: dict[Any, Any] = {**STYLE, "text.parse_math": False}
 """The page's style for words that others wrote: a dollar sign in a name is a dollar sign."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from math import exp, isfinite
 
+from fl_server.report.statistics import Estimate
 from simulation.report.lenient import mapping
 from simulation.report.lenient import number as read
 from simulation.report.radiomics_arms import ALONE, PLAIN, PRIVATE, UNET, Arm, Cut
 from simulation.report.radiomics_results import Findings
-from simulation.report.statistics import Estimate
 from simulation.report.words import count, epsilon, interval, number
 
 _LOG = re.compile(r"log-sigma-(\d+)(?:[-.](\d+))?-mm(?:-3D)?")

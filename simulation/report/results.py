@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_server.record import Record
-from simulation.report.statistics import Values
+from fl_server.report.statistics import Values
 
 PRIVATE, PLAIN = "federation_private", "federation_plain"
 ALONE_OWN, ALONE_ELSEWHERE = "alone (own patients)", "alone (elsewhere)"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from math import ceil, exp, isfinite
 
 from fl_server.record import Record
+from fl_server.report.statistics import SEEDS_FOR_A_CLAIM, Estimate, difference, mean
 from simulation.report.results import ALONE_ELSEWHERE, PLAIN, PRIVATE, Run
-from simulation.report.statistics import SEEDS_FOR_A_CLAIM, Estimate, difference, mean
 
 VERDICTS = {
     "complete": "Complete: every hospital was used in every round.",

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from simulation.report import statistics, words
-from simulation.report.statistics import agreement, difference, mean, spread
+from fl_server.report import statistics
+from fl_server.report.statistics import agreement, difference, mean, spread
+from simulation.report import words
 
 
 def values(table, *, hospital="A", first_seed=0):

@@ -1,0 +1,1 @@
+"""The study report for a clinician."""
