@@ -81,6 +81,7 @@ class Matrix(_Part):
     metric: str
     scores: dict[str, dict[str, float]]
     noise_std: dict[str, float]  # by hospital, on each number of its sums
+    noise_sd: dict[str, dict[str, float]] = {}  # that the noise alone gives each score, in the same places
     sites: dict[str, SiteRound]
     seconds: float
 

@@ -25,6 +25,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 State = Mapping[str, torch.Tensor]
 """What was learned, by name."""
 
+NOISE_SD = "noise_sd/"
+"""Before a score's name: the standard deviation that the noise alone gives it."""
+
 
 class Task(Protocol):
     """What every task gives: a case as arrays."""
@@ -65,8 +68,20 @@ class JudgedTask(Task, Protocol):
     def judgement_length(self) -> int:
         """Numbers in that sum."""
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the scores that can choose among models: higher is better. The first does where a study names none."""
+
     def judgement(self, state: State, arrays: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
         """What ONE patient adds: (judgement_length,), L2 norm at most 1. Depends on the model and this patient alone."""
+
+    def scores(self, total: npt.ArrayLike, noise_std: float) -> dict[str, float]:
+        """What a sum (judgement_length,) with noise of `noise_std` on each number says: `metrics` first, in their order.
+
+        Beside the score `x` stands `noise_sd/x`, the standard deviation that the noise alone gives it (0 without noise). A
+        score that the noise drowns, or that nobody's labels can decide, is left out; never NaN. Raises `ValueError` for a sum
+        of another length or with numbers that aren't finite.
+        """
 
 
 @runtime_checkable
@@ -137,9 +152,32 @@ def load_for(study: Study, *, models: Path | None = None) -> GradientTask | Coun
         )
     if settled(study.task) != study.task:
         raise ValueError(f"study {study.name} doesn't settle what its numbers are made by (task.image.extraction is empty)")
-    if study.privacy.evaluation_share and not isinstance(task, JudgedTask):
-        raise ValueError(f"task {study.task['name']} can't be judged by hospitals; privacy.evaluation_share must be 0")
+    _require_scores(study, task)
     return task
+
+
+def _require_scores(study: Study, task: GradientTask | CountingTask) -> None:
+    """Raise `ValueError` if the study asks for scores that there can't be."""
+    privacy = study.privacy
+    for share in ("evaluation_share", "validation_share", "matrix_share"):
+        if getattr(privacy, share) and not isinstance(task, JudgedTask):
+            raise ValueError(f"task {study.task['name']} can't be judged by hospitals; privacy.{share} must be 0")
+    if privacy.matrix_share and isinstance(task, CountingTask):
+        raise ValueError(
+            f"task {study.task['name']} is counted, and no hospital has a model alone; privacy.matrix_share must be 0"
+        )
+    if study.validation is None or not isinstance(task, JudgedTask):
+        return
+    if study.validations == 0:
+        raise ValueError(
+            f"validation.every is {study.validation.every}, but study {study.name} has {study.rounds} rounds: none would be "
+            "validated"
+        )
+    if study.validation.metric and study.validation.metric not in task.metrics:
+        raise ValueError(
+            f"validation.metric is '{study.validation.metric}'; task {study.task['name']} can choose by "
+            f"{', '.join(task.metrics)}"
+        )
 
 
 def settled(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tasks.radiomics.forest import Structure
 from tasks.radiomics.harmonise import scanner_name
 from tasks.radiomics.rows import Rows, rows_of
 from tasks.radiomics.settings import PerceptronLearner, Settings
-from tasks.task import Arrays, State
+from tasks.task import NOISE_SD, Arrays, State
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,6 +85,28 @@ class RadiomicsTask(ABC):
         used = weights > 0
         probability = self.predict(state, rows.X[used])
         return histogram.contribution(probability, rows.y[used], bins=self.settings.bins, weights=weights[used])
+
+    metrics = ("auc",)
+
+    def scores(self, total: npt.ArrayLike, noise_std: float) -> dict[str, float]:
+        """Area under the ROC curve with its 95 % interval, Brier score, calibration error; nothing if a class is drowned.
+
+        Of Brier score and calibration error (`ece`) lower is better; beside the latter stands what chance makes of it.
+        """
+        found = histogram.curves(total, bins=self.settings.bins, noise_std=noise_std)
+        told = {
+            "auc": found.auc,
+            NOISE_SD + "auc": found.auc_noise_sd,
+            "auc_low": found.low,
+            "auc_high": found.high,
+            "brier": found.brier,
+            NOISE_SD + "brier": found.brier_noise_sd,
+            "ece": found.ece,
+            "ece_by_chance": found.ece_by_chance,
+            "negatives": found.negatives,
+            "positives": found.positives,
+        }
+        return {name: float(value) for name, value in told.items() if value is not None} if found.auc is not None else {}
 
 
 class ForestTask(RadiomicsTask):

@@ -1,0 +1,260 @@
+"""Scores of models by hospitals, each one noisy sum over patients held back, and what may be decided by them.
+
+Three purposes: `scores` of the finished model on test patients, once; `validation` between rounds, on other patients, which
+chooses the round and may end the study; `matrix`, every model on every hospital's validation patients. Hospitals charge all of
+them (fl_client/price.py). What is decided here is computed from what was released and costs nothing more.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord, MessageType
+from flwr.serverapp import Grid
+
+from conf.study import Study
+from fl_server.enrolment import Enrolment
+from fl_server.record import Evaluation, Matrix, Record, SiteRound
+from fl_server.strategy import Rounds, Sum
+from fl_server.weights import State
+from tasks.task import NOISE_SD, JudgedTask, load
+
+Purpose = Literal["scores", "validation", "matrix"]
+
+GLOBAL = "global"
+"""What the study's own model is called among those of the matrix; the others have their hospital's name."""
+
+TOLD_APART = 2.0
+"""Two scores differ if they lie further apart than so many standard deviations of the noise on their difference."""
+
+
+# -- asking ---------------------------------------------------------------------------------------------------------------
+
+
+def judge(
+    grid: Grid, study: Study, model: State, enrolment: Enrolment, *, purpose: Purpose = "scores", number: int | None = None
+) -> Evaluation:
+    """Ask every hospital that takes part what its patients held back say of the model, and add the answers up.
+
+    `number` is the round after which it is asked (None: the last). Raises `ValueError` for a task that can't be judged.
+    """
+    start = time.monotonic()
+    number = study.rounds if number is None else number
+    task = _task(study)
+    sites, sums = _ask(grid, study, task, model, enrolment, ConfigRecord({"purpose": purpose}), number)
+    total = np.sum([one["total"] for one in sums.values()], axis=0) if sums else np.zeros(0)
+    noise_std = math.sqrt(sum(float(one["noise_variance"][0]) for one in sums.values()))
+    scores = task.scores(total, noise_std) if sums else {}
+    first = metric_of(study)
+    return Evaluation(
+        sites=sites,
+        total=total.tolist(),
+        noise_std=noise_std,
+        seconds=time.monotonic() - start,
+        scores={**({first: scores[first]} if first in scores else {}), **scores},
+    )
+
+
+def matrix(grid: Grid, study: Study, models: Mapping[str, State], enrolment: Enrolment) -> Matrix:
+    """Ask every hospital what its validation patients say of each model; `models` are `global` and hospitals' own.
+
+    One question for each model, so that no message grows with their number. A score that the noise drowns is left out.
+    Raises `ValueError` for a task that can't be judged, and for a model that bears another name.
+    """
+    start = time.monotonic()
+    if strangers := sorted(set(models) - {GLOBAL, *study.sites}):
+        raise ValueError(f"models are '{GLOBAL}' and those of the study's sites, not {', '.join(strangers)}")
+    task, metric = _task(study), metric_of(study)
+    scores: dict[str, dict[str, float]] = {}
+    noise_sd: dict[str, dict[str, float]] = {}
+    noise_std: dict[str, float] = {}
+    answers: dict[str, dict[str, SiteRound]] = {}
+    for name in [name for name in (GLOBAL, *study.sites) if name in models]:
+        config = ConfigRecord({"purpose": "matrix", "model": name})
+        answers[name], sums = _ask(grid, study, task, models[name], enrolment, config, study.rounds)
+        scores[name], noise_sd[name] = {}, {}
+        for site, one in sums.items():
+            noise_std[site] = math.sqrt(float(one["noise_variance"][0]))
+            said = task.scores(one["total"], noise_std[site])
+            if metric in said:
+                scores[name][site], noise_sd[name][site] = said[metric], said.get(NOISE_SD + metric, 0.0)
+    return Matrix(
+        metric=metric,
+        scores=scores,
+        noise_sd=noise_sd,
+        noise_std=noise_std,
+        sites={site: _together({model: said[site] for model, said in answers.items()}) for site in study.sites},
+        seconds=time.monotonic() - start,
+    )
+
+
+def require_noise(study: Study) -> Callable[[Mapping[str, npt.NDArray[Any]]], None]:
+    """A check of the variance that a hospital says its noise has: it follows from the study, where there is any."""
+
+    def check(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        variance = float(arrays["noise_variance"][0])
+        if (variance <= 0) if study.privacy.kind == "patient" else (variance != 0):
+            promise = "has privacy" if study.privacy.kind == "patient" else "has none"
+            raise ValueError(f"noise of variance {variance:g} is said to lie on each number; the study {promise}")
+
+    return check
+
+
+def _task(study: Study) -> JudgedTask:
+    task = load(study.task)
+    if not isinstance(task, JudgedTask):
+        raise ValueError(f"task {study.task['name']} can't be judged by hospitals")
+    return task
+
+
+def _ask(
+    grid: Grid, study: Study, task: JudgedTask, model: State, enrolment: Enrolment, config: ConfigRecord, number: int
+) -> tuple[dict[str, SiteRound], dict[str, dict[str, npt.NDArray[np.float64]]]]:
+    """What became of each planned hospital, and the sums of those whose answers were sound, in the study's order."""
+    strategy = Rounds(
+        Sum(),
+        nodes=enrolment.nodes,
+        weights=enrolment.sizes,
+        ttl_s=study.strategy.round_timeout_s,
+        expected={"total": np.zeros(task.judgement_length), "noise_variance": np.zeros(1)},
+        check=require_noise(study),
+        kind=MessageType.EVALUATE,
+    )
+    config["study-hash"] = study.hash
+    questions = strategy.configure_train(number, ArrayRecord(dict(model)), config, grid)
+    replies = list(grid.send_and_receive(questions, timeout=study.strategy.round_timeout_s)) if questions else []
+    contents = [(reply.metadata.src_node_id, reply.content) for reply in replies if not reply.has_error()]
+    strategy.aggregate_train(number, replies)
+    answered = strategy.answers[number]
+    sites = {site: answered.get(site) or enrolment.missing(site) for site in study.sites}
+    sums = {}
+    for node, content in contents:
+        site = strategy.site(node)
+        if site in sites and sites[site].answer == "used" and site not in sums:
+            record = next(iter(content.array_records.values()))
+            sums[site] = {name: record[name].numpy().astype(np.float64) for name in ("total", "noise_variance")}
+    return sites, {site: sums[site] for site in study.sites if site in sums}
+
+
+def _together(said: Mapping[str, SiteRound]) -> SiteRound:
+    """One entry for a hospital that was asked about several models: `used` if all its answers were."""
+    for model, answer in said.items():
+        if answer.answer != "used":
+            reason = f"model {model}: {answer.reason}" if answer.reason else f"model {model}"
+            return answer.model_copy(update={"reason": reason})
+    return list(said.values())[-1]  # with what its ledger said at the end
+
+
+# -- deciding -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """What chooses: higher is better. `noise_sd` is the standard deviation that the noise alone gives it."""
+
+    value: float
+    noise_sd: float = 0.0
+
+
+def metric_of(study: Study) -> str:
+    """The score that chooses, and that the matrix shows. Raises `ValueError` for a task that can't be judged."""
+    named = study.validation.metric if study.validation is not None else ""
+    return named or _task(study).metrics[0]
+
+
+def score_of(evaluation: Evaluation | None, metric: str) -> Score | None:
+    """The score of this name; None if there was no answer, or nothing that could be told from noise."""
+    if evaluation is None or metric not in evaluation.scores:
+        return None
+    return Score(evaluation.scores[metric], evaluation.scores.get(NOISE_SD + metric, 0.0))
+
+
+def better(new: Score, best: Score) -> bool:
+    """Whether a later model takes the place of the best one so far.
+
+    Without noise: if its score is higher. With noise: unless its score is lower by more than the noise explains (`TOLD_APART`
+    standard deviations of their difference), because of two models that can't be told apart the one that has learned longer is
+    the better guess. So pure noise chooses the last model, as if nothing had been validated, and not a round by chance.
+    """
+    margin = TOLD_APART * math.hypot(new.noise_sd, best.noise_sd)
+    return new.value > best.value - margin
+
+
+def selected(history: Sequence[Score | None]) -> int | None:
+    """Which of these scores, oldest first, belongs to the chosen model; None if there is none.
+
+    Each is compared with the highest before it, never with the one chosen last: a slow decline, each step within the noise,
+    is found. None of these decisions looks at a patient.
+    """
+    chosen: int | None = None
+    highest: Score | None = None
+    for at, score in enumerate(history):
+        if score is None:
+            continue
+        if highest is None or better(score, highest):
+            chosen = at
+        if highest is None or score.value > highest.value:
+            highest = score
+    return chosen
+
+
+def waited(history: Sequence[Score | None]) -> int:
+    """How many scores there have been since that of the chosen model; validations without a score don't count."""
+    chosen = selected(history)
+    return 0 if chosen is None else sum(score is not None for score in history[chosen + 1 :])
+
+
+def history_of(record: Record, metric: str) -> list[Score | None]:
+    """The validated rounds' scores, oldest first."""
+    return [score_of(entry.validation, metric) for entry in record.rounds if entry.validation is not None]
+
+
+def is_best(study: Study, record: Record) -> bool:
+    """Whether the model that was validated last is the one that the study would choose now."""
+    history = history_of(record, metric_of(study))
+    return bool(history) and selected(history) == len(history) - 1
+
+
+def stop_early(study: Study, record: Record) -> str:
+    """Why the study should end here, in words; empty if it should go on.
+
+    It ends after `validation.patience` scores in a row that were no better (see `better`). What the noise may explain ends no
+    study, so one whose scores are mostly noise runs to its end, and one that stands still under noise does, too.
+    """
+    if study.validation is None or study.validation.patience is None or len(record.rounds) >= study.rounds:
+        return ""
+    metric = metric_of(study)
+    history = history_of(record, metric)
+    chosen = selected(history)
+    if chosen is None or waited(history) < study.validation.patience:
+        return ""
+    rounds = [entry.round for entry in record.rounds if entry.validation is not None]
+    best = history[chosen]
+    value = f" ({metric} {best.value:.3f}" + (f" ± {best.noise_sd:.3f} of noise" if best.noise_sd else "") + ")" if best else ""
+    return (
+        f"after round {rounds[-1]}: {waited(history)} scores in a row were no better than that after round "
+        f"{rounds[chosen]}{value}"
+    )
+
+
+def chosen_in_words(study: Study, record: Record) -> str:
+    """How the study's model was chosen, and what its score is worth; empty if nothing was validated."""
+    if study.validation is None:
+        return ""
+    metric = metric_of(study)
+    history = history_of(record, metric)
+    chosen = selected(history)
+    if chosen is None:
+        return "no score between rounds could be told from noise: the model is that of the last round" if history else ""
+    rounds = [entry.round for entry in record.rounds if entry.validation is not None]
+    heard = sum(score is not None for score in history)
+    return (
+        f"the model is that after round {rounds[chosen]}, chosen among {heard} by {metric}. That score is the best of several "
+        "and therefore rather too good; what the model is worth is told by the test patients, who chose nothing"
+    )
