@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from pydantic import BaseModel, ConfigDict
 
 from fl_server.record import Answer
 
 FILE = "now.json"
 SCHEMA = "konsil-now/1"
+CLOCKS_S = 2.0
+"""By which the kernel's time of a process's birth may differ from the clock."""
+
 Phase = Literal["enrolling", "round", "validation", "scores", "matrix", "ended"]
 
 
@@ -58,14 +61,16 @@ class Now(BaseModel):
 
     @property
     def alive(self) -> bool:
-        """Whether the process that wrote this is still there, on this machine."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
+        """Whether the process that wrote this is still there, on this machine: not ended, and not another of its number."""
+        if self.phase == "ended":
             return False
-        except PermissionError:
+        try:
+            process = psutil.Process(self.pid)
+            return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() < self.updated + CLOCKS_S)
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
             return True
-        return self.phase != "ended"
 
     def write(self, folder: Path) -> None:
         """Write `now.json`; a disk that is full costs the moment's picture, not the study."""
