@@ -60,6 +60,7 @@ class Round(_Part):
     arrays_sha256: str
     moved: bool = True  # false: no answer was used, and the model is the one before
     validation: Evaluation | None = None  # of the model after this round
+    ended: str = ""  # ISO 8601, UTC; empty: a konsil that did not say
 
 
 class Evaluation(_Part):
