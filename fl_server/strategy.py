@@ -1,26 +1,52 @@
 """A Flower strategy that lets in only sound answers: those that fit what was asked for, in names, shapes and numbers.
 
 `Rounds` stands around another strategy (FedAvg, FedAdam, FedMedian, ...) and says in words why any answer did not count, where
-Flower's own strategies end the run or average NaN. It can be used in any Flower app.
+Flower's own strategies end the run or average NaN. It takes answers one by one and keeps of each no more than the round's end
+needs (fl_server/spool.py). It can be used in any Flower app.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
-from flwr.serverapp.strategy.fedopt import FedOpt
 
+from fl_server.combine import Combined, Sound, carried, carry, combine, rounded
+from fl_server.combine import Sum as Sum
 from fl_server.record import SiteRound, printable
+from fl_server.sound import shared_metrics, sound_arrays, sound_metrics, sound_steps
+from fl_server.spool import IN_MEMORY, Arrays, Spool
 
 DECLINED = 100  # error code of a site that says no, in words (fl_client/release.py); any other code is a failure
 
-Arrays = Mapping[str, npt.NDArray[np.generic]]
+FEWEST = 4
+"""Answers among which one can be said to be far from the others."""
+
+log = logging.getLogger("konsil.rounds")
+
+
+@dataclass
+class _Place:
+    """One site in the round under way: what it was asked, and what came of it so far."""
+
+    node: int
+    questions: list[Message]
+    heard: set[str] = field(default_factory=set)  # ids of questions that something came back for
+    outcome: SiteRound | None = None
+    answered: str = ""  # id of the question whose answer is kept in the spool
+    metrics: MetricRecord = field(default_factory=MetricRecord)
+    norm: float = 0.0  # L2 of the update
+    barred: bool = False  # it contradicted itself: nothing of it counts in this round
 
 
 class Rounds(Strategy):
@@ -29,6 +55,10 @@ class Rounds(Strategy):
     An answer is sound if it holds one ArrayRecord with exactly the asked names, shapes and dtypes, all finite, and one
     MetricRecord of finite numbers with a positive weight. Everything else is quarantined under the name of the site it
     came from. What the aggregation returns has the dtypes of what was sent; arrays that no site trains are kept.
+
+    A site may be asked again in a round (`ask_again`). The first sound answer counts, to whichever of its questions. The same
+    answer once more changes nothing. Another one to the same question quarantines the site for this round, for one of the two
+    is not what it says; another one to another question (it was trained anew, with fresh noise) is left aside.
 
     Parameters
     ----------
@@ -44,12 +74,26 @@ class Rounds(Strategy):
         Site name -> the weight that this site's answers must carry; None: whatever they say.
     ttl_s
         Seconds a message stays valid, so that a site that wakes up late does not work on a round long gone.
+    deadline_s
+        An answer that took longer is late and does not count, where `take` is told how long it took.
     expected
         What comes back, by name, as far as shapes and dtypes go; None: some of what was sent.
     check
         Raises `ValueError`, in words, for arrays that fit and are wrong all the same.
     kind
         Flower's type of the messages, for sites that are known by name: train or evaluate.
+    steps
+        The most local steps an answer can come of. Given, each must say in the metric `steps` how many it took, and updates
+        are made comparable as FedNova does (`Sound.stretches`); None: all took equally many.
+    outlier_factor
+        An update longer than so many times the median of the sound ones is quarantined, from 4 of them on; None: none is.
+        Where steps differ, updates are compared as long as they will count.
+    used
+        Called at the end of a round with the site and the arrays of each answer that was used.
+    folder
+        Where answers wait that memory is not spent on; None: the system's folder for temporary files.
+    in_memory
+        Bytes of a round's answers that wait in memory.
 
     Use it in any Flower app: `Rounds(FedAvg(min_train_nodes=3), quorum=2).start(grid, initial_arrays, num_rounds=5)`;
     afterwards `answers[round][site]` is what became of each.
@@ -64,9 +108,15 @@ class Rounds(Strategy):
         nodes: Mapping[int, str] | None = None,
         weights: Mapping[str, int] | None = None,
         ttl_s: float | None = None,
+        deadline_s: float | None = None,
         expected: Arrays | None = None,
         check: Callable[[Arrays], None] | None = None,
         kind: str = MessageType.TRAIN,
+        steps: int | None = None,
+        outlier_factor: float | None = None,
+        used: Callable[[str, Arrays], None] | None = None,
+        folder: Path | None = None,
+        in_memory: int = IN_MEMORY,
     ) -> None:
         self.aggregator = aggregator
         self.quorum = quorum
@@ -74,12 +124,23 @@ class Rounds(Strategy):
         self.nodes = nodes
         self.weights = weights
         self.ttl_s = ttl_s
+        self.deadline_s = deadline_s
         self.expected = expected
         self.check = check
         self.kind = kind
+        self.steps = steps
+        self.outlier_factor = outlier_factor
+        self.used = used
+        self.folder = folder
+        self.in_memory = in_memory
         self.answers: dict[int, dict[str, SiteRound]] = {}
-        self._sent: dict[str, npt.NDArray[np.generic]] = {}
-        self._asked: list[Message] = []
+        self._sent: dict[str, npt.NDArray[Any]] = {}
+        self._places: dict[str, _Place] = {}
+        self._by_question: dict[str, _Place] = {}
+        self._strays: list[str] = []
+        self._open: dict[str, tuple[int, str, int]] = {}  # of rounds before: question -> round, site, node
+        self._spool = Spool({})
+        self._full = ""  # why the round's answers could not all be kept
 
     def summary(self) -> None:
         """Log the settings of the strategy inside."""
@@ -89,71 +150,204 @@ class Rounds(Strategy):
         """The name of a node's site, as far as it is known."""
         return (self.nodes or {}).get(node, f"node {node}")
 
-    # -- training -----------------------------------------------------------------------------------------------------
+    # -- asking -------------------------------------------------------------------------------------------------------
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
-        """One message for each site of this round."""
+        """One message for each site of this round. What an earlier round has not finished is forgotten."""
         self._sent = {name: array.numpy() for name, array in arrays.items()}
         config["server-round"] = server_round
         if self.nodes is None:
-            self._asked = list(self.aggregator.configure_train(server_round, arrays, config, grid))
+            asked = list(self.aggregator.configure_train(server_round, arrays, config, grid))
         else:
             content = RecordDict({self.aggregator.arrayrecord_key: arrays, self.aggregator.configrecord_key: config})
             group = str(server_round)
-            self._asked = [Message(content, node, self.kind, ttl=self.ttl_s, group_id=group) for node in self.nodes]
+            asked = [Message(content, node, self.kind, ttl=self.ttl_s, group_id=group) for node in self.nodes]
         if self.ttl_s is not None:
-            for message in self._asked:
+            for message in asked:
                 message.metadata.ttl = self.ttl_s
-        return self._asked
+        self._places = {self.site(m.metadata.dst_node_id): _Place(m.metadata.dst_node_id, [m]) for m in asked}
+        self._by_question, self._strays, self._full = {}, [], ""
+        self._spool.close()
+        self._spool = Spool(self._wanted, folder=self.folder, in_memory=self.in_memory)
+        return asked
+
+    def ask_again(self, site: str) -> Message:
+        """The round's question to this site once more, as a new message. Raises `KeyError` for a site that was not asked."""
+        place = self._places[site]
+        first = place.questions[0]
+        metadata = first.metadata
+        again = Message(
+            first.content, metadata.dst_node_id, metadata.message_type, ttl=metadata.ttl, group_id=metadata.group_id
+        )
+        place.questions.append(again)
+        return again
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def take(self, reply: Message, *, seconds: float | None = None) -> None:
+        """Judge an answer, and keep what a sound one holds; the message can be forgotten.
+
+        `seconds` is how long the answer took. An answer to a question of an earlier round is noted as `late` does.
+        """
+        asked = reply.metadata.reply_to_message_id
+        place = self._place_of(asked)
+        if place is None:
+            if self.late(reply, seconds=seconds) is None:
+                self._strays.append(self.site(reply.metadata.src_node_id))
+            return
+        place.heard.add(asked)
+        site = self.site(place.node)
+        if place.barred:
+            return
+        late = self._lateness(reply, place.node, seconds)
+        answer, arrays = self._judge(reply, place, site) if late is None else (late, {})
+        if place.answered:
+            self._compare(reply, place, site, answer, arrays)
+            return
+        answer = answer.model_copy(update={"seconds": seconds})
+        if answer.answer == "used":
+            try:
+                self._keep(reply, place, site, arrays)
+            except OSError as error:
+                self._full = f"the coordinator could not keep the round's answers: {error.strerror or error}"
+                answer = answer.model_copy(update={"answer": "quarantined", "reason": f"sound, but {self._full}"})
+        place.outcome = answer
+
+    def late(self, reply: Message, *, seconds: float | None = None) -> tuple[int, str, SiteRound] | None:
+        """Note an answer that came after its round was finished: the round, the site, and its entry as it is now.
+
+        None if nobody was waiting for it any more. What the answer holds is not used; an error that the site did not write
+        itself is no answer.
+        """
+        if (asked := self._open.pop(reply.metadata.reply_to_message_id, None)) is None:
+            return None
+        number, site, node = asked
+        if reply.has_error() and reply.metadata.src_node_id != node:
+            return None
+        said = f"; it said: {printable(reply.error.reason or '')}" if reply.has_error() else ""
+        after = "" if seconds is None else f", {seconds:.0f} s after the question"
+        changes = {"answer": "late", "reason": f"answered when the round was over{after}{said}", "seconds": seconds}
+        entry = self.answers[number][site] = self.answers[number][site].model_copy(update=changes)
+        return number, site, entry
+
+    def finish(self, number: int) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Combine the sound answers; (None, None) below the quorum. Fills `answers[number]`, and forgets what was kept."""
+        try:
+            return self._finish(number)
+        finally:
+            self._spool.close()
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Combine the sound answers; (None, None) below the quorum. Fills `answers[server_round]`."""
-        by_question: dict[str, list[Message]] = {}
+        """`take` each, and `finish`: for Flower's own loop, which has all answers at once."""
         for reply in replies:
-            by_question.setdefault(reply.metadata.reply_to_message_id, []).append(reply)
-        self.answers[server_round] = answers = {}
-        sound: list[Message] = []
-        for question in self._asked:  # in the order of asking: sums don't depend on the order of arrival
-            site = self.site(question.metadata.dst_node_id)
-            received = by_question.pop(question.metadata.message_id, [])
-            answers[site] = self._judge(question, received)
-            if answers[site].answer == "used":
-                sound.append(received[0])
-        for reply in (r for strays in by_question.values() for r in strays):
-            site = self.site(reply.metadata.src_node_id)
+            self.take(reply)
+        return self.finish(server_round)
+
+    def waiting(self) -> list[str]:
+        """Ids of this round's questions to which nothing has come back, of sites without a sound answer."""
+        return [
+            asked
+            for place in self._places.values()
+            if not place.answered and not place.barred
+            for question in place.questions
+            if (asked := question.metadata.message_id) and asked not in place.heard
+        ]
+
+    # -- what is kept from round to round -----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What the strategy inside remembers of earlier rounds (moments, momentum); a copy. Empty for means and medians."""
+        return {name: torch.from_numpy(np.array(array)) for name, array in carried(self.aggregator).items()}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on as the strategy that gave this `state` would. Raises `ValueError` for another strategy's."""
+        carry(self.aggregator, {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()})
+
+    # -- the round's end ----------------------------------------------------------------------------------------------
+
+    def _finish(self, number: int) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        self._quarantine_outliers()
+        absent = SiteRound(answer="absent", reason="no answer before the round's end")
+        self.answers[number] = answers = {}
+        for site, place in self._places.items():  # in the order of asking: sums don't depend on the order of arrival
+            told = place.outcome or absent
+            answers[site] = told.model_copy(update={"attempts": len(place.questions)})
+            if told is absent:
+                self._open |= {q.metadata.message_id: (number, site, place.node) for q in place.questions}
+        for site in self._strays:
             if site not in answers:
                 answers[site] = SiteRound(answer="quarantined", reason="answered a question of no message in this round")
+        sound = [site for site, answer in answers.items() if answer.answer == "used"]
+        if self._full:
+            self._discard(answers, f"sound, but {self._full}")
+            return None, None
         if len(sound) < self.quorum:
             self._discard(answers, f"sound, but {len(sound)} of the {self.quorum} answers came that a round needs")
             return None, None
-        arrays, metrics = self._combine(server_round, sound)
-        if arrays is None:
-            self._discard(answers, "sound alone, but the aggregation of this round was not finite")
-        return arrays, metrics
-
-    def _judge(self, question: Message, replies: list[Message]) -> SiteRound:
-        if not replies:
-            return SiteRound(answer="absent", reason="no answer before the round's end")
-        first = replies[0]
-        if any(_fingerprint_of(reply) != _fingerprint_of(first) for reply in replies[1:]):
-            return SiteRound(answer="quarantined", reason="answered twice, with different contents")
-        if first.has_error():
-            answer = "declined" if first.error.code == DECLINED else "failed"
-            reason = printable(first.error.reason or f"error {first.error.code}")
-            return SiteRound.model_validate({"answer": answer, "reason": reason})
-        if first.metadata.src_node_id != question.metadata.dst_node_id:
-            reason = f"answered by node {first.metadata.src_node_id}, which was not asked"
-            return SiteRound(answer="quarantined", reason=reason)
-        site = self.site(question.metadata.dst_node_id)
         try:
-            metrics = _sound_metrics(first.content, self.aggregator.weighted_by_key, (self.weights or {}).get(site))
-            _require_sound_arrays(first.content, self._wanted)
-            if self.check is not None:
-                self.check({name: array.numpy() for name, array in next(iter(first.content.array_records.values())).items()})
-        except ValueError as error:
-            return SiteRound(answer="quarantined", reason=str(error))
-        epsilon = metrics.get("epsilon")
-        return SiteRound(answer="used", epsilon=epsilon if isinstance(epsilon, float) and epsilon < math.inf else None)
+            made = self._combine(number, sound)
+        except OSError as error:
+            log.error("round %d: the answers can't be read back: %s", number, error)
+            reason = f"sound, but the coordinator could not read the round's answers back: {error.strerror or error}"
+            self._discard(answers, reason)
+            return None, None
+        if made is None:
+            self._discard(answers, "sound alone, but the aggregation of this round was not finite")
+            return None, None
+        for site in sound:
+            if site not in made.chosen:
+                answers[site] = answers[site].model_copy(update={"reason": f"compared; {', '.join(made.chosen)} was chosen"})
+            if self.used is not None:
+                self.used(site, self._spool.arrays(site))
+        kept = self._sent if self.expected is None else self.expected
+        return ArrayRecord({name: Array(made.arrays.get(name, array)) for name, array in kept.items()}), made.metrics
+
+    def _combine(self, number: int, sites: list[str]) -> Combined | None:
+        """The arrays of the next model in the dtypes that were sent; None, and nothing remembered, if they are not finite."""
+        places = [self._places[site] for site in sites]
+        before = carried(self.aggregator)
+        question = places[0].questions[0]
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+            made = combine(
+                self.aggregator,
+                number,
+                self._sound(sites),
+                metrics=shared_metrics([place.metrics for place in places]),
+                question=question,
+            )
+            wanted = self._wanted
+            moved = {} if made is None else {name: rounded(a, wanted[name].dtype) for name, a in made.arrays.items()}
+        # the moments, too: where the second one is infinite, the step is 0 and finite, in this and every later round
+        if made is None or not all(np.isfinite(a).all() for a in [*moved.values(), *carried(self.aggregator).values()]):
+            carry(self.aggregator, before)
+            return None
+        return Combined(moved, made.metrics, made.chosen)
+
+    def _sound(self, sites: list[str]) -> Sound:
+        metrics = [self._places[site].metrics for site in sites]
+        return Sound(
+            spool=self._spool,
+            sites=sites,
+            weights=[float(str(one[self.aggregator.weighted_by_key])) for one in metrics],
+            steps=[1 if self.steps is None else int(str(one["steps"])) for one in metrics],
+            sent=None if self.expected is not None else self._wanted,
+        )
+
+    def _quarantine_outliers(self) -> None:
+        sites = [site for site, place in self._places.items() if place.answered and not place.barred]
+        if self.outlier_factor is None or self.expected is not None or len(sites) < FEWEST:
+            return
+        norms = np.array([self._places[site].norm for site in sites]) * self._sound(sites).stretches
+        if not (middle := float(np.median(norms))):
+            return  # most sent back what came: there is no length to compare with
+        for site, norm in zip(sites, norms, strict=True):
+            if norm > self.outlier_factor * middle:
+                place = self._places[site]
+                reason = (
+                    f"its update is {norm:.4g} long, more than {self.outlier_factor:g} times the median of "
+                    f"{len(sites)} updates, {middle:.4g}"
+                )
+                self._drop(place, site, reason)
 
     @staticmethod
     def _discard(answers: dict[str, SiteRound], reason: str) -> None:
@@ -161,34 +355,77 @@ class Rounds(Strategy):
             if answer.answer == "used":
                 answers[site] = answer.model_copy(update={"answer": "quarantined", "reason": reason})
 
+    # -- one answer ---------------------------------------------------------------------------------------------------
+
+    def _place_of(self, asked: str) -> _Place | None:
+        if asked not in self._by_question:  # messages get their ids when they are sent
+            self._by_question = {q.metadata.message_id: place for place in self._places.values() for q in place.questions}
+            self._by_question.pop("", None)
+        return self._by_question.get(asked)
+
+    def _lateness(self, reply: Message, node: int, seconds: float | None) -> SiteRound | None:
+        if self.deadline_s is None or seconds is None or seconds <= self.deadline_s:
+            return None
+        if reply.has_error() and reply.metadata.src_node_id != node:
+            return None
+        said = f"; it said: {printable(reply.error.reason or '')}" if reply.has_error() else ""
+        reason = f"answered {seconds:.1f} s after the question; the round took answers for {self.deadline_s:g} s{said}"
+        return SiteRound(answer="late", reason=reason)
+
+    def _judge(self, reply: Message, place: _Place, site: str) -> tuple[SiteRound, Arrays]:
+        """What to think of an answer; with the arrays of a sound one."""
+        if reply.has_error():
+            answer: Literal["declined", "failed"] = "declined" if reply.error.code == DECLINED else "failed"
+            return SiteRound(answer=answer, reason=printable(reply.error.reason or f"error {reply.error.code}")), {}
+        if reply.metadata.src_node_id != place.node:
+            reason = f"answered by node {reply.metadata.src_node_id}, which was not asked"
+            return SiteRound(answer="quarantined", reason=reason), {}
+        size = sum(len(array.data) for record in reply.content.array_records.values() for array in record.values())
+        try:
+            metrics = sound_metrics(reply.content, self.aggregator.weighted_by_key, (self.weights or {}).get(site))
+            steps = None if self.steps is None else sound_steps(metrics, self.steps)
+            arrays = sound_arrays(reply.content, self._wanted)
+            if self.check is not None:
+                self.check(arrays)
+        except ValueError as error:
+            return SiteRound(answer="quarantined", reason=str(error), bytes=size), {}
+        said = metrics.get("epsilon")
+        epsilon = said if isinstance(said, float) and said < math.inf else None
+        return SiteRound(answer="used", epsilon=epsilon, steps=steps, bytes=self._spool.block_bytes), arrays
+
+    def _keep(self, reply: Message, place: _Place, site: str, arrays: Arrays) -> None:
+        self._spool.put(site, arrays)
+        place.answered = reply.metadata.reply_to_message_id
+        place.metrics = MetricRecord(dict(next(iter(reply.content.metric_records.values())).items()))
+        if self.outlier_factor is not None and self.expected is None:
+            lengths = [np.linalg.norm((array - np.float64(self._sent[name])).ravel()) for name, array in arrays.items()]
+            place.norm = float(np.linalg.norm(lengths))
+
+    def _compare(self, reply: Message, place: _Place, site: str, answer: SiteRound, arrays: Arrays) -> None:
+        """An answer of a site that has a sound one already."""
+        if answer.answer == "late" or reply.has_error() or reply.metadata.src_node_id != place.node:
+            return  # the site has not said anything else that could count
+        if answer.answer == "used" and next(iter(reply.content.metric_records.values())) == place.metrics:
+            kept = self._spool.arrays(site)
+            if all(arrays[name].tobytes() == array.tobytes() for name, array in kept.items()):
+                return
+        if reply.metadata.reply_to_message_id != place.answered:
+            log.warning("%s answered a question that was asked again anew, not as before; the first answer counts", site)
+            return
+        self._drop(place, site, "answered twice, with different contents")
+
+    def _drop(self, place: _Place, site: str, reason: str) -> None:
+        self._spool.drop(site)
+        place.answered, place.barred = "", True
+        changes = {"answer": "quarantined", "reason": reason}
+        place.outcome = place.outcome.model_copy(update=changes) if place.outcome else SiteRound.model_validate(changes)
+
     @property
     def _wanted(self) -> Arrays:
         """What a sound answer holds."""
         if self.expected is not None:
             return self.expected
         return {name: sent for name, sent in self._sent.items() if self.trainable is None or name in set(self.trainable)}
-
-    def _combine(self, server_round: int, sound: list[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        if isinstance(self.aggregator, FedOpt):  # steps from the arrays that were sent: give it those that came back
-            self.aggregator.current_arrays = dict(self._wanted)
-        for message, shared in zip(sound, _shared_metrics(sound), strict=True):
-            found = next(iter(message.content.array_records.values()))
-            message.content = RecordDict({self.aggregator.arrayrecord_key: found, "metrics": shared})
-        moments = _moments(self.aggregator)
-        with np.errstate(over="ignore", invalid="ignore"):  # looked for below
-            arrays, metrics = self.aggregator.aggregate_train(server_round, sound)
-            # Flower's sums come back as float64 from FedAdam, and integers as floats from all of them
-            wanted = self._wanted
-            moved = {name: array.numpy().astype(wanted[name].dtype) for name, array in (arrays or {}).items()}
-        if arrays is None:
-            return None, None
-        # the moments, too: where the second one is infinite, the step is 0 and finite, in this and every later round
-        after = [array for moment in _moments(self.aggregator).values() for array in (moment or {}).values()]
-        if not all(np.isfinite(array).all() for array in [*moved.values(), *after]):
-            vars(self.aggregator).update(moments)
-            return None, None
-        kept = self._sent if self.expected is None else self.expected
-        return ArrayRecord({name: Array(moved.get(name, array)) for name, array in kept.items()}), metrics
 
     # -- evaluation: as the aggregator does it, sound answers only ------------------------------------------------------
 
@@ -204,79 +441,8 @@ class Rounds(Strategy):
         for reply in replies:
             if not reply.has_error():
                 try:
-                    _sound_metrics(reply.content, self.aggregator.weighted_by_key, None)
+                    sound_metrics(reply.content, self.aggregator.weighted_by_key, None)
                 except ValueError:
                     continue
                 sound.append(reply)
         return self.aggregator.aggregate_evaluate(server_round, sound)
-
-
-class Sum(FedAvg):
-    """Adds the answers up, array by array, where FedAvg takes their weighted mean: for counts of disjoint patients."""
-
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The sums, and the sites' metrics averaged as ever."""
-        answers = list(replies)
-        if not answers:
-            return None, None
-        records = [next(iter(answer.content.array_records.values())) for answer in answers]
-        sums = {name: Array(np.sum([record[name].numpy() for record in records], axis=0)) for name in records[0]}
-        metrics = self.train_metrics_aggr_fn([answer.content for answer in answers], self.weighted_by_key)
-        return ArrayRecord(sums), metrics
-
-
-def _moments(aggregator: FedAvg) -> dict[str, dict[str, npt.NDArray[np.generic]] | None]:
-    """What FedAdam and its kin carry from round to round, by attribute. Flower makes new dictionaries in each round."""
-    return {"m_t": aggregator.m_t, "v_t": aggregator.v_t} if isinstance(aggregator, FedOpt) else {}
-
-
-def _sound_metrics(content: RecordDict, weight_key: str, weight: int | None) -> Mapping[str, object]:
-    """The one MetricRecord of an answer. Raises `ValueError` saying what is wrong with it."""
-    if len(content.metric_records) != 1:
-        raise ValueError(f"the answer holds {len(content.metric_records)} metric records instead of one")
-    metrics = next(iter(content.metric_records.values()))
-    for name, value in metrics.items():
-        numbers = value if isinstance(value, list) else [value]
-        if not all(math.isfinite(number) or (name == "epsilon" and number == math.inf) for number in numbers):
-            raise ValueError(f"the metric '{name}' is not finite")
-    said = metrics.get(weight_key)
-    if not isinstance(said, int | float) or said <= 0:
-        raise ValueError(f"the weight '{weight_key}' must be a positive number, not {said}")
-    if weight is not None and said != weight:
-        raise ValueError(f"the weight '{weight_key}' is {said}, but this site declared {weight} when it enrolled")
-    return metrics
-
-
-def _shared_metrics(replies: list[Message]) -> list[MetricRecord]:
-    """Of each answer, the metrics that all of them have in the same shape: Flower ends the run over any other."""
-    found = [next(iter(reply.content.metric_records.values())) for reply in replies]
-    shapes = [{name: len(value) if isinstance(value, list) else None for name, value in one.items()} for one in found]
-    shared = [name for name in found[0] if all(name in shape and shape[name] == shapes[0][name] for shape in shapes)]
-    return [MetricRecord({name: one[name] for name in shared}) for one in found]
-
-
-def _require_sound_arrays(content: RecordDict, asked: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Raise `ValueError`, naming the first array that does not fit what was asked for."""
-    if len(content.array_records) != 1:
-        raise ValueError(f"the answer holds {len(content.array_records)} array records instead of one")
-    arrays = next(iter(content.array_records.values()))
-    if set(arrays) != set(asked):
-        missing, unknown = sorted(set(asked) - set(arrays)), sorted(set(arrays) - set(asked))
-        raise ValueError(f"array names differ from those asked for: missing {missing}, unknown {unknown}")
-    for name, wanted in asked.items():
-        # the header of a NumPy file can promise more than its bytes hold: look at its length before reading it
-        if len(arrays[name].data) > wanted.nbytes + 4096:
-            raise ValueError(f"array '{name}' is {len(arrays[name].data)} bytes long, expected about {wanted.nbytes}")
-        try:
-            array = arrays[name].numpy()
-        except (ValueError, TypeError, EOFError, OSError, MemoryError, SyntaxError):
-            raise ValueError(f"array '{name}' can't be read") from None
-        if array.shape != wanted.shape or array.dtype != wanted.dtype:
-            found, right = f"{array.dtype}{list(array.shape)}", f"{wanted.dtype}{list(wanted.shape)}"
-            raise ValueError(f"array '{name}' is {found}, expected {right}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"array '{name}' holds values that are not finite")
-
-
-def _fingerprint_of(reply: Message) -> str:
-    return f"error {reply.error.code} {reply.error.reason}" if reply.has_error() else reply.content.object_id

@@ -1,0 +1,75 @@
+"""What a hospital's answer must hold to count: the arrays and metrics that were asked for, and nothing that is not a number.
+
+Each function reads one part of an answer and raises `ValueError`, in words, where something is wrong with it. What is read
+comes from outside: nothing in it may end the run or cost memory that its size does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import MetricRecord, RecordDict
+
+from fl_server.spool import Arrays
+
+
+def sound_metrics(content: RecordDict, weight_key: str, weight: int | None) -> Mapping[str, object]:
+    """The one MetricRecord of an answer. Raises `ValueError` saying what is wrong with it."""
+    if len(content.metric_records) != 1:
+        raise ValueError(f"the answer holds {len(content.metric_records)} metric records instead of one")
+    metrics = next(iter(content.metric_records.values()))
+    for name, value in metrics.items():
+        numbers = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(number) or (name == "epsilon" and number == math.inf) for number in numbers):
+            raise ValueError(f"the metric '{name}' is not finite")
+    said = metrics.get(weight_key)
+    if not isinstance(said, int | float) or said <= 0:
+        raise ValueError(f"the weight '{weight_key}' must be a positive number, not {said}")
+    if weight is not None and said != weight:
+        raise ValueError(f"the weight '{weight_key}' is {said}, but this site declared {weight} when it enrolled")
+    return metrics
+
+
+def sound_steps(metrics: Mapping[str, object], most: int) -> int:
+    """How many local steps an answer came of, from 1 to `most`. Raises `ValueError` for anything else."""
+    said = metrics.get("steps")
+    if not isinstance(said, int) or not 1 <= said <= most:
+        raise ValueError(f"the metric 'steps' must be a whole number from 1 to {most}, the study's steps, not {said}")
+    return said
+
+
+def shared_metrics(found: Sequence[MetricRecord]) -> list[MetricRecord]:
+    """Of each answer, the metrics that all of them have in the same shape: Flower ends the run over any other."""
+    shapes = [{name: len(value) if isinstance(value, list) else None for name, value in one.items()} for one in found]
+    shared = [name for name in found[0] if all(name in shape and shape[name] == shapes[0][name] for shape in shapes)]
+    return [MetricRecord({name: one[name] for name in shared}) for one in found]
+
+
+def sound_arrays(content: RecordDict, asked: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an answer. Raises `ValueError`, naming the first array that does not fit what was asked for."""
+    if len(content.array_records) != 1:
+        raise ValueError(f"the answer holds {len(content.array_records)} array records instead of one")
+    arrays = next(iter(content.array_records.values()))
+    if set(arrays) != set(asked):
+        missing, unknown = sorted(set(asked) - set(arrays)), sorted(set(arrays) - set(asked))
+        raise ValueError(f"array names differ from those asked for: missing {missing}, unknown {unknown}")
+    sound = {}
+    for name, wanted in asked.items():
+        # the header of a NumPy file can promise more than its bytes hold: look at its length before reading it
+        if len(arrays[name].data) > wanted.nbytes + 4096:
+            raise ValueError(f"array '{name}' is {len(arrays[name].data)} bytes long, expected about {wanted.nbytes}")
+        try:
+            array = arrays[name].numpy()
+        except (ValueError, TypeError, EOFError, OSError, MemoryError, SyntaxError):
+            raise ValueError(f"array '{name}' can't be read") from None
+        if array.shape != wanted.shape or array.dtype != wanted.dtype:
+            found, right = f"{array.dtype}{list(array.shape)}", f"{wanted.dtype}{list(wanted.shape)}"
+            raise ValueError(f"array '{name}' is {found}, expected {right}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"array '{name}' holds values that are not finite")
+        sound[name] = array
+    return sound
