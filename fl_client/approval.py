@@ -44,6 +44,8 @@ class Approval(BaseModel):
     epsilon: float | None  # the price that was named at the time of the decision; None: a study without privacy
     paid: int = 0  # rounds of the study that stood in the ledger then: a yes covers the study's rounds from there on
     scored: int = 0  # releases of scores that stood there: a yes covers one more
+    validated: int = 0  # scores between rounds that stood there: a yes covers as many more as the study asks for
+    crossed: int = 0  # models judged for the matrix that stood there: a yes covers the study's models once more
     until: str | None = None  # the last day of a yes, YYYY-MM-DD, UTC; None: until its rounds are done
 
 
@@ -97,11 +99,14 @@ class Approvals:
         epsilon: float | None,
         paid: int = 0,
         scored: int = 0,
+        validated: int = 0,
+        crossed: int = 0,
         until: str | None = None,
     ) -> Approval:
-        """Write the decision, and make sure that it is on the disk. `paid` rounds and `scored` scores stand in the ledger.
+        """Write the decision, and make sure that it is on the disk.
 
-        A yes is good until the end of the day `until` (YYYY-MM-DD, UTC). The audit log gets its line first.
+        `paid` rounds, `scored` scores, `validated` scores between rounds and `crossed` models of the matrix stand in the
+        ledger. A yes is good until the end of the day `until` (YYYY-MM-DD, UTC). The audit log gets its line first.
         A line that a crash left half-written is cut off first: whoever was deciding had not been told that it was done.
         """
         when = datetime.now(UTC).isoformat(timespec="seconds")
@@ -114,6 +119,8 @@ class Approvals:
             epsilon=epsilon,
             paid=paid,
             scored=scored,
+            validated=validated,
+            crossed=crossed,
             until=until,
         )
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +180,37 @@ def require_approved_scores(site: Site, study: Study, *, scored: int) -> None:
         raise Declined(
             f"{site.name} has given the scores of study {study.name} ({study.hash[:12]}) that it approved; "
             "more need another approval"
+        )
+
+
+def require_approved_validations(site: Site, study: Study, *, validated: int, wanted: int) -> None:
+    """Return if the hospital gives `wanted` further scores between rounds; otherwise raise `Declined`.
+
+    `validated` of them stand in the ledger.
+    """
+    if not study.validations:
+        raise Declined(f"study {study.name} asks for no scores between rounds (it has no validation)")
+    approval = _decision(site, study)
+    if approval is not None and wanted > (left := approval.validated + study.validations - validated):
+        raise Declined(
+            f"of the {study.validations} scores between rounds of study {study.name} ({study.hash[:12]}) that {site.name} "
+            f"approved, {left} are left; {wanted} need another approval"
+        )
+
+
+def require_approved_matrix(site: Site, study: Study, *, crossed: int, wanted: int) -> None:
+    """Return if the hospital judges `wanted` further models for the study's matrix; otherwise raise `Declined`.
+
+    `crossed` of them stand in the ledger.
+    """
+    if not study.privacy.matrix_share:
+        raise Declined(f"study {study.name} sets nothing of its promise aside for a matrix (privacy.matrix_share is 0)")
+    approval = _decision(site, study)
+    models = len(study.sites) + 1
+    if approval is not None and wanted > (left := approval.crossed + models - crossed):
+        raise Declined(
+            f"of the {models} models of the matrix of study {study.name} ({study.hash[:12]}) that {site.name} approved, {left} "
+            f"are left; {wanted} need another approval"
         )
 
 

@@ -32,7 +32,7 @@ from fl_client.sharing import file_mode, make_folder
 from tasks.case import Case, Volume
 from tasks.task import Arrays, Task
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
 
 class CaseUnreadable(KeyError):
@@ -313,13 +313,13 @@ class Cohort:
         """A digest of the stored case: other images, masks or endpoints give another."""
         return hashlib.sha256(self._text(patient)).hexdigest()[:16]
 
-    def split(self, which: Split, *, test_fraction: float) -> tuple[str, ...]:
-        """Patients of one side of the train/test split, sorted.
+    def split(self, which: Split, *, test_fraction: float, validation_fraction: float = 0.0) -> tuple[str, ...]:
+        """Patients of one side of the split, sorted; without `validation_fraction` all but the test patients train.
 
         Each patient's side depends on that patient's pseudonym alone: adding or removing another moves nobody, which
         patient-level privacy needs.
         """
-        return tuple(patient for patient in self.patients if is_test(patient, test_fraction) == (which == "test"))
+        return tuple(patient for patient in self.patients if side_of(patient, test_fraction, validation_fraction) == which)
 
     def usable(self, task: Task, patients: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
         """Those of the patients whom the task can use, and the reason for each of the others.
@@ -424,7 +424,19 @@ def _sync(folder: Path) -> None:
         os.close(directory)
 
 
-def is_test(patient: str, test_fraction: float) -> bool:
-    """True if this patient is kept out of training. It depends on the pseudonym alone, so no other patient can change it."""
+def side_of(patient: str, test_fraction: float, validation_fraction: float = 0.0) -> Split:
+    """The patient's side: tested once, asked between rounds (`validation_fraction` of the others), or trained on.
+
+    It depends on the pseudonym alone, so no other patient can change it. Test patients are taken from the lower end of one
+    number drawn from the pseudonym, validation patients from its upper end: whoever is one is never the other under another
+    `validation_fraction`, and the test patients are the same with and without validation.
+    """
     drawn = int.from_bytes(hashlib.sha256(f"split/{patient}".encode()).digest()[:8], "big") / 2**64
-    return drawn < test_fraction
+    if drawn < test_fraction:
+        return "test"
+    return "validation" if drawn >= 1 - validation_fraction * (1 - test_fraction) else "train"
+
+
+def is_test(patient: str, test_fraction: float) -> bool:
+    """True if this patient is kept out of every training."""
+    return side_of(patient, test_fraction) == "test"

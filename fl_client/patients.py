@@ -43,7 +43,7 @@ def usable_patients(site: Site, study: Study, task: Task, which: Split) -> tuple
     for patient, reason in left_out.items():
         note(site, patient=patient, left_out=reason)
     if not usable:
-        side = {"train": "training", "test": "test"}[which]
+        side = {"train": "training"}.get(which, which)
         note(site, warning=f"no {side} patient that the task can use: what is released, and paid for, is noise alone")
     return cohort, usable
 
@@ -56,7 +56,8 @@ def chosen(site: Site, study: Study, task: Task, which: Split) -> tuple[Cohort, 
     at this site.
     """
     cohort = Cohort(site.cohort_folder)
-    patients = cohort.split(which, test_fraction=site.test_fraction)
+    held = site.validation_fraction if validates(study) else 0.0
+    patients = cohort.split(which, test_fraction=site.test_fraction, validation_fraction=held)
     left_out: dict[str, str] = {}
     if study.selection is not None:
         from fl_client.catalog import Catalog  # here: most studies select nobody
@@ -69,6 +70,11 @@ def chosen(site: Site, study: Study, task: Task, which: Split) -> tuple[Cohort, 
         left_out |= outside(cohort, study.quality, [patient for patient in patients if patient not in left_out])
     usable, unusable = cohort.usable(task, [patient for patient in patients if patient not in left_out])
     return cohort, usable, left_out | unusable
+
+
+def validates(study: Study) -> bool:
+    """Whether the study has patients who choose among its models; in every other study these train with the rest."""
+    return study.validations > 0 or study.privacy.matrix_share > 0
 
 
 def note(site: Site, **facts: object) -> None:

@@ -1,21 +1,34 @@
 """What a study's releases are, and with how much noise: each one an event for the ledger, worked out from the study alone.
 
-All of a study's releases share one promise. A share of it may be set aside for the scores of patients held back; the rounds get
-what is left.
+All of a study's releases share one promise. Shares of it may be set aside for scores of patients held back: of the finished
+model, between rounds, and of every model at every hospital. The rounds get what is left, so that all together cost what the
+study says whatever else it asks for.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from conf.study import Study
+from fl_client.approval import require_approval, require_approved_matrix, require_approved_scores, require_approved_validations
 from fl_client.privacy import Event, calibrate
 from fl_client.site import Site
 from tasks.task import CountingTask, GradientTask
 
-SCORES = "scores"
-"""`Event.kind` of a release of scores; every other kind is a round."""
+SCORES, VALIDATION, MATRIX = "scores", "validation", "matrix"
+"""`Event.kind` of releases of scores: of the finished model, between rounds, of one model for the matrix. Every other kind is a
+round."""
+
+
+class Paid(NamedTuple):
+    """How many of a study's releases stand in a ledger, by kind; repeated ones counted each time."""
+
+    rounds: int = 0
+    scores: int = 0
+    validations: int = 0
+    matrix: int = 0  # models
 
 
 def round_event(site: Site, study: Study, task: GradientTask | CountingTask, *, number: int) -> Event:
@@ -27,46 +40,123 @@ def round_event(site: Site, study: Study, task: GradientTask | CountingTask, *, 
             delta=study.privacy.delta,
             sample_rate=study.training.sample_rate,
             steps=study.noise_steps,
-            alongside=[scores_event(site, study)] if study.privacy.evaluation_share else (),
+            alongside=_beside(site, study),
         )
     kind = task.counted if isinstance(task, CountingTask) else "gradient"
     return _event(site, study, multiplier, kind=kind, round=number)
 
 
 def scores_event(site: Site, study: Study) -> Event:
-    """What the release of scores after the last round costs: `evaluation_share` of the promise.
+    """What the release of scores after the last round costs: `evaluation_share` of the promise."""
+    return _event(site, study, _multiplier(study, study.privacy.evaluation_share, 1), kind=SCORES, round=study.rounds)
 
-    Gaussian mechanisms compose by the squares of their ratios of sensitivity to noise, so a share s of the promise is the
-    noise that alone would keep it, over the square root of s.
-    """
-    multiplier = 0.0
-    if study.privacy.kind == "patient":
-        alone = calibrate(epsilon=study.privacy.epsilon, delta=study.privacy.delta, sample_rate=1.0, steps=1)
-        multiplier = alone / math.sqrt(study.privacy.evaluation_share)
-    return _event(site, study, multiplier, kind=SCORES, round=study.rounds)
+
+def validation_event(site: Site, study: Study, *, number: int) -> Event:
+    """What the scores after round `number` cost: its part of `validation_share`, the same for each of `study.validations`."""
+    multiplier = _multiplier(study, study.privacy.validation_share, study.validations)
+    return _event(site, study, multiplier, kind=VALIDATION, round=number)
+
+
+def matrix_event(site: Site, study: Study) -> Event:
+    """What the scores of one model of the matrix cost: its part of `matrix_share`, the same for each of `matrix_models`."""
+    multiplier = _multiplier(study, study.privacy.matrix_share, matrix_models(study))
+    return _event(site, study, multiplier, kind=MATRIX, round=study.rounds)
+
+
+def matrix_events(site: Site, study: Study) -> list[Event]:
+    """What the whole matrix costs at this hospital."""
+    return [matrix_event(site, study)] * matrix_models(study)
+
+
+def matrix_models(study: Study) -> int:
+    """How many models a matrix has at most: the study's, and one of each hospital."""
+    return len(study.sites) + 1
 
 
 def planned(
     site: Site, study: Study, task: GradientTask | CountingTask, *, rounds: int | None = None, scores: bool = True
 ) -> list[Event]:
-    """Every release of the study: its rounds, or the last `rounds` of them, and the scores that it sets a share aside for."""
+    """Every release of the study: its rounds, or the last `rounds` of them, and the scores that it sets shares aside for.
+
+    With the last `rounds` come the validations that are due after them.
+    """
     first = 1 if rounds is None else study.rounds - rounds + 1
     events = [round_event(site, study, task, number=number) for number in range(first, study.rounds + 1)]
-    return [*events, scores_event(site, study)] if scores and study.privacy.evaluation_share else events
+    events += [validation_event(site, study, number=number) for number in validated_rounds(study) if number >= first]
+    if scores and study.privacy.evaluation_share:
+        events.append(scores_event(site, study))
+    if scores and study.privacy.matrix_share:
+        events += matrix_events(site, study)
+    return events
+
+
+def validated_rounds(study: Study) -> range:
+    """The rounds after which scores are asked for."""
+    return range(0) if study.validation is None else range(study.validation.every, study.rounds + 1, study.validation.every)
+
+
+# -- what stands in the ledger --------------------------------------------------------------------------------------------
+
+
+def paid_of(study: Study, events: Sequence[Event]) -> Paid:
+    """How many of the ledger's events are releases of this study."""
+    kinds = [event.kind for event in events if event.study == study.hash]
+    scores, validations, matrix = (kinds.count(kind) for kind in (SCORES, VALIDATION, MATRIX))
+    return Paid(len(kinds) - scores - validations - matrix, scores, validations, matrix)
 
 
 def rounds_paid(study: Study, events: Sequence[Event]) -> int:
     """How many of the ledger's events are rounds of this study, repeated ones counted each time."""
-    return sum(event.study == study.hash and event.kind != SCORES for event in events)
+    return paid_of(study, events).rounds
 
 
 def scores_paid(study: Study, events: Sequence[Event]) -> int:
-    """How many of the ledger's events are scores of this study."""
-    return sum(event.study == study.hash and event.kind == SCORES for event in events)
+    """How many of the ledger's events are scores of this study's finished model."""
+    return paid_of(study, events).scores
+
+
+def require_approved(site: Site, study: Study, cost: Event, past: Sequence[Event]) -> None:
+    """Return if the hospital's yes covers one more release like `cost`, when `past` stands in the ledger; else `Declined`."""
+    paid = paid_of(study, past)
+    if cost.kind == SCORES:
+        require_approved_scores(site, study, scored=paid.scores)
+    elif cost.kind == VALIDATION:
+        require_approved_validations(site, study, validated=paid.validations, wanted=1)
+    elif cost.kind == MATRIX:
+        require_approved_matrix(site, study, crossed=paid.matrix, wanted=1)
+    else:
+        require_approval(site, study, paid=paid.rounds, wanted=1)
+
+
+# -- inside ---------------------------------------------------------------------------------------------------------------
+
+
+def _beside(site: Site, study: Study) -> list[Event]:
+    """Everything but the rounds, as few events: equal ones as the steps of one."""
+    events = []
+    if study.privacy.evaluation_share:
+        events.append(scores_event(site, study))
+    if study.privacy.validation_share and study.validations:
+        events.append(validation_event(site, study, number=1).model_copy(update={"steps": study.validations}))
+    if study.privacy.matrix_share:
+        events.append(matrix_event(site, study).model_copy(update={"steps": matrix_models(study)}))
+    return events
+
+
+def _multiplier(study: Study, share: float, releases: int) -> float:
+    """The noise of one of so many equal sums that cost this share of the promise together.
+
+    Gaussian mechanisms compose by the squares of their ratios of sensitivity to noise, so a share s of the promise for n sums
+    is the noise that alone would keep it, times the square root of n / s.
+    """
+    if study.privacy.kind == "none":
+        return 0.0
+    alone = calibrate(epsilon=study.privacy.epsilon, delta=study.privacy.delta, sample_rate=1.0, steps=1)
+    return alone * math.sqrt(releases / share)
 
 
 def _event(site: Site, study: Study, multiplier: float, *, kind: str, round: int) -> Event:
-    scores = kind == SCORES
+    scores = kind in (SCORES, VALIDATION, MATRIX)
     return Event(
         noise_multiplier=multiplier,
         sample_rate=1.0 if scores else study.training.sample_rate,

@@ -155,6 +155,7 @@ class Site(Frozen):
     key_file: Path = Path("pseudonym.key")  # at least 16 random bytes, mode 0600; makes the pseudonyms
     declared_size: Annotated[int, Field(ge=1)]  # public: a round number near the cohort's size, never the exact count
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of patients that no training ever sees
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15  # of the others: who don't train where a study validates
     budget: Budget = Budget()
     approve_all: bool = False  # take part in every study within the budget; for rehearsals
     accept_no_privacy: bool = False  # let updates leave without noise (studies with privacy.kind none); for rehearsals
