@@ -35,7 +35,16 @@ def main(grid: Grid, context: Context) -> None:
     study = study_of(context)
     folder = Path(os.environ.get("KONSIL_RUNS", "runs")).resolve() / study.name
     timeout_s = float(context.run_config.get("enrol-timeout-s", 600))
-    _, record = run(PromptGrid(grid), study, start_of(study), folder=folder, enrol_timeout_s=timeout_s, engine="flower")
+    _, record = run(
+        PromptGrid(grid),
+        study,
+        start_of(study),
+        folder=folder,
+        enrol_timeout_s=timeout_s,
+        engine="flower",
+        resume=bool(context.run_config.get("resume", False)),
+        run_id=context.run_id,
+    )
     told = "\n".join([f"study {study.name}: {record.verdict}; {folder / 'record.json'}", *record.reasons])
     if record.verdict == "failed":
         raise RuntimeError(told)

@@ -49,7 +49,6 @@ class Simulated(Protocol):
 @dataclass(frozen=True)
 class _Question:
     site: str
-    number: int  # of its round
     asked: float
 
 
@@ -59,22 +58,21 @@ class Asking:
 
     grid: Grid
     clock: Callable[[], float] = time.monotonic
-    _over: dict[str, tuple[_Question, float]] = field(default_factory=dict)  # open questions of rounds gone -> forgotten when
+    _over: dict[str, tuple[Rounds, _Question, float]] = field(default_factory=dict)  # of rounds gone; forgotten at the time
 
     def ask(
         self,
         strategy: Rounds,
         questions: Sequence[Message],
         *,
-        number: int,
         timeout_s: float,
         retries: int = 0,
         heard: Callable[[str], None] = lambda site: None,
     ) -> dict[str, SiteRound]:
-        """Send the questions of round `number`, and give `strategy` what comes within `timeout_s` seconds.
+        """Send the questions, and give `strategy` what comes within `timeout_s` seconds.
 
-        `heard` is told of each hospital that has answered. Returns the entries of hospitals whose answer `strategy` never saw:
-        those that were late, and those that were lost.
+        `heard` is told of each hospital that has answered. Returns the entries of hospitals that were lost, of whom `strategy`
+        only saw an error.
         """
         start = self.clock()
         simulated = self.grid if isinstance(self.grid, Simulated) else None
@@ -82,7 +80,7 @@ class Asking:
         lost: dict[int, tuple[Message, float]] = {}  # node -> the error, when it came
         attempts = {question.metadata.dst_node_id: 1 for question in questions}
         batch = max(1, AT_ONCE // max(1, _size(questions)))
-        waiting = self._push(strategy, questions, number)
+        waiting = self._push(strategy, questions)
         nodes = {question.metadata.message_id: question.metadata.dst_node_id for question in questions}
         while waiting or lost:
             found = 0
@@ -97,23 +95,20 @@ class Asking:
                     seconds = self.clock() - question.asked
                     if simulated is not None:
                         seconds = simulated.took(reply.metadata.reply_to_message_id)
-                    if seconds > timeout_s:
-                        unseen[question.site] = _late(seconds, timeout_s)
-                    elif _is_lost(reply) and attempts[node] <= retries:
+                    if _is_lost(reply) and attempts[node] <= retries:
                         lost[node] = (reply, self.clock())
                         continue
-                    else:
-                        strategy.take(reply, seconds=seconds)
-                        if _is_lost(reply) and reply.error.code != ErrorCode.CLIENT_APP_CRASHED:
-                            unseen[question.site] = _gone(reply, attempts[node])
+                    strategy.take(reply, seconds=seconds)
+                    if _is_lost(reply) and reply.error.code != ErrorCode.CLIENT_APP_CRASHED:
+                        unseen[question.site] = _gone(reply, attempts[node])
                     heard(question.site)
             again = [node for node in lost if self._may_be_asked(node, lost[node][1], rest=0.0 if simulated else REST_S)]
             for node in again:
                 del lost[node]
                 attempts[node] += 1
-                question = strategy.ask_again(strategy.site(node))
-                waiting |= self._push(strategy, [question], number)
-                nodes[question.metadata.message_id] = node
+                repeated = strategy.ask_again(strategy.site(node))
+                waiting |= self._push(strategy, [repeated])
+                nodes[repeated.metadata.message_id] = node
             passed = self.clock() - start
             if passed >= timeout_s or (simulated is not None and not found and not again):
                 break
@@ -124,7 +119,7 @@ class Asking:
             if reply.error.code != ErrorCode.CLIENT_APP_CRASHED:
                 unseen[strategy.site(node)] = _gone(reply, attempts[node])
         until = start + timeout_s + min(timeout_s, LATE_S)
-        self._over |= {question: (asked, until) for question, asked in waiting.items()}
+        self._over |= {question: (strategy, asked, until) for question, asked in waiting.items()}
         return unseen
 
     def late(self) -> Iterator[tuple[int, str, SiteRound]]:
@@ -132,27 +127,22 @@ class Asking:
         now = self.clock()
         for some in _batches(list(self._over), 1):  # one by one: what comes is not used, and need not fit into memory
             for reply in self.grid.pull_messages(some):
-                question, _ = self._over.pop(reply.metadata.reply_to_message_id, (None, 0.0))
-                silent = reply.has_error() and reply.error.code in (*LOST, ErrorCode.MESSAGE_UNAVAILABLE)
-                if question is not None and not silent:
-                    yield question.number, question.site, _late(now - question.asked, None)
-        self._over = {key: kept for key, kept in self._over.items() if kept[1] > now}
+                strategy, question, _ = self._over.pop(some[0], (None, None, 0.0))
+                if strategy is not None and question is not None:
+                    told = strategy.late(reply, seconds=now - question.asked)
+                    if told is not None:
+                        yield told
+        self._over = {key: kept for key, kept in self._over.items() if kept[2] > now}
 
-    def _push(self, strategy: Rounds, questions: Sequence[Message], number: int) -> dict[str, _Question]:
+    def _push(self, strategy: Rounds, questions: Sequence[Message]) -> dict[str, _Question]:
         now = self.clock()
         self.grid.push_messages(questions)
         return {
-            question.metadata.message_id: _Question(strategy.site(question.metadata.dst_node_id), number, now)
-            for question in questions
+            question.metadata.message_id: _Question(strategy.site(question.metadata.dst_node_id), now) for question in questions
         }
 
     def _may_be_asked(self, node: int, since: float, *, rest: float) -> bool:
         return self.clock() - since >= rest and node in set(self.grid.get_node_ids())
-
-
-def _late(seconds: float, timeout_s: float | None) -> SiteRound:
-    limit = "" if timeout_s is None else f"; the round's time is {timeout_s:g} s"
-    return SiteRound(answer="late", reason=f"answered after {seconds:.0f} s, when the round was over{limit}", seconds=seconds)
 
 
 def _gone(reply: Message, attempts: int) -> SiteRound:

@@ -102,11 +102,11 @@ class Control:
                 return
         raise Refused(f"no hospital is registered as {name}")
 
-    def start(self, study: Study, *, enrol_timeout_s: float) -> int:
-        """Start a study; returns the number of Flower's run."""
+    def start(self, study: Study, *, enrol_timeout_s: float, resume: bool = False) -> int:
+        """Start a study, or go on with it from its checkpoint; returns the number of Flower's run."""
         bundle = app_bundle()
         fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
-        config = user_config_to_proto({"study": study.to_json(), "enrol-timeout-s": float(enrol_timeout_s)})
+        config = user_config_to_proto({"study": study.to_json(), "enrol-timeout-s": float(enrol_timeout_s), "resume": resume})
         with _in_words():
             answer = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab), override_config=config))
         if not answer.HasField("run_id"):
@@ -122,7 +122,10 @@ class Control:
     def run_status(self, run: int) -> tuple[str, str]:
         """What Flower says of a run: `pending`, `starting`, `running` or `finished`, and the reason it gives."""
         with _in_words():
-            status = self._client.ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status
+            runs = self._client.ListRuns(ListRunsRequest(run_id=run)).run_dict
+        if run not in runs:
+            return "finished", "Flower's database does not know it"
+        status = runs[run].status
         return status.status, " ".join(part for part in (status.sub_status, status.details) if part)
 
     def wait_until_up(self, *, timeout_s: float) -> None:
@@ -155,7 +158,7 @@ def control(house: House) -> Iterator[Control]:
 
 
 def app_bundle() -> bytes:
-    """Flower's app for any study, without code: about 1 KB that name konsil's apps, and the two settings of a run."""
+    """Flower's app for any study, without code: about 1 KB that name konsil's apps, and the settings of a run."""
     nothing = json.dumps("")
     text = f"""[project]
 name = "konsil"
@@ -170,6 +173,7 @@ clientapp = "fl_client.app:app"
 [tool.flwr.app.config]
 study = {nothing}
 enrol-timeout-s = 600.0
+resume = false
 """
     return build_fab_from_files({"pyproject.toml": text.encode()})[0]
 

@@ -1,35 +1,41 @@
 """The coordinator's rounds: who was asked, who answered, what was used, and the model that came of it.
 
 `run` is konsil's loop: hospitals are known by name from an enrolment, and every planned hospital has an entry in every round.
-A study that sets a share of its promise aside for scores ends with one more question, after the last round.
+After each round everything that the next one needs is on the disk, so that a study whose process is killed goes on from there.
+Scores are questions of their own: between rounds (they choose the model), after the last one, and across hospitals.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import math
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MessageType
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx
 from flwr.serverapp.strategy.fedopt import FedOpt
 
 from conf.study import Study
+from fl_server import checkpoint, judging
+from fl_server.asking import LATE_S, Asking
+from fl_server.checkpoint import NoCheckpoint, Progress
 from fl_server.counts import counts_of
 from fl_server.enrolment import Enrolment
-from fl_server.record import Evaluation, Record, Round, SiteRound
-from fl_server.strategy import Rounds, Sum
+from fl_server.live import Heard, Now, Phase
+from fl_server.record import Record, Resumption, Round, SiteRound, moment
+from fl_server.run_lock import alone_in
+from fl_server.spool import Arrays
+from fl_server.strategies import aggregator
+from fl_server.strategy import Rounds
 from fl_server.weights import State
 from tasks.fingerprint import fingerprint
-from tasks.task import JudgedTask, load, released
+from tasks.task import load, released
 from tasks.weights import save
 
 Observer = Callable[[Round, State], None]
@@ -45,135 +51,286 @@ def run(
     observer: Observer | None = None,
     enrol_timeout_s: float = 0.0,
     engine: str = "",
+    resume: bool = False,
+    run_id: int | None = None,
 ) -> tuple[State, Record]:
     """Run the study over the hospitals behind `grid`, from the weights `initial`.
 
-    Writes into `folder`: at the start a `record.json` with the verdict `failed`, in place of an earlier run's record and
-    model; after every round the record as it stands; and before it, when any answer was used, `model.pt` (`torch.load` with
-    `weights_only=True`), so that what the hospitals have paid for outlives a crash. The model is that of the last round or,
-    with `strategy.ema_decay` d, the mean of all rounds' models weighted d^(rounds still to come). Hospitals that have not
-    enrolled within `enrol_timeout_s` may still join before a later round.
-    Raises `ValueError` if the study names other initial weights; the folder is as it was then.
+    Writes into `folder`: at the start a `record.json` with the verdict `failed`, in place of an earlier run's results; after
+    every round a checkpoint, then, when any answer was used, `model.pt` (`torch.load` with `weights_only=True`), then the
+    record as it stands. The model is that of the last round or, with `strategy.ema_decay` d, the mean of all rounds' models
+    weighted d^(rounds still to come); where the study is validated, that of the round with the best score. Hospitals that have
+    not enrolled within `enrol_timeout_s` may still join before a later round.
+
+    With `resume` the study goes on after the last round whose checkpoint is there, or from the start if there is none;
+    the round that was under way is asked for again, and hospitals that have answered it send the same bytes for nothing.
+    Raises `ValueError` if the study names other initial weights, if its strategy can't be run, or if what is to be resumed is
+    over or another study's; the folder is as it was then. So it is after a `RunFolderInUse`.
     """
-    state = {name: tensor.detach().cpu().clone() for name, tensor in initial.items()}
-    if study.initial_model_sha256 not in (None, fingerprint(state)):
-        raise ValueError(f"the study starts from weights {study.initial_model_sha256}, but was given {fingerprint(state)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    record = Record.begin(study, versions=versions(), engine=engine)
-    record.judge()
-    record.write(folder / "record.json")
-    (folder / "model.pt").unlink(missing_ok=True)
-    strategy = Rounds(
-        _aggregator(study),
-        quorum=study.strategy.quorum,
-        trainable=_trainable(study),
-        nodes={},
-        weights={},
-        ttl_s=study.strategy.round_timeout_s,
-        check=_require_noise(study) if study.strategy.name == "sum" else None,
-    )
-    enrolment = Enrolment(study)
-    enrolment.wait(grid, timeout_s=enrol_timeout_s)
-    mean, weight = {name: tensor.clone() for name, tensor in state.items()}, 0.0
-    for number in range(1, study.rounds + 1):
+    aggregator(study)  # says here what is wrong with it
+    with alone_in(folder):
+        course = _Course.resumed(study, folder, initial, engine) if resume else _Course.begun(study, folder, initial, engine)
+        course.grid, course.observer, course.run_id = grid, observer, run_id
+        return course.follow(enrol_timeout_s)
+
+
+@dataclass
+class _Course:
+    """One study on its way, from enrolment to the verdict."""
+
+    study: Study
+    folder: Path
+    progress: Progress
+    grid: Grid = None  # type: ignore[assignment]  # given before anything is asked
+    observer: Observer | None = None
+    run_id: int | None = None
+
+    @classmethod
+    def begun(cls, study: Study, folder: Path, initial: Mapping[str, torch.Tensor], engine: str) -> _Course:
+        """From round 1. An earlier run's results are removed."""
+        state = {name: tensor.detach().cpu().clone() for name, tensor in initial.items()}
+        if study.initial_model_sha256 not in (None, fingerprint(state)):
+            raise ValueError(f"the study starts from weights {study.initial_model_sha256}, but was given {fingerprint(state)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.remove(folder)
+        record = Record.begin(study, versions=versions(), engine=engine)
+        record.judge()
+        record.write(folder / "record.json")
+        (folder / "model.pt").unlink(missing_ok=True)
+        return cls(study, folder, Progress(record, state, {name: tensor.clone() for name, tensor in state.items()}))
+
+    @classmethod
+    def resumed(cls, study: Study, folder: Path, initial: Mapping[str, torch.Tensor], engine: str) -> _Course:
+        """From the round after the last checkpoint."""
+        path = folder / "record.json"
+        if not path.exists():
+            return cls.begun(study, folder, initial, engine)
+        before = Record.read(path)
+        if before.study_hash != study.hash:
+            raise ValueError(f"{folder} holds the study {before.study_hash[:12]}, not {study.name} ({study.hash[:12]})")
+        try:
+            progress = Progress.load(folder, study)
+        except NoCheckpoint:
+            if before.rounds:
+                raise
+            return cls.begun(study, folder, initial, engine)
+        if progress.record.finished:
+            raise ValueError(f"study {study.name} is over ({progress.record.verdict}); there is nothing to go on with")
+        progress.record.resumed.append(Resumption(after_round=len(progress.record.rounds), when=moment(), engine=engine))
+        course = cls(study, folder, progress)
+        course._write()
+        return course
+
+    # -- the walk -------------------------------------------------------------------------------------------------------
+
+    def follow(self, enrol_timeout_s: float) -> tuple[State, Record]:
+        """Everything that is left to do, in order."""
+        study, record = self.study, self.record
+        self.strategy = Rounds(
+            aggregator(study),
+            quorum=study.strategy.quorum,
+            trainable=_trainable(study),
+            nodes={},
+            weights={},
+            ttl_s=study.strategy.round_timeout_s + min(study.strategy.round_timeout_s, LATE_S),  # to be told as late
+            deadline_s=study.strategy.round_timeout_s,
+            steps=study.training.steps if study.training.work_s is not None else None,
+            outlier_factor=study.strategy.outlier_factor,
+            used=self._keep_local if study.privacy.matrix_share else None,
+            folder=self.folder,
+            check=judging.require_noise(study) if study.strategy.name == "sum" else None,
+        )
+        self.strategy.restore(self.progress.strategy)
+        self.asking = Asking(self.grid)
+        self.now = Now(
+            study=study.name,
+            study_hash=study.hash,
+            run=self.run_id,
+            pid=os.getpid(),
+            rounds=study.rounds,
+            round=len(record.rounds),
+            began=time.time(),
+            updated=time.time(),
+        )
+        self.now.write(self.folder)
+        self.enrolment = Enrolment(study, first_round=len(record.rounds) + 1)
+        self.enrolment.wait(self.grid, timeout_s=enrol_timeout_s)
+        self._validate()  # of the round before an interruption
+        while len(record.rounds) < study.rounds and not record.stopped_early:
+            self._round(len(record.rounds) + 1)
+            self._validate()
+        self._hear_late()
+        if study.strategy.name == "sum" and self._has_model:
+            record.counts = counts_of(study, self.model)
+        self._score()
+        record.ended = moment()
+        self._write()
+        self._enter("ended")
+        return self.model, record
+
+    def _round(self, number: int) -> None:
+        study, progress, strategy, enrolment = self.study, self.progress, self.strategy, self.enrolment
         start = time.monotonic()
-        enrolment.before_round(grid)  # who came late may join from here on
+        self._hear_late()
+        enrolment.before_round(self.grid)  # who came late may join from here on
         strategy.nodes, strategy.weights = enrolment.nodes, enrolment.sizes
         if isinstance(strategy.aggregator, FedOpt):
             strategy.aggregator.eta = study.strategy.server_step(number, study.rounds)
-        config = ConfigRecord({"study-hash": study.hash})
         enough = len(enrolment.nodes) >= study.strategy.quorum  # else every answer would be paid for and none would count
-        questions = strategy.configure_train(number, ArrayRecord(dict(state)), config, grid) if enough else []
-        replies = grid.send_and_receive(questions, timeout=study.strategy.round_timeout_s) if questions else []
-        arrays, _ = strategy.aggregate_train(number, replies) if enough else (None, None)
+        unseen: dict[str, SiteRound] = {}
+        arrays = None
+        if enough:
+            config = ConfigRecord({"study-hash": study.hash})
+            questions = strategy.configure_train(number, ArrayRecord(dict(progress.state)), config, self.grid)
+            self._enter("round", number, asked=list(enrolment.nodes.values()), timeout_s=study.strategy.round_timeout_s)
+            unseen = self.asking.ask(
+                strategy,
+                questions,
+                timeout_s=study.strategy.round_timeout_s,
+                retries=study.strategy.retries,
+                heard=self._heard,
+            )
+            arrays, _ = strategy.finish(number)
         if arrays is not None:
-            state = dict(arrays.to_torch_state_dict())
-            weight = 1.0 + study.strategy.ema_decay * weight
-            mean = {n: m + (state[n] - m) / weight if m.is_floating_point() else state[n] for n, m in mean.items()}
-        model = mean if study.strategy.ema_decay else state
-        if arrays is not None:
-            save(model, folder / "model.pt")
-        answered = strategy.answers.get(number, {})
+            self._move(dict(arrays.to_torch_state_dict()))
+        answered = {**strategy.answers.get(number, {}), **unseen}
         answers = {site: answered.get(site) or enrolment.missing(site) for site in study.sites}
-        seconds = time.monotonic() - start
-        record.rounds.append(Round(round=number, sites=answers, seconds=seconds, arrays_sha256=fingerprint(model)))
-        _note_sites(record, enrolment, answers)
-        record.judge()
-        record.write(folder / "record.json")
-        if observer is not None:
-            observer(record.rounds[-1], {name: tensor.clone() for name, tensor in model.items()})
-    if study.strategy.name == "sum" and (folder / "model.pt").exists():
-        record.counts = counts_of(study, model)
-        record.write(folder / "record.json")
-    if study.privacy.evaluation_share and (folder / "model.pt").exists():
-        enrolment.before_round(grid)
-        record.evaluation = judge(grid, study, model, enrolment)
-        for site, answer in record.evaluation.sites.items():
+        entry = Round(
+            round=number,
+            sites=answers,
+            seconds=time.monotonic() - start,
+            arrays_sha256=fingerprint(progress.mean),
+            moved=arrays is not None,
+        )
+        self.record.rounds.append(entry)
+        self._note_sites(answers)
+        self._write()
+        if self.observer is not None:
+            self.observer(entry, {name: tensor.clone() for name, tensor in progress.mean.items()})
+
+    def _move(self, state: State) -> None:
+        """The model after a round in which answers were used."""
+        progress, decay = self.progress, self.study.strategy.ema_decay
+        progress.state = state
+        if not decay:
+            progress.mean = state
+            return
+        progress.weight = 1.0 + decay * progress.weight
+        progress.mean = {
+            name: mean + (state[name] - mean) / progress.weight if mean.is_floating_point() else state[name]
+            for name, mean in progress.mean.items()
+        }
+
+    def _validate(self) -> None:
+        """Ask for the scores of the model as it is, if they are due and have not been given."""
+        study, record = self.study, self.record
+        if study.validation is None or not record.rounds or len(record.rounds) % study.validation.every:
+            return
+        entry = record.rounds[-1]
+        if entry.validation is not None or not self._has_model:
+            return
+        self._judged("validation", entry.round)
+        entry.validation = judging.judge(
+            self.grid, study, self.progress.mean, self.enrolment, purpose="validation", number=entry.round
+        )
+        if judging.is_best(study, record):
+            record.selected_round = entry.round
+            self.progress.best = {name: tensor.clone() for name, tensor in self.progress.mean.items()}
+        record.stopped_early = judging.stop_early(study, record)
+        self._note_sites(entry.validation.sites)
+        self._write()
+
+    def _score(self) -> None:
+        """The questions after the last round, as far as the study has any and they have not been answered."""
+        study, record = self.study, self.record
+        if study.privacy.evaluation_share and record.evaluation is None and self._has_model:
+            self._judged("scores", len(record.rounds))
+            record.evaluation = judging.judge(
+                self.grid, study, self.model, self.enrolment, purpose="scores", number=study.rounds
+            )
+            self._note_sites(record.evaluation.sites)
+            self._write()
+        if study.privacy.matrix_share and record.matrix is None and self._has_model:
+            self._judged("matrix", len(record.rounds))
+            models = {"global": self.model, **self._local_models()}
+            record.matrix = judging.matrix(self.grid, study, models, self.enrolment)
+            self._note_sites(record.matrix.sites)
+            self._write()
+
+    # -- what it stands on ----------------------------------------------------------------------------------------------
+
+    @property
+    def record(self) -> Record:
+        """What has been, so far."""
+        return self.progress.record
+
+    @property
+    def model(self) -> State:
+        """The study's result as it stands."""
+        return self.progress.mean if self.progress.best is None else self.progress.best
+
+    @property
+    def _has_model(self) -> bool:
+        return any(entry.moved for entry in self.record.rounds)
+
+    def _local_models(self) -> dict[str, State]:
+        """What each hospital sent in the last round in which its answer was used, among the parts that it does not train."""
+        found = {}
+        for site in self.study.sites:
+            path = self.folder / "local" / f"{site}.pt"
+            if path.exists():
+                found[site] = {**self.progress.state, **torch.load(path, map_location="cpu", weights_only=True)}
+        return found
+
+    def _keep_local(self, site: str, arrays: Arrays) -> None:
+        """The answer of a hospital that was used, for the matrix after the last round."""
+        folder = self.folder / "local"
+        folder.mkdir(exist_ok=True)
+        save({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}, folder / f"{site}.pt")
+
+    def _hear_late(self) -> None:
+        for number, site, entry in self.asking.late():
+            self.record.rounds[number - 1].sites[site] = entry
+
+    def _note_sites(self, answers: Mapping[str, SiteRound]) -> None:
+        for name, answer in answers.items():
+            site = self.record.sites[name]
+            site.declared_size = self.enrolment.sizes.get(name, site.declared_size)
             if answer.epsilon is not None:
-                record.sites[site].epsilon = answer.epsilon
-        record.judge()
-        record.write(folder / "record.json")
-    return model, record
+                site.epsilon, site.delta = answer.epsilon, self.enrolment.deltas.get(name)
 
+    def _write(self) -> None:
+        """Checkpoint, model, record, in this order: whatever a kill leaves behind, the checkpoint makes good."""
+        self.record.judge()
+        self.progress.save(self.folder)
+        if self._has_model:
+            save(self.model, self.folder / "model.pt")
+        self.record.write(self.folder / "record.json")
 
-def judge(grid: Grid, study: Study, model: Mapping[str, torch.Tensor], enrolment: Enrolment) -> Evaluation:
-    """Ask every hospital that takes part to judge the model on the patients it held back, and add up what they say."""
-    start = time.monotonic()
-    task = load(study.task)
-    if not isinstance(task, JudgedTask):
-        raise ValueError(f"task {study.task['name']} can't be judged by hospitals")
-    strategy = Rounds(
-        Sum(),
-        nodes=enrolment.nodes,
-        weights=enrolment.sizes,
-        ttl_s=study.strategy.round_timeout_s,
-        expected={"total": np.zeros(task.judgement_length), "noise_variance": np.zeros(1)},
-        check=_require_noise(study),
-        kind=MessageType.EVALUATE,
-    )
-    config = ConfigRecord({"study-hash": study.hash})
-    questions = strategy.configure_train(study.rounds, ArrayRecord(dict(model)), config, grid)
-    replies = grid.send_and_receive(questions, timeout=study.strategy.round_timeout_s) if questions else []
-    sums, _ = strategy.aggregate_train(study.rounds, replies)
-    answered = strategy.answers[study.rounds]
-    return Evaluation(
-        sites={site: answered.get(site) or enrolment.missing(site) for site in study.sites},
-        total=[] if sums is None else sums["total"].numpy().tolist(),
-        noise_std=0.0 if sums is None else math.sqrt(float(sums["noise_variance"].numpy()[0])),
-        seconds=time.monotonic() - start,
-    )
+    # -- what it is doing now -------------------------------------------------------------------------------------------
 
+    def _enter(
+        self, phase: Phase, number: int | None = None, *, asked: list[str] | None = None, timeout_s: float = 0.0
+    ) -> None:
+        now = time.time()
+        self.now.phase, self.now.began, self.now.heard = phase, now, {}
+        self.now.round = len(self.record.rounds) if number is None else number
+        self.now.asked = dict.fromkeys(asked or (), now)
+        self.now.deadline = now + timeout_s if asked else None
+        self.now.write(self.folder)
 
-def _require_noise(study: Study) -> Callable[[Mapping[str, npt.NDArray[Any]]], None]:
-    """A check of the variance that a hospital says its noise has: it follows from the study, where there is any."""
+    def _judged(self, phase: Phase, number: int) -> None:
+        self.enrolment.before_round(self.grid)
+        nodes = list(self.enrolment.nodes.values())
+        self._enter(phase, number, asked=nodes, timeout_s=self.study.strategy.round_timeout_s)
 
-    def check(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        variance = float(arrays["noise_variance"][0])
-        if (variance <= 0) if study.privacy.kind == "patient" else (variance != 0):
-            promise = "has privacy" if study.privacy.kind == "patient" else "has none"
-            raise ValueError(f"noise of variance {variance:g} is said to lie on each number; the study {promise}")
-
-    return check
-
-
-def _note_sites(record: Record, enrolment: Enrolment, answers: Mapping[str, SiteRound]) -> None:
-    for name, answer in answers.items():
-        site = record.sites[name]
-        site.declared_size = enrolment.sizes.get(name)
-        if answer.epsilon is not None:
-            site.epsilon, site.delta = answer.epsilon, enrolment.deltas.get(name)
-
-
-def _aggregator(study: Study) -> FedAvg:
-    """The strategy that the study names. None asks for evaluation: scores are one more release, after the last round."""
-    kinds: dict[str, Callable[[], FedAvg]] = {
-        "fedavg": FedAvg,
-        "fedprox": lambda: FedProx(proximal_mu=study.strategy.proximal_mu),
-        "fedadam": lambda: FedAdam(eta=study.strategy.server_learning_rate, tau=study.strategy.server_tau),
-        "fedmedian": FedMedian,
-        "sum": Sum,
-    }
-    return kinds[study.strategy.name]()
+    def _heard(self, site: str) -> None:
+        entry = self.strategy.answers.get(self.now.round, {}).get(site)
+        self.now.heard[site] = Heard(
+            answer=entry.answer if entry else "late", at=time.time(), reason=entry.reason if entry else ""
+        )
+        if time.time() - self.now.updated > 0.5 or not self.now.awaited:
+            self.now.write(self.folder)
 
 
 def _trainable(study: Study) -> list[str]:

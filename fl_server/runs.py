@@ -27,7 +27,9 @@ class Standing(BaseModel):
     run: int | None = None  # Flower's number of the latest start; None: not started yet, or not through Flower
     wanted: Wanted = "running"
     started: str = ""  # ISO 8601, UTC: the latest start
-    interruptions: int = 0  # starts since the last round that ended, beyond the first
+    interruptions: int = 0  # starts without one more round, beyond the first
+    rounds_then: int = 0  # that had ended at the latest start
+    why: str = ""  # it was stopped, where no person did
 
     def write(self, folder: Path) -> None:
         """Write it, whole and forced to the disk."""

@@ -34,7 +34,7 @@ from pydantic import ValidationError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from conf.study import Frozen
-from fl_server import certificates, superexec, superlink
+from fl_server import certificates, keeper, superexec, superlink
 from fl_server.control import Refused, Unreachable, control, key_fingerprint, public_key_pem
 from fl_server.gate import Gate
 from fl_server.house import LOOPBACK, SETTINGS, House
@@ -196,12 +196,24 @@ async def _open_gate(house: House, parts: Mapping[str, subprocess.Popen[bytes]],
         )
         server = _Server(gate_config(house, gate))
         serving = asyncio.create_task(server.serve())
+        keeping = asyncio.create_task(_keep_studies(house))
         ended = ""
         while not (serving.done() or stop.said or (ended := _ended(parts))):
             await asyncio.sleep(0.1)
         server.should_exit = True
+        keeping.cancel()
         await serving
         return ended or ("" if stop.said else "the gate")
+
+
+async def _keep_studies(house: House) -> None:
+    """Look after the studies that should run, for as long as the gate is open."""
+    while True:
+        try:
+            await asyncio.to_thread(keeper.look, house)
+        except Exception:  # whatever it is, the hospitals and the studies that run go on
+            log.exception("the studies could not be looked after")
+        await asyncio.sleep(keeper.LOOK_S)
 
 
 def gate_config(house: House, gate: Gate) -> uvicorn.Config:

@@ -48,6 +48,17 @@ def require_room(house: House, study: Study, *, replace: bool) -> None:
         raise ValueError(f"{folder} holds the results of an earlier study; name=ANOTHER keeps them, --replace does not")
 
 
+def put_away(house: House, study: Study) -> Path | None:
+    """Put an earlier study's results aside; where they are then, or None if there were none."""
+    folder = house.runs / study.name
+    if not folder.exists():
+        return None
+    aside = house.runs / f".{study.name}.replaced"
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    return aside
+
+
 def require_weights(house: House, study: Study, given: Path | None) -> None:
     """Put the weights that the study starts from where its process finds them.
 
