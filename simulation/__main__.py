@@ -28,7 +28,7 @@ from simulation.run_folder import FolderInUse
 from simulation.settings import Simulation, read, require_data, sentences
 
 CONF = Path(next(iter(conf.__path__)))
-GROUPS = ("study", "hospitals", "size", "privacy", "strategy", "task")
+GROUPS = ("study", "hospitals", "size", "privacy", "strategy", "task", "faults")
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
 """What wrong settings raise; a `ValidationError` is a `ValueError`."""
 

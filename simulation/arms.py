@@ -31,6 +31,8 @@ from fl_server.record import Record, Round
 from fl_server.rounds import run
 from fl_server.weights import State
 from simulation.engine import run_ray
+from simulation.faults.grid import federate as federate_with_faults
+from simulation.faults.plan import Plan
 from simulation.grid import InProcessGrid
 from simulation.hospital import Hospital
 from simulation.machine import one_thread
@@ -47,12 +49,14 @@ class Arm:
     study: Study
     hospitals: Mapping[str, Hospital]
     folder: Path
+    faults: Plan = Plan()
     code: str = field(default_factory=lambda: digest(*LEARNING))  # noted when the work is planned; workers are told
 
     @property
     def identity(self) -> str:
         """Hash of everything that determines the result: the study, which names no patients, the patients, and the code."""
         parts = [self.study.hash, self.code, *(hospital.identity for hospital in self.hospitals.values())]
+        parts += [self.faults.identity, digest("simulation/faults")] if self.faults else []
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @property
@@ -87,7 +91,8 @@ def train(arm: Arm, start: Path, look: Look | None = None, *, pool: Executor | N
         )
         for index, (name, hospital) in enumerate(arm.hospitals.items())
     }
-    federate(arm.study, sites, torch.load(start, weights_only=True), arm.folder, look, pool=pool, engine=engine)
+    initial = torch.load(start, weights_only=True)
+    federate(arm.study, sites, initial, arm.folder, look, pool=pool, engine=engine, faults=arm.faults)
     (arm.folder / "finished").write_text(arm.identity)
     return arm.name
 
@@ -101,11 +106,14 @@ def federate(
     *,
     pool: Executor | None = None,
     engine: str = "inprocess",
+    faults: Plan = Plan(),
 ) -> tuple[State, Record]:
     """Run a study over hospitals whose settings files are `sites`, which keep their ledgers. Returns model and record.
 
-    Raises `BrokenProcessPool` if a worker of `pool` dies.
+    `faults` go wrong on purpose, with the in-process engine. Raises `BrokenProcessPool` if a worker of `pool` dies.
     """
+    if faults:
+        return federate_with_faults(faults, study, sites, initial, folder, look, pool=pool)
     if engine == "ray":
         return run_ray(study, sites, initial, folder=folder, observer=look)
     grid = InProcessGrid(

@@ -17,6 +17,7 @@ from fl_server.weights import State, initial_state
 from simulation import hospital as hospitals_module
 from simulation import pretraining, tables
 from simulation.arms import Arm, train, train_by_itself, write_line
+from simulation.faults.plan import Plan
 from simulation.hospital import Hospital
 from simulation.machine import Meter, executor, one_thread, unordered
 from simulation.report import summary_lines, write_report
@@ -148,7 +149,8 @@ def _arms(simulation: Simulation, world: World, folder: Path) -> list[Arm]:
 
     def arm(name: str, seed: int, hospitals: Mapping[str, Hospital], *, private: bool) -> Arm:
         study = simulation.study(seed=seed, private=private, sites=tuple(hospitals), initial=initial)
-        return Arm(name, study, hospitals, folder / "arms" / name / str(seed))
+        faults = simulation.faults if name.startswith("federation") else Plan()
+        return Arm(name, study, hospitals, folder / "arms" / name / str(seed), faults)
 
     arms = []
     for seed in simulation.seeds:

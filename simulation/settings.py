@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study, words
+from simulation.faults.plan import Plan
 from simulation.patient import DISEASES
 from simulation.radiomics.settings import Classifier
 from simulation.reader import Reader
@@ -158,6 +159,7 @@ class Simulation(Frozen):
     real: RealHospital | None = None
     pretraining: Pretraining | None = None
     arms: tuple[Arm, ...] = ("federation_private",)
+    faults: Plan = Plan()  # what goes wrong on purpose, in the federations; comparisons are spared
     radiomics: Classifier | None = None  # a study of regions' features; `task` then is the model that draws their masks
 
     @field_validator("arms")
@@ -174,6 +176,15 @@ class Simulation(Frozen):
             raise ValueError(
                 f"each hospital needs a name of its own, and is either a site, held out or real: {', '.join(twice)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _faults_can_be_made(self) -> Self:
+        if self.faults and self.engine != "inprocess":
+            raise ValueError(f"faults are made with engine=inprocess, not {self.engine}")
+        if self.faults and self.radiomics is not None:
+            raise ValueError("faults are made in studies of masks (study=segmentation), not of features")
+        self.faults.require(sites=tuple(self.hospitals.sites), rounds=self.rounds, processes=False)
         return self
 
     @property

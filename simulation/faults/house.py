@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ANOTHER = "another study"
 NEW_NAMESPACE, NEW_USER, BIND, PRIVATE_ALL = 0x00020000, 0x10000000, 4096, 0x40000 | 0x4000
 """CLONE_NEWNS, CLONE_NEWUSER, MS_BIND and MS_PRIVATE | MS_REC of Linux."""
+READ_ONLY = ("cohort", "models")
+"""Folders that are read from where they are."""
 
 
 class InHouse(InHospital):
@@ -166,7 +168,7 @@ def on_full_disk(instant: Instant, answer: Answer, question: Message, context: C
     with tempfile.TemporaryDirectory() as place:
         small = Path(place) / "small"
         small.mkdir()
-        if not _own_mounts() or not _mount(None, small, "tmpfs", 0, "size=4m"):
+        if not _own_mounts() or not _mount(None, small, "tmpfs", 0, f"size={_room(folder)}"):
             _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
             try:
@@ -191,15 +193,22 @@ def on_full_disk(instant: Instant, answer: Answer, question: Message, context: C
 
 
 def _lay(entry: Path, place: Path) -> None:
-    """Files are copied; the cohort and the models are the same; other folders are new and empty."""
+    """The cohort and the models are the same; all else is copied."""
     if entry.is_symlink():
         place.symlink_to(entry.readlink())
     elif entry.is_file():
         shutil.copy2(entry, place)
-    else:
+    elif entry.name in READ_ONLY:
         place.mkdir()
-        if entry.name in ("cohort", "models"):
-            _mount(entry, place, None, BIND)
+        _mount(entry, place, None, BIND)
+    else:
+        shutil.copytree(entry, place, symlinks=True)
+
+
+def _room(folder: Path) -> int:
+    """Bytes that a copy of the folder needs, and some more, which are filled."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in READ_ONLY]
+    return sum(path.stat().st_size + 4096 for path in files) + (1 << 20)
 
 
 def _fill(path: Path) -> None:
