@@ -4,15 +4,16 @@ Everything a study may decide stands in the study, which travels in the run's co
 a message brings the weights and the number of the round, and can't change anything else. Which hospital this is stands in
 `site.yaml`, whose path comes from the hospital's own node configuration.
 
-A round that is asked for twice (a retry, a restarted coordinator) is a second release: it is trained with fresh noise and
-paid for again, within the rounds that were approved. Handing out the old answer would need it to be kept, and refusing the
-repetition itself would let one lost message cost a round.
+A question that was answered already (a retry, a restarted coordinator) gets the same bytes and costs nothing (`sent.py`). One
+whose answer is gone, or that brings other weights, is a second release: it is trained with fresh noise and paid for again,
+within the rounds that were approved.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
@@ -24,7 +25,7 @@ from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
 from conf.study import Study, words
-from fl_client import release
+from fl_client import release, sent
 from fl_client.approval import Declined, require_approval, require_approved_scores
 from fl_client.device import device_of
 from fl_client.packed import packed_mod
@@ -32,25 +33,34 @@ from fl_client.patients import TrainingPatients, note, usable_patients
 from fl_client.price import SCORES, planned, round_event, rounds_paid, scores_event, scores_paid
 from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, noisy_total, os_noise, require_private, seeded_noise
 from fl_client.privacy import train as dp_sgd
+from fl_client.sent import Asked
 from fl_client.site import Site
 from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for
 
 app = ClientApp(mods=[packed_mod])
 
+LENIENT_S = 5.0
+"""So long after a round's end by this site's clock it is still begun: two clocks never quite agree."""
+
 
 @app.query("enroll")
 @release.guarded
 def enroll(question: Message, context: Context) -> Message:
-    """Say who this hospital is and whether it takes part in the study, at what price."""
+    """Say who this hospital is and whether it takes part in the study, at what price.
+
+    A study that goes on after the coordinator was killed says with which round (`first-round`): asked about are the rounds
+    still to come. A coordinator that says it wrongly gains nothing, because every round is checked again.
+    """
     site = site_of(context)
     refusal, epsilon = "", 0.0
     try:
         study = study_of(question, context)
         past = ledger_of(site).events
-        require_approval(site, study, paid=rounds_paid(study, past), wanted=study.rounds)
-        if study.privacy.evaluation_share:
+        wanted, scores = to_come(site, study, question)
+        require_approval(site, study, paid=rounds_paid(study, past), wanted=wanted)
+        if scores:
             require_approved_scores(site, study, scored=scores_paid(study, past))
-        events = planned(site, study, task_of(site, study))
+        events = planned(site, study, task_of(site, study), rounds=wanted, scores=scores)
         ledger_of(site).affords(events)
         epsilon = ledger_of(site).planned(events)
     except (Declined, BudgetSpent) as reason:
@@ -64,25 +74,31 @@ def train(question: Message, context: Context) -> Message:
     """Learn one round under the study's privacy, after writing its price in the ledger."""
     site = site_of(context)
     study = study_of(question, context)
-    require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=1)
+    asked = asked_of(question, site, study, kind="train", number=round_of(question, study))
+    answer = sent.look(site, asked)
+    require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=0 if answer else 1)
+    if answer is not None:
+        return release.again(question, answer)
     task = task_of(site, study)
-    if isinstance(task, CountingTask):
-        return count(question, site, study, task)
-    return descend(question, site, study, task)
+    work = (
+        count(question, site, study, task, asked)
+        if isinstance(task, CountingTask)
+        else descend(question, site, study, task, asked)
+    )
+    return release.kept(site, asked, work)
 
 
-def descend(question: Message, site: Site, study: Study, task: GradientTask) -> Message:
+def descend(question: Message, site: Site, study: Study, task: GradientTask, asked: Asked) -> Message:
     """A round of a gradient task: noisy steps from the weights that came; the trained parameters leave."""
     model = task.model()
     model.load_state_dict(received(question.content, model.state_dict()))
     require_private(model)
     names = task.trainable(model)
     parameters = dict(model.named_parameters())
-    number = round_of(question, study)
-    cost = round_event(site, study, task, number=number)
+    cost = round_event(site, study, task, number=asked.round)
     epsilon = pay(site, study, cost)
     patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
-    noise, sampling = randomness(site, study, round=number, entry=len(ledger_of(site).events))
+    noise, sampling = randomness(site, asked)
     report = dp_sgd(
         model,
         patients,
@@ -105,20 +121,25 @@ def descend(question: Message, site: Site, study: Study, task: GradientTask) -> 
     losses = [loss for step in report.losses for loss in step]
     for patient, reason in report.failed.items():
         note(site, patient=patient, left_out=reason)
-    note(site, study=study.hash, round=number, loss=float(np.mean(losses)) if losses else None, patients=len(patients.patients))
+    note(
+        site,
+        study=study.hash,
+        round=asked.round,
+        loss=float(np.mean(losses)) if losses else None,
+        patients=len(patients.patients),
+    )
     return release.reply(question, model, names=names, declared_size=site.declared_size, epsilon=epsilon)
 
 
-def count(question: Message, site: Site, study: Study, task: CountingTask) -> Message:
+def count(question: Message, site: Site, study: Study, task: CountingTask, asked: Asked) -> Message:
     """The round of a counting task: the noisy sum over the training patients leaves. What came with it is not read."""
-    number = round_of(question, study)
-    cost = round_event(site, study, task, number=number)
+    cost = round_event(site, study, task, number=asked.round)
     epsilon = pay(site, study, cost)
     cohort, patients = usable_patients(site, study, task, "train")
     vectors = vectors_of(site, patients, lambda patient: task.contribution(cohort.prepared(task, patient)))
-    noise, _ = randomness(site, study, round=number, entry=len(ledger_of(site).events))
+    noise, _ = randomness(site, asked)
     total = summed(vectors, task.length, study, cost, noise)
-    note(site, study=study.hash, round=number, counted=task.counted, patients=len(patients))
+    note(site, study=study.hash, round=asked.round, counted=task.counted, patients=len(patients))
     return release.total(question, total, noise_std=cost.noise_multiplier, declared_size=site.declared_size, epsilon=epsilon)
 
 
@@ -128,6 +149,10 @@ def evaluate(question: Message, context: Context) -> Message:
     """Judge the model that came on the patients held back from training: a noisy sum leaves, after the ledger."""
     site = site_of(context)
     study = study_of(question, context)
+    asked = asked_of(question, site, study, kind="evaluate", number=study.rounds)
+    if (answer := sent.look(site, asked)) is not None:
+        require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=0)
+        return release.again(question, answer)
     require_approved_scores(site, study, scored=scores_paid(study, ledger_of(site).events))
     task = task_of(site, study)
     if not isinstance(task, JudgedTask):
@@ -137,10 +162,11 @@ def evaluate(question: Message, context: Context) -> Message:
     epsilon = pay(site, study, cost)
     cohort, patients = usable_patients(site, study, task, "test")
     vectors = vectors_of(site, patients, lambda patient: task.judgement(state, cohort.prepared(task, patient)))
-    noise, _ = randomness(site, study, round=study.rounds, entry=len(ledger_of(site).events))
+    noise, _ = randomness(site, asked)
     total = summed(vectors, task.judgement_length, study, cost, noise)
     note(site, study=study.hash, scored=len(patients))
-    return release.total(question, total, noise_std=cost.noise_multiplier, declared_size=site.declared_size, epsilon=epsilon)
+    work = release.total(question, total, noise_std=cost.noise_multiplier, declared_size=site.declared_size, epsilon=epsilon)
+    return release.kept(site, asked, work)
 
 
 # -- the steps, in the order above ---------------------------------------------------------------------------------------
@@ -190,6 +216,33 @@ def received(content: object, own: Mapping[str, torch.Tensor]) -> dict[str, torc
             raise Declined(f"the weight '{name}' received is not finite")
         found[name] = tensor
     return found
+
+
+def asked_of(question: Message, site: Site, study: Study, *, kind: str, number: int) -> Asked:
+    """The question as it is known again. Raises `Declined` if nobody can be waiting for its answer any more."""
+    late = time.time() - question.metadata.created_at - study.strategy.round_timeout_s
+    if late > LENIENT_S:  # before the ledger: what is worked on now would be paid for nothing
+        raise Declined(
+            f"the round is over: it was asked for {late + study.strategy.round_timeout_s:.0f} s ago by this site's clock, and "
+            f"a round of study {study.name} lasts {study.strategy.round_timeout_s:g} s"
+        )
+    return Asked.of(site, study, kind=kind, number=number, records=question.content.array_records)
+
+
+def to_come(site: Site, study: Study, question: Message) -> tuple[int, bool]:
+    """How many rounds of the study have yet to be paid from the one that it begins with, and whether its scores have.
+
+    A round that is answered already is not paid again, if the same question comes. Raises `Declined` for a beginning that the
+    study does not have.
+    """
+    first = question.content.config_records.get("config", ConfigRecord()).get("first-round", 1)
+    if not isinstance(first, int) or not 1 <= first <= study.rounds + 1:
+        raise Declined(f"study {study.name} has rounds 1 to {study.rounds} and can't go on with round {first!r}")
+    rounds = study.rounds - first + 1
+    if rounds and first == sent.answered(site, study, kind="train"):
+        rounds -= 1
+    given = first > study.rounds and sent.answered(site, study, kind="evaluate") > 0
+    return rounds, study.privacy.evaluation_share > 0 and not given
 
 
 def round_of(question: Message, study: Study) -> int:
@@ -247,14 +300,15 @@ def ledger_of(site: Site) -> Ledger:
     return Ledger(site.ledger_path, epsilon=budget.epsilon, delta=budget.delta, accept_no_privacy=site.accept_no_privacy)
 
 
-def randomness(site: Site, study: Study, *, round: int, entry: int) -> tuple[Noise, np.random.Generator]:
+def randomness(site: Site, asked: Asked) -> tuple[Noise, np.random.Generator]:
     """Noise and sampling of one release: from the operating system, or repeatable for a rehearsal.
 
     Sampling is never seeded by the study: who knew the draw would get no protection from it. In a rehearsal both differ
-    between hospitals, studies, rounds and ledger entries, so that no noise is ever used twice.
+    between hospitals and between questions (study, kind, round, arrays that came), so that a question which is worked on twice
+    because of a crash gets the same bytes. The price of that: should the cohort have changed in between, the same noise lies on
+    both answers and cancels in their difference. A rehearsal promises nothing anyway: its noise is known to who knows the seed.
     """
     if site.noise_seed is None:
         return os_noise(), np.random.default_rng()
-    text = f"{site.name}/{study.hash}/{round}/{entry}"
-    key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+    key = int.from_bytes(hashlib.sha256(f"{site.name}/{asked.digest}".encode()).digest()[:16], "big")
     return seeded_noise(site.noise_seed, key), np.random.default_rng([site.noise_seed, key])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from conf.study import Study
+from fl_client import sent
 from fl_client.approval import Approval, Approvals, Decision
 from fl_client.privacy import Ledger
 from fl_client.site import Site
@@ -73,8 +74,10 @@ def approve(
 
 
 def decline(site: Site, study: Study, *, who: str) -> Approval:
-    """Write down the no."""
-    return _write(site, study, "declined", who=who, until=None)
+    """Write down the no. Answers that were kept for a repetition go."""
+    said = _write(site, study, "declined", who=who, until=None)
+    sent.forget(site, study.hash)
+    return said
 
 
 def paid(site: Site, study: Study) -> tuple[int, int]:

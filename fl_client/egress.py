@@ -12,12 +12,12 @@ from fl_client.audit import Fact
 from fl_client.packed import unpacked
 
 
-def egress(question: Message, answer: Message, *, run: int) -> dict[str, Fact]:
+def egress(question: Message, answer: Message, *, run: int, again: bool = False) -> dict[str, Fact]:
     """Run, study, round, and what the answer holds: its kind, number of tensors and of bytes, and their SHA-256.
 
     The digest is over each array's name and serialised bytes, then over the records of numbers and words as JSON; it tells
     whether bytes seen elsewhere are the ones that left. What the coordinator says about itself (study, round) is written only
-    if it has the form of such a thing.
+    if it has the form of such a thing. `again` is told of bytes that had been answered before; they cost nothing more.
     """
     digest, size, tensors = hashlib.sha256(), 0, 0
     if answer.has_error():
@@ -49,4 +49,5 @@ def egress(question: Message, answer: Message, *, run: int) -> dict[str, Fact]:
         "tensors": tensors,
         "bytes": size,
         "sha256": digest.hexdigest(),
+        **({"again": True} if again else {}),
     }

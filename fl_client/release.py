@@ -30,6 +30,7 @@ from fl_client.egress import egress
 from fl_client.failures import new_number, write_failure
 from fl_client.halt import halted
 from fl_client.privacy.ledger import BudgetSpent
+from fl_client.sent import Asked, Kept, Piece, keep
 from fl_client.site import Site
 
 DECLINED = 100
@@ -88,6 +89,34 @@ def enrolment(question: Message, site: Site, *, konsil: str, refusal: str, epsil
     answer["takes-part"], answer["reason"] = not refusal, refusal
     answer["epsilon"], answer["delta"] = float(epsilon), site.budget.delta
     return Message(RecordDict({"enrolment": answer}), reply_to=question)
+
+
+def kept(site: Site, asked: Asked, answer: Message) -> Message:
+    """The answer, once it is on the disk for the case that the same question comes again.
+
+    Where it can't be written (a full disk) it leaves all the same, for it is paid: the hospital's log says so, and the question
+    costs anew should it come again.
+    """
+    (arrays,), (metrics,) = answer.content.array_records.values(), answer.content.metric_records.values()
+    pieces = [Piece(name, array.dtype, tuple(array.shape), array.stype, array.data) for name, array in arrays.items()]
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    try:
+        keep(site, asked, Kept(tuple(pieces), numbers))
+    except OSError as error:
+        logging.getLogger("konsil").warning(
+            "the answer to round %d of study %s could not be kept (%s): if it is asked for again, it is paid for again",
+            asked.round,
+            asked.study[:12],
+            error.strerror,
+        )
+    return answer
+
+
+def again(question: Message, answer: Kept) -> Message:
+    """An answer that was given before, byte for byte. The audit log's line about it says `again`."""
+    arrays = ArrayRecord({one.name: Array(one.dtype, one.shape, one.stype, one.data) for one in answer.pieces})
+    _repeated.set(True)
+    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(dict(answer.metrics))}), reply_to=question)
 
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
@@ -151,6 +180,7 @@ def reason_of(error: BaseException) -> str:
 
 
 _asked: ContextVar[bool] = ContextVar("konsil_asked", default=False)
+_repeated: ContextVar[bool] = ContextVar("konsil_repeated", default=False)
 
 
 def guarded(answer: ClientAppCallable) -> ClientAppCallable:
@@ -165,11 +195,12 @@ def guarded(answer: ClientAppCallable) -> ClientAppCallable:
     def inside(question: Message, context: Context) -> Message:
         if _asked.get():
             return answer(question, context)
-        token = _asked.set(True)
+        tokens = _asked.set(True), _repeated.set(False)
         try:
             return _let_out(question, _answered(answer, question, context), context)
         finally:
-            _asked.reset(token)
+            _asked.reset(tokens[0])
+            _repeated.reset(tokens[1])
 
     return inside
 
@@ -193,7 +224,8 @@ def _let_out(question: Message, answer: Message, context: Context) -> Message:
         folder = _folder(context)
         if not answer.has_error() and halted(folder) == "stopped":
             answer = decline(question, "this site has stopped its work")
-        AuditLog(folder / "audit.jsonl").append("egress", **egress(question, answer, run=context.run_id))
+        facts = egress(question, answer, run=context.run_id, again=_repeated.get() and not answer.has_error())
+        AuditLog(folder / "audit.jsonl").append("egress", **facts)
     except Exception as error:
         return _failed(question, context, error)
     return answer

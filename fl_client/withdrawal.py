@@ -1,7 +1,8 @@
 """A patient withdraws: excluded at once and in every later round, and what the house holds of them is removed.
 
     1. the pseudonym goes on the list of those who don't take part     3. originals, quarantine and the way back
-    2. case, prepared arrays, quality, clean files, catalog, log lines 4. a line in the audit log, without the pseudonym
+    2. case, prepared arrays, quality, clean files, catalog, log      4. a line in the audit log, without the pseudonym
+       lines, and every answer that was kept for a repetition
 
 A kill in between leaves a patient who is excluded already; asking again removes the rest. Trained models are not unlearned:
 what they learned from this patient was bounded, and covered by noise, before it left.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from fl_client import sent
 from fl_client.admission import key_of
 from fl_client.audit import AuditLog
 from fl_client.catalog import Catalog
@@ -50,6 +52,7 @@ def withdraw(site: Site, patient: str, *, who: str) -> Withdrawal:
     """
     cohort, pseudonym = Cohort(site.cohort_folder), pseudonym_of(site, patient)
     inside = cohort.withdraw(pseudonym)
+    sent.forget(site)  # an answer that was kept may never have left
     store = site.folder / "clean"
     if (store / pseudonym).exists():
         (store / pseudonym).rename(store / f".{pseudonym}.{uuid4().hex}.part")  # no half of it is ever read

@@ -14,6 +14,7 @@ from fl_client.approval import Approvals
 from fl_client.price import planned
 from fl_client.privacy import Event, epsilon
 from fl_client.release import DECLINED, FAILED, FAILED_WORDS
+from fl_client.sent import Asked
 from fl_client.site import Budget
 from fl_server.rounds import run
 from fl_server.weights import initial_state
@@ -64,9 +65,15 @@ def test_the_ledger_is_written_before_training_begins(hospitals, monkeypatch):
     assert len(hospital.ledger_of(hospitals.site("a")).events) == 1
 
 
-def test_a_round_that_is_asked_for_twice_is_paid_twice_and_has_other_noise(hospitals):
+def other_weights(study):
+    """Weights that a restarted coordinator may send for a round: not those that it sent before."""
+    return ArrayRecord({name: Array(tensor.numpy() * 0.5) for name, tensor in initial_state(study).items()})
+
+
+def test_a_round_that_is_asked_for_with_other_weights_is_paid_twice_and_has_other_noise(hospitals):
     study = hospitals.study(rounds=4)
-    first, again = (ask(hospitals, study)[0].content for _ in range(2))
+    first = ask(hospitals, study)[0].content
+    again = ask(hospitals, study, arrays=other_weights(study))[0].content
     assert len(hospital.ledger_of(hospitals.site("a")).events) == 2
     assert again["metrics"]["epsilon"] > first["metrics"]["epsilon"]
     assert not np.array_equal(first["arrays"]["head.bias"].numpy(), again["arrays"]["head.bias"].numpy())
@@ -164,17 +171,18 @@ def test_one_yes_is_good_for_the_studys_rounds_once_however_often_they_are_asked
     hospitals.save(hospitals.site("a").model_copy(update={"approve_all": False}))
     study, approvals = hospitals.study(), Approvals(hospitals.site("a").folder)
     approvals.decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
-    assert all(ask(hospitals, study, number=1)[0].has_content() for _ in range(2))  # a repetition is one of the two rounds
+    assert ask(hospitals, study, number=1)[0].has_content()
+    assert ask(hospitals, study, number=1, arrays=other_weights(study))[0].has_content()  # one of the two rounds, too
     assert "of the 2 rounds of study rehearsal" in declined(ask(hospitals, study, number=2)[0])
-    assert "0 are left; 2 need" in ask(hospitals, study, kind="query.enroll")[0].content["enrolment"]["reason"]
+    assert "0 are left; 1 need" in ask(hospitals, study, kind="query.enroll")[0].content["enrolment"]["reason"]
     assert len(hospital.ledger_of(hospitals.site("a")).events) == 2
     hospitals.save(hospitals.site("a").model_copy(update={"budget": Budget(epsilon=20.0)}))
     for _ in range(2):  # saying yes twice is no more than saying it once
         approvals.decide(study, "approved", who="Dr. Alpha", epsilon=8.0, paid=2)
     assert ask(hospitals, study, number=1)[0].has_content()
-    assert "1 are left; 2 need" in ask(hospitals, study, kind="query.enroll")[0].content["enrolment"]["reason"]
+    assert ask(hospitals, study, kind="query.enroll")[0].content["enrolment"]["takes-part"]  # round 1 is answered, round 2 left
     assert ask(hospitals, study, number=2)[0].has_content()
-    assert "0 are left; 1 need" in declined(ask(hospitals, study, number=2)[0])
+    assert "0 are left; 1 need" in declined(ask(hospitals, study, number=2, arrays=other_weights(study))[0])
 
 
 def test_two_nodes_of_one_hospital_cannot_both_spend_the_last_round_that_was_approved(hospitals, monkeypatch):
@@ -250,26 +258,29 @@ def test_fedprox_reaches_the_training_from_the_approved_study_only(hospitals, mo
     assert seen == [0.25] * 3 + [0.0] * 3
 
 
-def test_rehearsal_noise_differs_between_hospitals_studies_rounds_and_entries(hospitals):
+def test_rehearsal_noise_differs_between_hospitals_studies_rounds_kinds_and_weights(hospitals):
     study, other = hospitals.study(), hospitals.study(seed=1)
     a, b = (hospitals.site(name).model_copy(update={"noise_seed": 1}) for name in "ab")
     draws = set()
-    for site, which, number, entry in [
-        (a, study, 1, 1),
-        (b, study, 1, 1),
-        (a, other, 1, 1),
-        (a, study, 2, 1),
-        (a, study, 1, 2),
+    weights = {"arrays": other_weights(study)}
+    for site, which, number, kind, records in [
+        (a, study, 1, "train", {}),
+        (b, study, 1, "train", {}),
+        (a, other, 1, "train", {}),
+        (a, study, 2, "train", {}),
+        (a, study, 1, "evaluate", {}),
+        (a, study, 1, "train", weights),
     ]:
-        noise, sampling = hospital.randomness(site, which, round=number, entry=entry)
+        noise, sampling = hospital.randomness(site, Asked.of(site, which, kind=kind, number=number, records=records))
         draws.add((float(noise.gaussian(torch.zeros(1), 1.0)), sampling.random()))
-    assert len(draws) == 5
-    assert len({number for pair in draws for number in pair}) == 10
+    assert len(draws) == 6
+    assert len({number for pair in draws for number in pair}) == 12
 
 
 def test_real_hospitals_draw_noise_and_patients_from_the_operating_system(hospitals):
     site = hospitals.site("a").model_copy(update={"noise_seed": None})
-    (noise, first), (_, second) = (hospital.randomness(site, hospitals.study(), round=1, entry=1) for _ in range(2))
+    asked = Asked.of(site, hospitals.study(), kind="train", number=1, records={})
+    (noise, first), (_, second) = (hospital.randomness(site, asked) for _ in range(2))
     assert noise.source == "os"
     assert first.random() != second.random()
 

@@ -1,0 +1,318 @@
+"""A question that was answered gets the same bytes and costs nothing; whatever a crash leaves, the ledger never undercounts."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fl_client import app as hospital
+from fl_client import sent
+from fl_client.approval import Approvals
+from fl_client.audit import AuditLog
+from fl_client.cohort import Cohort
+from fl_client.decision import decline
+from fl_client.halt import halt
+from fl_client.release import DECLINED
+from fl_client.site import Budget
+from fl_client.withdrawal import withdraw
+from fl_server.weights import initial_state
+from simulation.grid import InProcessGrid
+
+
+@pytest.fixture
+def house(new_hospitals):
+    """One hospital with noise from the operating system, where a person has approved the study."""
+    houses = new_hospitals("one")
+    houses.add("a", noise_seed=None, approve_all=False, budget=Budget(epsilon=30.0))
+    Approvals(houses.site("a").folder).decide(houses.study(), "approved", who="Dr. Alpha", epsilon=8.0)
+    return houses
+
+
+def question(houses, study, *, kind="train", number=1, scale=1.0, age_s=0.0, **config):
+    grid = InProcessGrid("fl_client.app:app", houses.nodes, {"study": study.to_json()})
+    arrays = ArrayRecord(
+        {name: Array(tensor.numpy() * tensor.numpy().dtype.type(scale)) for name, tensor in initial_state(study).items()}
+    )
+    told = ConfigRecord({"study-hash": study.hash, "server-round": number, **config})
+    message = Message(RecordDict({"arrays": arrays, "config": told}), grid.get_node_ids()[0], kind, ttl=10**6)
+    message.metadata.created_at -= age_s
+    return grid, message
+
+
+def ask(houses, study, **how):
+    """The answer to one message."""
+    grid, message = question(houses, study, **how)
+    (reply,) = grid.send_and_receive([message])
+    return reply
+
+
+def enrol(houses, study, **config):
+    return ask(houses, study, kind="query.enroll", **config).content["enrolment"]
+
+
+def bytes_of(reply):
+    return {name: array.data for name, array in reply.content["arrays"].items()}, dict(reply.content["metrics"])
+
+
+def paid(houses):
+    return [event.round for event in hospital.ledger_of(houses.site("a")).events]
+
+
+def left(houses):
+    return [line for line in AuditLog(houses.site("a").folder / "audit.jsonl").lines if line["happening"] == "egress"]
+
+
+def the_file(houses, study, kind="train"):
+    return houses.site("a").folder / "sent" / f"{study.hash}.{kind}"
+
+
+def test_the_same_question_gets_the_same_bytes_and_is_paid_once(house):
+    study = house.study()
+    first, again = ask(house, study), ask(house, study)
+    assert bytes_of(first) == bytes_of(again)
+    assert paid(house) == [1]
+    before, after = left(house)
+    assert before["sha256"] == after["sha256"]
+    assert "again" not in before
+    assert after["again"] is True
+
+
+def test_weights_that_differ_in_one_number_or_another_round_are_another_question(house):
+    study = house.study(rounds=5)
+    Approvals(house.site("a").folder).decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    answers = [ask(house, study), ask(house, study, scale=1 + 1e-6), ask(house, study, number=2)]
+    assert len({str(bytes_of(answer)) for answer in answers}) == 3
+    assert paid(house) == [1, 1, 2]
+
+
+def test_only_the_last_answer_of_a_study_is_kept_and_only_its_owner_can_read_it(house):
+    study = house.study()
+    ask(house, study, number=1)
+    ask(house, study, number=2)
+    (kept,) = (house.site("a").folder / "sent").iterdir()
+    assert kept == the_file(house, study)
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert kept.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_kept_holds_what_left_and_nothing_else(house):
+    study = house.study()
+    arrays, metrics = bytes_of(ask(house, study))
+    whole = the_file(house, study).read_bytes()
+    assert whole.endswith(b"".join(arrays.values()))
+    header = whole[40 : -sum(map(len, arrays.values()))].decode()
+    assert not any(patient in header for patient in Cohort(house.site("a").cohort_folder).patients)
+    assert set(metrics) <= {"num-examples", "epsilon", "steps"}
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda b: b[:-1], lambda b: b"", lambda b: b[:50] + bytes([b[50] ^ 1]) + b[51:], lambda b: b + b"0"]
+)
+def test_a_kept_answer_that_is_torn_or_changed_counts_as_absent_and_is_paid_anew(house, spoil):
+    study = house.study()
+    first = ask(house, study)
+    the_file(house, study).write_bytes(spoil(the_file(house, study).read_bytes()))
+    again = ask(house, study)
+    assert bytes_of(first) != bytes_of(again)
+    assert paid(house) == [1, 1]
+    assert bytes_of(ask(house, study)) == bytes_of(again)  # which is kept in its place
+
+
+def test_a_site_that_is_paused_or_has_declined_or_whose_yes_is_over_sends_nothing_again(house):
+    study = house.study()
+    ask(house, study)
+    site = house.site("a")
+    yesterday = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}"
+    Approvals(site.folder).decide(study, "approved", who="Dr. Alpha", epsilon=8.0, until=yesterday)
+    assert "was good until" in ask(house, study).error.reason
+    Approvals(site.folder).decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    halt(site.folder, "paused", who="Dr. Alpha")
+    assert ask(house, study).error.code == DECLINED
+    (site.folder / "halt.json").unlink()
+    assert ask(house, study).has_content()
+    decline(site, study, who="Dr. Alpha")
+    assert "declined study" in ask(house, study).error.reason
+    assert not the_file(house, study).exists()
+
+
+def test_a_question_whose_round_is_over_is_declined_before_the_ledger_and_also_where_an_answer_is_kept(house):
+    study = house.study(strategy={"round_timeout_s": 60.0})
+    Approvals(house.site("a").folder).decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    reply = ask(house, study, age_s=66.0)
+    assert reply.error.reason.startswith("the round is over: it was asked for 66 s ago")
+    assert paid(house) == []
+    assert ask(house, study, age_s=62.0).has_content()  # two clocks never quite agree
+    assert ask(house, study, age_s=66.0).error.code == DECLINED
+    assert paid(house) == [1]
+
+
+def test_a_withdrawal_takes_away_what_is_kept_and_an_answer_kept_beside_it_is_no_good(house):
+    study, site = house.study(), house.site("a")
+    (site.folder / "pseudonym.key").write_bytes(bytes(16))
+    (site.folder / "pseudonym.key").chmod(0o600)
+    first = ask(house, study)
+    whole = the_file(house, study).read_bytes()
+    withdraw(site.model_copy(update={"key_file": site.folder / "pseudonym.key"}), "P" + "0" * 16, who="Dr. Alpha")
+    assert not the_file(house, study).exists()
+    the_file(house, study).write_bytes(whole)  # as if the work on it had been under way
+    assert bytes_of(ask(house, study)) != bytes_of(first)
+    assert paid(house) == [1, 1]
+
+
+def test_what_is_old_or_of_a_study_that_is_over_goes_when_anything_is_kept(house):
+    study, other, site = house.study(), house.study(seed=1), house.site("a")
+    ask(house, study)
+    old = site.folder / "sent" / f"{'0' * 64}.train"
+    young = site.folder / "sent" / f"{'1' * 64}.train"
+    torn = site.folder / "sent" / ".left-by-a-kill.part"
+    for path, days in ((old, 31), (young, 29), (torn, 1)):
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    Approvals(site.folder).decide(study, "approved", who="Dr. Alpha", epsilon=8.0, until="2020-01-01")
+    Approvals(site.folder).decide(other, "approved", who="Dr. Alpha", epsilon=8.0)
+    assert ask(house, other).has_content()
+    assert set((site.folder / "sent").iterdir()) == {young, the_file(house, other)}
+
+
+def test_on_a_full_disk_the_answer_leaves_and_its_repetition_costs_again(house, monkeypatch, caplog):
+    def full(path, parts):
+        raise OSError(28, "No space left on device")
+
+    study = house.study()
+    monkeypatch.setattr(sent, "_write", full)
+    assert ask(house, study).has_content()
+    assert "could not be kept (No space left on device): if it is asked for again, it is paid for again" in caplog.text
+    monkeypatch.undo()
+    assert ask(house, study).has_content()
+    assert paid(house) == [1, 1]
+
+
+# -- kills ----------------------------------------------------------------------------------------------------------------
+
+CHILD = textwrap.dedent("""
+    import os, sys
+    sys.path[:0] = sys.argv[5:]
+    from conf.study import Study
+    from fl_client import app as hospital, release, sent
+    from fl_client.egress import egress
+    import test_sent
+
+    class Houses:
+        nodes = [{"site": sys.argv[1]}]
+
+    def dies(*args, **settings):
+        os._exit(9)
+
+    real = sent._write
+    def dies_after(path, parts):
+        real(path, parts)
+        os._exit(9)
+
+    def dies_within(path, parts):
+        real(path.with_suffix(".half"), list(parts)[:2])  # some bytes are on the disk
+        os._exit(9)
+
+    where = sys.argv[3]
+    if where == "before the ledger":
+        hospital.pay = dies
+    elif where == "after the ledger":
+        hospital.usable_patients = dies
+    elif where == "after training":
+        release.keep = dies
+    elif where == "while keeping":
+        sent._write = dies_within
+    elif where == "after keeping":
+        sent._write = dies_after
+    elif where == "before leaving":
+        release.AuditLog.append = dies
+    test_sent.ask(Houses, Study.from_json(open(sys.argv[2]).read()), number=1)
+""")
+
+
+@pytest.mark.parametrize(
+    ("where", "paid_by_then", "is_kept"),
+    [
+        ("before the ledger", 0, False),
+        ("after the ledger", 1, False),
+        ("after training", 1, False),
+        ("while keeping", 1, False),
+        ("after keeping", 1, True),
+        ("before leaving", 1, True),
+    ],
+)
+def test_a_kill_at_any_instant_leaves_a_ledger_that_counts_enough_and_bytes_that_are_equal(
+    house, tmp_path, where, paid_by_then, is_kept
+):
+    study = house.study()
+    (tmp_path / "study.json").write_text(study.to_json())
+    command = [sys.executable, "-c", CHILD, str(house.sites["a"]), str(tmp_path / "study.json"), where, "x"]
+    died = subprocess.run([*command, *sys.path], cwd=tmp_path, capture_output=True, text=True)
+    assert died.returncode == 9, died.stderr
+    assert paid(house) == [1] * paid_by_then
+    assert left(house) == []
+    asked = question(house, study)[1]
+    known = sent.Asked.of(house.site("a"), study, kind="train", number=1, records=asked.content.array_records)
+    kept = sent.look(house.site("a"), known)
+    assert (kept is not None) == is_kept
+    answer = ask(house, study)
+    assert paid(house) == [1] * (paid_by_then + (not is_kept))
+    if kept is not None:
+        assert bytes_of(answer)[0] == {piece.name: piece.data for piece in kept.pieces}
+    assert bytes_of(ask(house, study)) == bytes_of(answer)
+    assert len(left(house)) == 2
+
+
+def test_in_a_rehearsal_a_question_worked_on_twice_because_of_a_crash_has_the_same_bytes(house):
+    house.save(house.site("a").model_copy(update={"noise_seed": 3}))
+    study = house.study()
+    first = ask(house, study)
+    the_file(house, study).unlink()
+    again = ask(house, study)
+    assert paid(house) == [1, 1]
+    assert bytes_of(first)[0] == bytes_of(again)[0]
+    assert bytes_of(first)[1]["epsilon"] < bytes_of(again)[1]["epsilon"]  # both are in the ledger
+
+
+# -- a study that goes on -------------------------------------------------------------------------------------------------
+
+
+def test_a_study_that_goes_on_wants_the_rounds_that_are_still_to_come(house):
+    study = house.study()
+    ask(house, study, number=1)
+    assert enrol(house, study, **{"first-round": 2})["takes-part"]
+    assert enrol(house, study)["takes-part"]  # the answer to round 1 is kept: one more is left, one more is needed
+    ask(house, study, number=2)
+    assert enrol(house, study, **{"first-round": 3})["takes-part"]
+    assert enrol(house, study, **{"first-round": 2})["takes-part"]
+    assert "0 are left; 2 need another approval" in enrol(house, study)["reason"]
+    the_file(house, study).unlink()
+    assert "0 are left; 1 need another approval" in enrol(house, study, **{"first-round": 2})["reason"]
+
+
+def test_the_price_of_a_study_that_goes_on_is_that_of_its_rounds_still_to_come(house):
+    study = house.study(rounds=2)
+    whole = enrol(house, study)["epsilon"]
+    ask(house, study, number=1)
+    assert enrol(house, study, **{"first-round": 2})["epsilon"] == pytest.approx(whole)
+    ask(house, study, number=2)
+    assert enrol(house, study, **{"first-round": 2})["epsilon"] == pytest.approx(whole)
+    assert enrol(house, study, **{"first-round": 3})["epsilon"] == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("first", [0, 4, -1, "2", 2.0])
+def test_a_beginning_that_the_study_does_not_have_is_refused(house, first):
+    reason = enrol(house, house.study(), **{"first-round": first})["reason"]
+    assert reason.endswith(f"has rounds 1 to 2 and can't go on with round {first!r}")
+
+
+def test_a_coordinator_that_lies_about_the_first_round_gains_nothing(house):
+    study = house.study()
+    ask(house, study, number=1)
+    ask(house, study, number=2)
+    assert enrol(house, study, **{"first-round": 3})["takes-part"]
+    assert "0 are left; 1 need" in ask(house, study, number=1).error.reason
