@@ -7,6 +7,7 @@ brought back to the original grid, and the decision is made there. Outside the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +45,8 @@ def segment(model: torch.nn.Module, settings: Settings, volume: Volume) -> Segme
         p, centre = probabilities(model, settings, volume)
     finally:
         model.train(was_training)
-    winner = p.max(1).indices.to(torch.uint8).cpu().numpy()  # ten times faster than argmax on a CPU
-    entropy = (-(p * p.clamp(min=1e-9).log()).sum(1) / np.log(p.shape[1])).cpu().numpy()
-    winner, entropy = winner.reshape(volume.image.shape), entropy.reshape(volume.image.shape)
-    if settings.keep_largest:
-        winner = winner * _largest(winner > 0)
+    entropy = (-(p * p.clamp(min=1e-9).log()).sum(1) / np.log(p.shape[1])).cpu().numpy().reshape(volume.image.shape)
+    winner = decided(p, settings).reshape(volume.image.shape)
     labels = np.array([0, *settings.structures.values()], np.uint8)
     return Segmentation(labels[winner], entropy, None if centre is None else tuple(float(c) for c in centre))
 
@@ -60,17 +58,35 @@ def probabilities(
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     work = torch.from_numpy(working_image(volume, settings))[:, None].to(device)
+    dims = settings.spatial_dims
+    return looks(model, settings, work, size_mm=image_size_mm(volume)[-dims:], shape=volume.image.shape[-dims:])
+
+
+def looks(
+    model: torch.nn.Module, settings: Settings, work: torch.Tensor, *, size_mm: Sequence[float], shape: Sequence[int]
+) -> tuple[torch.Tensor, npt.NDArray[np.float64] | None]:
+    """Class probabilities of a volume on the working grid (rows, 1, *working_voxels), on a grid of one's own, and the centre.
+
+    That grid has `shape` and reaches `size_mm` from border to border, about the same middle: (rows, classes, *shape).
+    """
     middle = np.zeros(settings.spatial_dims)
     wide = _look(model, settings, work, centre_mm=middle, size_mm=settings.field_mm)
-    p = _back(wide, settings, volume, centre_mm=middle, size_mm=settings.field_mm)
+    p = _back(wide, image_mm=size_mm, shape=shape, centre_mm=middle, size_mm=settings.field_mm)
     if settings.roi_mm is None:
         return p, None
     centre = _located(wide, settings)
     close = _look(model, settings, work, centre_mm=centre, size_mm=settings.roi_mm)
-    dims = settings.spatial_dims
-    where = inside(volume.image.shape[-dims:], size_mm=image_size_mm(volume)[-dims:], centre_mm=centre, box_mm=settings.roi_mm)
-    seen = torch.from_numpy(where).to(device)
-    return torch.where(seen, _back(close, settings, volume, centre_mm=centre, size_mm=settings.roi_mm), p), centre
+    seen = torch.from_numpy(inside(shape, size_mm=size_mm, centre_mm=centre, box_mm=settings.roi_mm)).to(work.device)
+    return torch.where(seen, _back(close, image_mm=size_mm, shape=shape, centre_mm=centre, size_mm=settings.roi_mm), p), centre
+
+
+def decided(p: torch.Tensor, settings: Settings) -> npt.NDArray[np.uint8]:
+    """The likeliest classes of one volume, (rows, classes, *shape) -> (rows, *shape); of them perhaps the largest piece alone."""
+    winner: npt.NDArray[np.uint8] = p.max(1).indices.to(torch.uint8).cpu().numpy()  # ten times faster than argmax on a CPU
+    if settings.keep_largest:
+        volume = winner if settings.spatial_dims == 2 else winner[0]
+        winner = (volume * largest(volume > 0)).reshape(winner.shape)
+    return winner
 
 
 def _look(
@@ -94,7 +110,7 @@ def _look(
 def _located(wide: torch.Tensor, settings: Settings) -> npt.NDArray[np.float64]:
     """Middle (d,) of the largest piece of what the wide look takes for the located structures, in mm; else the image's."""
     found = torch.isin(wide.max(1).indices, torch.tensor(settings.located, device=wide.device)).cpu().numpy()
-    where = np.argwhere(_largest(found))[:, -settings.spatial_dims :]
+    where = np.argwhere(largest(found))[:, -settings.spatial_dims :]
     if not len(where):
         return np.zeros(settings.spatial_dims)
     middle: npt.NDArray[np.float64] = ((where.mean(axis=0) + 0.5) / np.array(settings.voxels) - 0.5) * np.array(
@@ -104,21 +120,25 @@ def _located(wide: torch.Tensor, settings: Settings) -> npt.NDArray[np.float64]:
 
 
 def _back(
-    p: torch.Tensor, settings: Settings, volume: Volume, *, centre_mm: npt.NDArray[np.float64], size_mm: tuple[float, ...]
+    p: torch.Tensor,
+    *,
+    image_mm: Sequence[float],
+    shape: Sequence[int],
+    centre_mm: npt.NDArray[np.float64],
+    size_mm: tuple[float, ...],
 ) -> torch.Tensor:
-    """A look's probabilities on the volume's own grid; all background outside the look."""
-    dims = settings.spatial_dims
+    """A look's probabilities on the image's own grid; all background outside the look."""
     objects = sample(
         p[:, 1:],
         source_mm=size_mm,
         centre_mm=-centre_mm,  # the image's middle, as the look sees it
-        matrix=box(image_size_mm(volume)[-dims:]),
-        shape=volume.image.shape[-dims:],
+        matrix=box(image_mm),
+        shape=shape,
     )
     return torch.cat((1 - objects.sum(1, keepdim=True), objects), 1)
 
 
-def _largest(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def largest(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """The largest connected piece (neighbours share a face); nothing if there is nothing."""
     pieces, count = label(mask)
     if count < 2:

@@ -65,11 +65,15 @@ def _compared(volume: Volume, predicted: Mask, name: str, settings: Settings) ->
     if volume.mask is None:
         raise ValueError(f"{volume.series} has no mask to be compared with")
     mask = np.asarray(volume.mask)
-    value, known = settings.structures[name], mask != UNKNOWN
-    truth, guess = mask == value, (predicted == value) & known
+    value = settings.structures[name]
+    return mask == value, (predicted == value) & (mask != UNKNOWN), can_be_judged(mask, value)
+
+
+def can_be_judged(mask: Mask, value: int) -> bool:
+    """Whether a volume's mask (slices, rows, columns) shows this structure and enough of what surrounds it."""
+    truth, known = mask == value, mask != UNKNOWN
     around = binary_dilation(truth, np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], bool)) & ~truth
-    defined = bool(truth.any()) and bool(known[around].mean() >= KNOWN_BORDER if around.any() else True)
-    return truth, guess, defined
+    return bool(truth.any()) and bool(known[around].mean() >= KNOWN_BORDER if around.any() else True)
 
 
 def _overlap(truth: Bools, guess: Bools) -> dict[str, float]:

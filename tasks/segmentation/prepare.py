@@ -22,20 +22,21 @@ def prepare(case: Case, settings: Settings) -> Arrays:
 
     image (N, *working_voxels) float16, about 0..1; mask (N, *working_voxels) uint8, classes in the settings' order and
     255 where unknown; centre_mm (N, d) float32, middle of the located structures from the middle of the image, NaN where
-    the volume shows none; labelled (N,) bool, whether any structure was drawn. Slices of which nothing is known are left
-    out. Raises `ValueError` for a case without a usable mask.
+    the volume shows none; labelled (N,) bool, whether any structure was drawn; volume (N,) uint8, which of the case's volumes
+    it belongs to. Slices of which nothing is known are left out. Raises `ValueError` for a case without a usable mask.
     """
     volumes = [v for v in case.volumes if v.series in settings.series and v.mask is not None]
     if not volumes:
         found = ", ".join(f"{v.series} {'with' if v.mask is not None else 'without'} mask" for v in case.volumes) or "no volume"
         raise ValueError(f"case {case.patient} has no mask for any of {', '.join(settings.series)}; it has {found}")
-    images, masks, centres = [], [], []
-    for volume in volumes:
+    images, masks, centres, numbers = [], [], [], []
+    for number, volume in enumerate(volumes):
         image, mask = working_image(volume, settings), working_mask(volume, settings)
         known = (classes_of(volume, settings) != UNKNOWN).reshape(len(mask), -1).any(axis=1)
         images.append(image[known].astype(np.float16))
         masks.append(mask[known])
         centres.append(np.repeat(_centre_mm(mask, settings)[None], known.sum(), axis=0))
+        numbers.append(np.full(known.sum(), number, np.uint8))
     mask = np.concatenate(masks)
     if not len(mask):
         raise ValueError(f"every voxel of the masks of case {case.patient} is unknown")
@@ -43,6 +44,7 @@ def prepare(case: Case, settings: Settings) -> Arrays:
         "image": np.concatenate(images),
         "mask": mask,
         "centre_mm": np.concatenate(centres).astype(np.float32),
+        "volume": np.concatenate(numbers),
         "labelled": ((mask != 0) & (mask != UNKNOWN)).reshape(len(mask), -1).any(axis=1),
     }
 

@@ -1,4 +1,4 @@
-"""The segmentation task: the five things a gradient task gives, put together from this folder's files."""
+"""The segmentation task: what a gradient task and a judged one give, put together from this folder's files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 
 from tasks.case import Case
-from tasks.segmentation import augment, network
+from tasks.segmentation import augment, judge, network
 from tasks.segmentation.infer import Segmentation, segment
 from tasks.segmentation.loss import dice_and_cross_entropy
 from tasks.segmentation.metrics import case_scores
 from tasks.segmentation.prepare import prepare
 from tasks.segmentation.settings import Settings
-from tasks.task import Arrays
+from tasks.task import Arrays, State
 
 
 class SegmentationTask:
@@ -24,6 +24,7 @@ class SegmentationTask:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._judged: tuple[State, torch.nn.Module] | None = None  # one model for all of a hospital's patients
 
     @property
     def hash(self) -> str:
@@ -35,7 +36,7 @@ class SegmentationTask:
         return network.SegmentationNet(self.settings)
 
     def prepare(self, case: Case) -> Arrays:
-        """image, mask, centre_mm, labelled: see `prepare.prepare`."""
+        """image, mask, centre_mm, labelled, volume: see `prepare.prepare`."""
         return prepare(case, self.settings)
 
     def example(
@@ -63,3 +64,27 @@ class SegmentationTask:
             raise ValueError(f"case {case.patient} has no mask for any of {', '.join(self.settings.series)}")
         pairs = [(volume, segment(model, self.settings, volume).mask) for volume in volumes]
         return case_scores(pairs, self.settings, full=full)
+
+    # -- judging, on patients held back -------------------------------------------------------------------------------
+
+    @property
+    def judgement_length(self) -> int:
+        """Two numbers for each structure."""
+        return 2 * len(self.settings.structures)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Mean Dice over patients and structures, and by structure."""
+        return ("dice", *(f"dice/{name}" for name in self.settings.structures))
+
+    def judgement(self, state: State, arrays: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+        """Which structures this patient can judge, and their Dice: see `judge.vector`. On the device of the state."""
+        if self._judged is None or self._judged[0] is not state:
+            model = self.model()
+            model.load_state_dict(dict(state))
+            self._judged = state, model.to(next(iter(state.values())).device)
+        return judge.vector(judge.dices(self._judged[1], self.settings, arrays), self.settings)
+
+    def scores(self, total: npt.ArrayLike, noise_std: float) -> dict[str, float]:
+        """Mean Dice with what the noise makes of it, and numbers of patients: see `judge.scores`."""
+        return judge.scores(total, noise_std, self.settings)
