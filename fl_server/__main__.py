@@ -33,13 +33,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conf.study import words
-from fl_server.commands import coordinator, hospitals, results, studies
+from fl_server.commands import coordinator, hospitals, page, results, studies
 
 MODULES = (
     coordinator,
     hospitals,
     studies,
     results,
+    page,
 )
 """Where the commands stand, in the order of the help."""
 

@@ -26,6 +26,14 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 _NAME = re.compile(r"^(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*$")
 
 
+class Page(Frozen):
+    """Where the page about the studies listens, for the coordinator's own people; hospitals never reach it."""
+
+    host: str = LOOPBACK
+    port: Port = 8790
+    names: tuple[str, ...] = ()  # further host names under which it answers: those of a proxy with TLS
+
+
 class House(Frozen):
     """A coordinator, as it describes itself. Relative paths are relative to the settings file's folder."""
 
@@ -43,6 +51,12 @@ class House(Frozen):
     request_timeout_s: Annotated[float, Field(gt=0)] = 120.0  # in which a request has to arrive
     max_connections: Annotated[int, Field(ge=8)] = 256
     enrol_timeout_s: Annotated[float, Field(ge=0)] = 600.0  # how long a study waits for hospitals that are not there
+    page: Page | None = None  # `serve` runs the page, too; true: with its defaults
+
+    @field_validator("page", mode="before")
+    @classmethod
+    def _page_is_wanted(cls, page: object) -> object:
+        return {True: Page(), False: None}.get(page, page) if isinstance(page, bool) else page
 
     @field_validator("hosts")
     @classmethod
@@ -60,6 +74,8 @@ class House(Frozen):
             raise ValueError(f"tls: false is for a proxy on this machine; listen has to be {LOOPBACK}, not {self.listen}")
         if self.superlink_port == self.port:
             raise ValueError(f"port and superlink_port are both {self.port}; they must differ")
+        if self.page is not None and self.page.port in (self.port, self.superlink_port):
+            raise ValueError(f"page.port is {self.page.port}, as port or superlink_port is; they must differ")
         return self
 
     @classmethod
