@@ -91,6 +91,12 @@ def new_hospitals(tmp_path: Path) -> Callable[[str], SmallHospitals]:
     return lambda name: SmallHospitals(tmp_path / name)
 
 
+@pytest.fixture(scope="session")
+def hospitals_in() -> Callable[[Path], SmallHospitals]:
+    """Makes hospitals in a folder of one's own choice, for as long as it is there."""
+    return SmallHospitals
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
