@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import importlib
 import multiprocessing
+import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Self
@@ -55,8 +57,12 @@ class InProcessGrid(Grid):
         Torch threads of one site's work, in either case. Sums over threads are rounded in another order, so the numbers
         are equal between engines only at an equal number of threads.
 
-    A message lives `ttl` seconds, and a reply that took a site longer than the timeout is not delivered, as on a real
-    grid. Each site's own working time counts, not the time it waited for a worker: real sites work side by side.
+    Messages wait until their answers are pulled: `pull_messages` lets one site work or, with workers, so many that none is
+    idle, and returns what is there, so that no more answers lie in memory than can be made at a time. Which site worked when
+    changes no number; a node answers one message at a time, in the order in which they were pushed.
+
+    A message lives `ttl` seconds, and a reply that took a site longer is not delivered, as on a real grid. Each site's own
+    working time counts (`took`), not the time it waited for a worker: real sites work side by side.
 
     Creating a grid sets Flower's process-wide `TaskIdentity`, without which no `Message` can be made.
 
@@ -82,6 +88,9 @@ class InProcessGrid(Grid):
         self._workers, self._threads = workers, threads
         self._in_processes = bool(workers or pool)
         self._run = Run.create_empty(run_id=run_id)
+        self._messages: dict[str, tuple[Message, float]] = {}  # id -> not yet answered, and the seconds it may take
+        self._turns: dict[int, deque[str]] = {}  # node -> ids of its messages; the first is the one that it is at
+        self._at_work: dict[Future[_Answer], tuple[str, Executor | None]] = {}
         self._replies: dict[str, Message] = {}
         self._seconds: dict[str, float] = {}
         self._given, self._pool = pool, pool
@@ -113,66 +122,105 @@ class InProcessGrid(Grid):
         """Ids of all nodes, in the order of their configurations."""
         return list(self.contexts)
 
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Have every message answered, and return their ids in the order given; the replies wait to be pulled."""
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Let the messages wait for their nodes' turns, and return their ids.
+
+        Raises `BrokenProcessPool` if a worker of the given pool has died, `ValueError` for a node that there is not.
+        """
         messages = list(messages)
+        if messages:
+            self.require_workers()  # else every further round would fail as if the hospitals had been at fault
         for message in messages:
-            message.metadata.__dict__["_message_id"] = uuid4().hex  # as Flower's own grids do
             if message.metadata.dst_node_id not in self.contexts:
                 raise ValueError(f"no node {message.metadata.dst_node_id}; this grid has {self.get_node_ids()}")
-        answer = self._in_workers if self._in_processes else self._in_turn
-        for message, (reply, context, seconds) in answer(messages):
-            self.contexts[message.metadata.dst_node_id] = context
-            reply.metadata.__dict__["_message_id"] = uuid4().hex
-            if time.time() <= message.metadata.created_at + message.metadata.ttl:
-                self._replies[message.metadata.message_id] = reply
-                self._seconds[message.metadata.message_id] = seconds
+        for message in messages:
+            asked = message.metadata.__dict__["_message_id"] = uuid4().hex  # as Flower's own grids do
+            left = message.metadata.created_at + message.metadata.ttl - time.time()
+            if left >= 0:
+                self._messages[asked] = message, left
+                self._turns.setdefault(message.metadata.dst_node_id, deque()).append(asked)
         return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies that are there, each once."""
-        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+        """Replies that are there, each once; if there are none yet, nodes work until there is one or nothing to do."""
+        wanted = list(message_ids)
+        while not any(asked in self._replies for asked in wanted):
+            if not (self._work_in_workers(wanted) if self._in_processes else self._work_in_turn(wanted)):
+                break
+        return [self._replies.pop(asked) for asked in wanted if asked in self._replies]
+
+    def took(self, question: str) -> float:
+        """Seconds that a site worked on a message which it has answered. Raises `KeyError` for any other."""
+        return self._seconds[question]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push, and pull the replies of those sites that took no longer than `timeout` seconds."""
-        ids = self.push_messages(messages)
-        return self.pull_messages(i for i in ids if timeout is None or self._seconds.get(i, 0.0) <= timeout)
+        asked = list(self.push_messages(messages))
+        replies: dict[str, Message] = {}
+        while found := self.pull_messages([i for i in asked if i not in replies]):
+            replies |= {reply.metadata.reply_to_message_id: reply for reply in found}
+        return [replies[i] for i in asked if i in replies and (timeout is None or self._seconds[i] <= timeout)]
 
     # -- the sites at work --------------------------------------------------------------------------------------------
 
-    def _in_turn(self, messages: list[Message]) -> Iterable[tuple[Message, _Answer]]:
-        for message in messages:
-            if time.time() <= message.metadata.created_at + message.metadata.ttl:
-                context = self.contexts[message.metadata.dst_node_id]
-                yield message, _work(self._app, self._threads, message, context)
+    def _next_of(self, wanted: list[str]) -> list[str]:
+        """What the nodes have to do first, so that the wanted answers come."""
+        nodes = [self._messages[asked][0].metadata.dst_node_id for asked in wanted if asked in self._messages]
+        return [self._turns[node][0] for node in dict.fromkeys(nodes)]
 
-    def _in_workers(self, messages: list[Message]) -> Iterable[tuple[Message, _Answer]]:
-        self.require_workers()  # else every further round would fail as if the hospitals had been at fault
-        # a node answers one message at a time, as a SuperNode does: its second message waits for its first
-        while messages:
-            now = {message.metadata.dst_node_id: message for message in reversed(messages)}
-            futures: dict[Future[_Answer], Message] = {}
-            for message in (m for m in messages if now[m.metadata.dst_node_id] is m):
-                futures[self._submit(message)] = message
-            wait(futures)
-            for future, message in futures.items():
-                try:
-                    yield message, future.result()
-                except BrokenProcessPool:
-                    self._given_broke = self._given is not None
+    def _work_in_turn(self, wanted: list[str]) -> bool:
+        """One site answers one message; whether there was one."""
+        first = self._next_of(wanted)
+        if first:
+            message, _ = self._messages[first[0]]
+            context = self.contexts[message.metadata.dst_node_id]
+            self._answered(first[0], _work(self._app, self._threads, message, context))
+        return bool(first)
+
+    def _work_in_workers(self, wanted: list[str]) -> bool:
+        """Keep the workers busy until one of them is done; whether there was anything to do."""
+        first = self._next_of(wanted)
+        if not first:
+            return False
+        under_way = {asked for asked, _ in self._at_work.values()}
+        for asked in first:
+            if asked not in under_way and len(self._at_work) < 2 * (self._workers or os.cpu_count() or 1):
+                self._submit(asked)
+        ours = [future for future, (asked, _) in self._at_work.items() if asked in first]
+        done, _ = wait(ours or self._at_work, return_when=FIRST_COMPLETED)
+        for future in done:
+            asked, pool = self._at_work.pop(future)
+            try:
+                self._answered(asked, future.result())
+            except BrokenProcessPool:
+                self._given_broke = self._given is not None
+                if pool is self._pool:
                     self.close()  # the next message starts a new pool
-                    error = Error(ErrorCode.CLIENT_APP_CRASHED, DIED)
-                    yield message, (Message(error, reply_to=message), self.contexts[message.metadata.dst_node_id], 0.0)
-            messages = [m for m in messages if now[m.metadata.dst_node_id] is not m]
+                message, _ = self._messages[asked]
+                error = Message(Error(ErrorCode.CLIENT_APP_CRASHED, DIED), reply_to=message)
+                self._answered(asked, (error, self.contexts[message.metadata.dst_node_id], 0.0))
+        return True
 
-    def _submit(self, message: Message) -> Future[_Answer]:
-        context = self.contexts[message.metadata.dst_node_id]
+    def _answered(self, asked: str, answer: _Answer) -> None:
+        reply, context, seconds = answer
+        message, left = self._messages.pop(asked)
+        node = message.metadata.dst_node_id
+        self._turns[node].popleft()
+        self.contexts[node] = context
+        if seconds <= left:
+            reply.metadata.__dict__["_message_id"] = uuid4().hex
+            self._replies[asked], self._seconds[asked] = reply, seconds
+
+    def _submit(self, asked: str) -> None:
+        message, _ = self._messages[asked]
+        pool: Executor | None = None
         try:
-            return self._pool_of_workers().submit(_work, self._app, self._threads, message, context)
+            pool = self._pool_of_workers()
+            future = pool.submit(_work, self._app, self._threads, message, self.contexts[message.metadata.dst_node_id])
         except BrokenProcessPool as error:  # it was noticed before this message was handed over
-            future: Future[_Answer] = Future()
+            future = Future()
             future.set_exception(error)
-            return future
+        self._at_work[future] = asked, pool
 
     def _pool_of_workers(self) -> Executor:
         if self._pool is None:

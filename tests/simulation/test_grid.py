@@ -135,6 +135,63 @@ def test_a_site_that_takes_longer_than_the_timeout_is_not_heard():
     assert [r.metadata.src_node_id for r in replies] == [FIRST_NODE, FIRST_NODE + 1]
 
 
+def seen(grid: Grid) -> list[int]:
+    return [int(c.state.config_records["seen"]["count"]) if "seen" in c.state.config_records else 0 for c in contexts(grid)]
+
+
+def contexts(grid: Grid) -> list[Context]:
+    return list(grid.contexts.values())
+
+
+def test_a_site_works_when_its_answer_is_asked_for_and_one_answer_is_there_at_a_time():
+    grid = InProcessGrid(echo, NODES)
+    ids = grid.push_messages(messages(grid))
+    assert seen(grid) == [0, 0, 0]
+    for done in (1, 2, 3):
+        assert len(grid.pull_messages(ids)) == 1
+        assert sum(seen(grid)) == done
+    assert grid.pull_messages(ids) == []
+
+
+def test_with_workers_every_answer_comes_once_and_nobody_works_twice(two_workers):
+    grid = InProcessGrid(APP, NODES * 4, pool=two_workers)
+    ids = grid.push_messages(messages(grid))
+    replies = []
+    while found := grid.pull_messages(ids):
+        replies += found
+    assert sorted(r.metadata.reply_to_message_id for r in replies) == sorted(ids)
+    assert seen(grid) == [1] * 12
+
+
+def test_a_node_answers_its_messages_in_the_order_of_their_sending_whichever_is_pulled(pool):
+    grid = InProcessGrid(APP, NODES, pool=pool)
+    first, second = (grid.push_messages(messages(grid)[:1])[0] for _ in range(2))
+    [reply] = grid.pull_messages([second])
+    assert reply.content["metrics"]["count"] == 2
+    [reply] = grid.pull_messages([first])
+    assert reply.content["metrics"]["count"] == 1
+
+
+def test_a_grid_says_how_long_a_site_worked_and_not_how_long_it_waited_for_its_turn():
+    grid = InProcessGrid(echo, NODES)
+    ids, start = list(grid.push_messages(messages(grid, "query.sleep"))), time.perf_counter()
+    while grid.pull_messages(ids):
+        pass
+    took = [grid.took(i) for i in ids]
+    assert took[1] >= 0.1
+    assert took[2] >= 0.2
+    assert sum(took) <= time.perf_counter() - start
+    with pytest.raises(KeyError):
+        grid.took("never sent")
+
+
+def test_an_answer_that_took_longer_than_its_message_lives_is_not_delivered():
+    grid = InProcessGrid(echo, [{"plus": 0}, {"plus": 6}, {"plus": 0}])
+    ids = grid.push_messages(messages(grid, "query.sleep", ttl=0.5))
+    answers = [found for _ in range(3) for found in grid.pull_messages(ids)]
+    assert [answer.metadata.src_node_id for answer in answers] == [FIRST_NODE, FIRST_NODE + 2]
+
+
 def test_a_message_whose_time_is_over_is_not_worked_on():
     grid = InProcessGrid(echo, NODES)
     late = messages(grid, ttl=1.0)
