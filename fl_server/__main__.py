@@ -11,12 +11,20 @@ Hospitals
   sites           who is registered, and who is there
 Studies
   show            study.json [KEY=VALUE ...]: the study as it will be identified: hash, price, settings
-  start           study.json [--wait], or study=segmentation sites=[a,b] rounds=8: start it on the running coordinator
-  stop            RUN: stop a study that runs
+  start           study.json [--wait] [KEY=VALUE ...], or study=segmentation sites=[a,b]: start it on the running coordinator
+  stop            STUDY: stop it; what it has so far stays
+  watch           STUDY: the live view: rounds, hospitals, who is awaited, scores, epsilon, time left
+  status          [STUDY]: how it stands: phase, round, who is awaited and for how long, verdict so far; --json
+  log             STUDY [--follow]: what has happened, one line for each thing; --json
+  list            all studies: hash, verdict, rounds, sites, start; --json
   run             study.json --superlink NAME: start it with Flower's own command on a SuperLink of yours
 Results
   record          runs/NAME/record.json: what came of it; the exit status is the verdict
 
+A STUDY is named by its name, its run's number, or the beginning of its hash. `status`, `log`, `list` and `watch` also look into
+any folder of runs, without a coordinator: --runs DIR.
+Exit status: that of the verdict (0 complete, 3 degraded, 4 failed) where a study is told of; 5 if it has none yet, because it
+runs or was interrupted; 1 for a mistake in a command or a file, 2 for one in its options, 130 after Ctrl-C.
 Commands that need the coordinator's folder take it from --folder, else from KONSIL_COORDINATOR, else it is the working folder.
 A study file is JSON; keys that are left out have their defaults. `start` without a file composes one of conf/federation/;
 KEY=VALUE changes either.
@@ -33,12 +41,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conf.study import words
-from fl_server.commands import coordinator, hospitals, page, results, studies
+from fl_server.commands import coordinator, hospitals, looking, page, results, studies
 
 MODULES = (
     coordinator,
     hospitals,
     studies,
+    looking,
     results,
     page,
 )

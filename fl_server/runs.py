@@ -54,7 +54,8 @@ class Standing(BaseModel):
 def folders(runs: Path) -> list[Path]:
     """The folders of all studies, the latest last."""
     found = [path.parent for path in runs.glob("*/record.json")] + [path.parent for path in runs.glob(f"*/{FILE}")]
-    return sorted(set(found), key=lambda folder: folder.stat().st_mtime)
+    shown = {folder for folder in found if not folder.name.startswith(".")}  # else it was put aside
+    return sorted(shown, key=lambda folder: folder.stat().st_mtime)
 
 
 def find(runs: Path, name: str) -> Path:

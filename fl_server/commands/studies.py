@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conf.study import Study
-from fl_server.commands import LEFT, Commands
+from fl_server.commands import Commands
 from fl_server.commands.composed import settings_of
 
 
@@ -24,12 +25,12 @@ def add(commands: Commands, house: argparse.ArgumentParser) -> None:
     started = commands.add_parser("start", parents=[house], help="start a study on the running coordinator")
     started.set_defaults(run=start)
     started.add_argument("study", nargs="*", help="a study's file and KEY=VALUE, or only KEY=VALUE")
-    started.add_argument("--wait", action="store_true", help="tell of every round; the exit code is the verdict")
+    started.add_argument("--wait", action="store_true", help="stay and show how it goes; the exit code is the verdict")
     started.add_argument("--replace", action="store_true", help="in place of the results of an earlier study of this name")
     started.add_argument("--initial", type=Path, default=None, help="weights that the study names as initial_model_sha256")
     stopped = commands.add_parser("stop", parents=[house], help="stop a study that runs")
     stopped.set_defaults(run=stop)
-    stopped.add_argument("number", type=int, help="of the run, as `start` said it")
+    stopped.add_argument("study", help="its name, its run's number, or the beginning of its hash")
     own = commands.add_parser("run", help="start a study with Flower's own command on a SuperLink of yours")
     own.set_defaults(run=lambda o: run(Study.read(o.file), o.superlink, app=o.app, stream=o.stream))
     own.add_argument("file", type=Path, help="a study file")
@@ -58,10 +59,12 @@ def _shown(first: Path, changes: Sequence[str]) -> Study:
 
 def start(options: argparse.Namespace) -> int:
     """Start a study on the running coordinator; with `--wait` the verdict is the exit code."""
-    from fl_server.commands.results import record
+    from fl_server.console import watch
+    from fl_server.console.files import Files
     from fl_server.control import control
     from fl_server.house import House
-    from fl_server.start import follow, require_room, require_weights, study_of, written
+    from fl_server.keeper import begin
+    from fl_server.start import put_away, require_room, require_weights, study_of
 
     house = House.load(options.folder)
     with control(house) as talk:
@@ -71,31 +74,64 @@ def start(options: argparse.Namespace) -> int:
             raise ValueError(
                 f"no hospital is registered as {', '.join(strangers)}; there are {', '.join(registered) or 'none'}"
             )
+        folder = house.runs / study.name
+        _require_rest(folder)
         require_room(house, study, replace=options.replace)
         require_weights(house, study, options.initial)
-        before = written(house.runs / study.name / "record.json")
-        run = talk.start(study, enrol_timeout_s=house.enrol_timeout_s)
-        print(f"{study.name} ({study.hash}) has started as run {run}: {study.rounds} rounds, {', '.join(study.sites)}")
-        path = house.runs / study.name / "record.json"
-        if not options.wait:
-            print(f"konsil-study record {path} says what comes of it")
-            return 0
+        aside = put_away(house, study)
         try:
-            follow(house, talk, study, run, before=before)
-        except KeyboardInterrupt:
-            print(f"the study goes on; konsil-study record {path}, or konsil-study stop {run}", file=sys.stderr)
-            return LEFT
-        return record(path)
+            run = begin(house, talk, study)
+        except ValueError:
+            if aside is not None:  # nobody was asked, and the earlier study's results stay where they were
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.rename(folder)
+            raise
+    print(f"{study.name} ({study.hash}) has started as run {run}: {study.rounds} rounds, {', '.join(study.sites)}")
+    if not options.wait:
+        print(f"konsil-study watch {study.name} shows how it goes, konsil-study status {study.name} how it stands")
+        return 0
+    return watch.watch(Files(folder), study.name, patient=True, live=sys.stdout.isatty())
+
+
+def _require_rest(folder: Path) -> None:
+    """Raise `ValueError` if a study of this name runs, or is about to be taken up again."""
+    from fl_server.runs import Standing, record_of
+
+    standing = Standing.read(folder)
+    if standing is None or standing.wanted != "running":
+        return
+    record = record_of(folder)
+    if record is None or not record.finished:
+        raise ValueError(f"study {folder.name} runs (run {standing.run}); konsil-study stop {folder.name} ends it")
 
 
 def stop(options: argparse.Namespace) -> int:
-    """Stop a study that runs."""
-    from fl_server.control import control
+    """Stop a study, whether it runs or waits to be taken up again; what it has so far stays."""
+    from fl_server.control import Refused, Unreachable, control
     from fl_server.house import House
+    from fl_server.runs import Standing, find, record_of
 
-    with control(House.load(options.folder)) as talk:
-        talk.stop(options.number)
-    print(f"run {options.number} is being stopped; what its rounds have made stays in its folder")
+    house = House.load(options.folder)
+    folder = find(house.runs, options.study)
+    record, standing = record_of(folder), Standing.read(folder)
+    if record is not None and record.finished:
+        raise ValueError(f"study {folder.name} is over ({record.verdict}); there is nothing to stop")
+    if standing is None:
+        raise ValueError(f"study {folder.name} was not started here; stop the process that runs it")
+    standing.model_copy(update={"wanted": "stopped", "why": ""}).write(folder)  # first: else it would be taken up again
+    rest = f"konsil-study resume {folder.name} goes on with it"
+    try:
+        with control(house) as talk:
+            if standing.run is not None and talk.run_status(standing.run)[0] != "finished":
+                talk.stop(standing.run)
+                print(f"{folder.name} (run {standing.run}) is being stopped; what its rounds have made stays; {rest}")
+                return 0
+    except Unreachable as error:
+        print(f"{folder.name} will not be taken up again; {error}", file=sys.stderr)
+        return 0
+    except Refused as error:
+        print(error, file=sys.stderr)
+    print(f"{folder.name} was not running and will not be taken up again; {rest}")
     return 0
 
 

@@ -1,0 +1,98 @@
+"""A picture of a study as plain lines, for a terminal, a pipe or a mail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fl_server.console.picture import RUNNING, Picture, SitePicture
+
+MOST_REASONS = 12
+MOST_SITES = 40
+
+
+def spoken(seconds: float) -> str:
+    """A stretch of time as people say it.
+
+    >>> spoken(7.2), spoken(95), spoken(4000), spoken(200000)
+    ('7 s', '2 min', '1 h 7 min', '2 d 8 h')
+    """
+    seconds = max(0.0, seconds)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // (24 * 60)} d {minutes % (24 * 60) // 60} h"
+
+
+def judged(picture: Picture) -> str:
+    """The verdict, and whether it is the last word."""
+    if picture.verdict is None:
+        return "nothing heard yet"
+    return picture.verdict if picture.over else f"{picture.verdict} so far"
+
+
+def listed(picture: Picture) -> str:
+    """One study in one line."""
+    rounds = f"{picture.ended_rounds} of {picture.rounds} rounds" if picture.rounds else "no round"
+    started = f"started {picture.started[:16].replace('T', ' ')}" if picture.started else "start not known"
+    state = picture.state if picture.state in ("over", "stopped", "interrupted", "unreadable") else "running"
+    sites = f"{len(picture.sites)} sites" if picture.sites else "sites not known"
+    return f"{picture.name}  {picture.study_hash[:12]}  {state}, {judged(picture)}, {rounds}, {sites}, {started}"
+
+
+def told(picture: Picture) -> Iterator[str]:
+    """One study in as many lines as it needs."""
+    yield f"{picture.name} ({picture.study_hash[:12]}): {picture.said}"
+    if picture.state == "unreadable":
+        return
+    if picture.state not in ("over", "waiting"):
+        yield f"  verdict {judged(picture)}" + (
+            "" if picture.rounds == 0 else f", {picture.ended_rounds} of {picture.rounds} rounds"
+        )
+    times = [f"started {picture.started}"] if picture.started else []
+    times += [f"ended {picture.ended}"] if picture.ended else []
+    times += [f"about {spoken(picture.left_s)} left"] if picture.left_s is not None and picture.state in RUNNING else []
+    times += [f"went on after {picture.interruptions} interruption(s)"] if picture.interruptions else []
+    if times:
+        yield "  " + ", ".join(times)
+    if awaited := picture.awaited:
+        some = [f"{name} for {spoken(seconds)}" for name, seconds in list(awaited.items())[:MOST_SITES]]
+        more = f", and {len(awaited) - len(some)} more" if len(awaited) > len(some) else ""
+        until = f"; the round ends in {spoken(picture.deadline_s)} at the latest" if picture.deadline_s is not None else ""
+        yield f"  awaited: {', '.join(some)}{more}{until}"
+    for name, values in picture.scores.items():
+        yield f"  {name}: {values[-1][1]:.3f} after round {values[-1][0]}, best {max(value for _, value in values):.3f}"
+    for name, value in picture.final_scores.items():
+        yield f"  {name}: {value:.3f} on patients that nobody chose by"
+    if picture.selected_round is not None:
+        yield f"  the model of round {picture.selected_round} is the best so far"
+    yield from _sites(picture)
+    for reason in picture.reasons[:MOST_REASONS]:
+        yield f"  {reason}"
+    if len(picture.reasons) > MOST_REASONS:
+        yield f"  and {len(picture.reasons) - MOST_REASONS} more reasons (--json has them all)"
+
+
+def _sites(picture: Picture) -> Iterator[str]:
+    shown = dict(list(picture.sites.items())[:MOST_SITES])
+    width = max((len(name) for name in shown), default=0)
+    for name, site in shown.items():
+        yield f"  {name:<{width}}  {_answers(site)}  {price(site, picture.promise)}"
+    if len(picture.sites) > len(shown):
+        yield f"  and {len(picture.sites) - len(shown)} more hospitals (--json has them all)"
+
+
+def _answers(site: SitePicture) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in site.answers.items()) or "not asked yet"
+
+
+def price(site: SitePicture, promise: float | None) -> str:
+    """What a hospital's patients have paid, beside what the study promises them."""
+    if promise is None:
+        return "no privacy"
+    if site.epsilon is None:
+        return f"epsilon not told yet, {promise:g} promised"
+    return f"epsilon {site.epsilon:.3g} at its ledger, {promise:g} promised by the study"
