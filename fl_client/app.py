@@ -26,11 +26,24 @@ from pydantic import ValidationError
 
 from conf.study import Study, words
 from fl_client import release, sent
-from fl_client.approval import Declined, require_approval, require_approved_scores
+from fl_client.approval import Declined, require_approval
 from fl_client.device import device_of
 from fl_client.packed import packed_mod
 from fl_client.patients import TrainingPatients, note, usable_patients
-from fl_client.price import SCORES, planned, round_event, rounds_paid, scores_event, scores_paid
+from fl_client.price import (
+    MATRIX,
+    SCORES,
+    VALIDATION,
+    matrix_event,
+    planned,
+    require_all_approved,
+    require_approved,
+    round_event,
+    rounds_paid,
+    scores_event,
+    validated_rounds,
+    validation_event,
+)
 from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, noisy_total, os_noise, require_private, seeded_noise
 from fl_client.privacy import train as dp_sgd
 from fl_client.sent import Asked
@@ -57,9 +70,7 @@ def enroll(question: Message, context: Context) -> Message:
         study = study_of(question, context)
         past = ledger_of(site).events
         wanted, scores = to_come(site, study, question)
-        require_approval(site, study, paid=rounds_paid(study, past), wanted=wanted)
-        if scores:
-            require_approved_scores(site, study, scored=scores_paid(study, past))
+        require_all_approved(site, study, past, rounds=wanted, scores=scores)
         events = planned(site, study, task_of(site, study), rounds=wanted, scores=scores)
         ledger_of(site).affords(events)
         epsilon = ledger_of(site).planned(events)
@@ -146,25 +157,30 @@ def count(question: Message, site: Site, study: Study, task: CountingTask, asked
 @app.evaluate()
 @release.guarded
 def evaluate(question: Message, context: Context) -> Message:
-    """Judge the model that came on the patients held back from training: a noisy sum leaves, after the ledger."""
+    """Judge the model that came on patients held back from training: a noisy sum leaves, after the ledger.
+
+    The question says to what purpose: `scores` of the finished model by the test patients, `validation` of a round's model, or
+    the scores of one model of the `matrix`, both by the validation patients.
+    """
     site = site_of(context)
     study = study_of(question, context)
-    asked = asked_of(question, site, study, kind="evaluate", number=study.rounds)
+    kind, cost = purpose_of(question, site, study)
+    asked = asked_of(question, site, study, kind=kind, number=cost.round)
     if (answer := sent.look(site, asked)) is not None:
         require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=0)
         return release.again(question, answer)
-    require_approved_scores(site, study, scored=scores_paid(study, ledger_of(site).events))
+    require_approved(site, study, cost, ledger_of(site).events)
     task = task_of(site, study)
     if not isinstance(task, JudgedTask):
         raise Declined(f"task {study.task['name']} can't be judged by hospitals")
-    state = received(question.content, first_state(task))
-    cost = scores_event(site, study)
+    device = device_of(site) if isinstance(task, GradientTask) else torch.device("cpu")
+    state = {name: tensor.to(device) for name, tensor in received(question.content, first_state(task)).items()}
     epsilon = pay(site, study, cost)
-    cohort, patients = usable_patients(site, study, task, "test")
+    cohort, patients = usable_patients(site, study, task, "test" if cost.kind == SCORES else "validation")
     vectors = vectors_of(site, patients, lambda patient: task.judgement(state, cohort.prepared(task, patient)))
     noise, _ = randomness(site, asked)
     total = summed(vectors, task.judgement_length, study, cost, noise)
-    note(site, study=study.hash, scored=len(patients))
+    note(site, study=study.hash, scored=len(patients), what=kind, round=cost.round)
     work = release.total(question, total, noise_std=cost.noise_multiplier, declared_size=site.declared_size, epsilon=epsilon)
     return release.kept(site, asked, work)
 
@@ -253,20 +269,42 @@ def round_of(question: Message, study: Study) -> int:
     return number
 
 
+def purpose_of(question: Message, site: Site, study: Study) -> tuple[str, Event]:
+    """What scores are asked for, under the name that their answer is kept by, and what they cost.
+
+    Raises `Declined` for a purpose that there isn't or that the study doesn't have, a round after which it isn't validated, and
+    a model that no matrix of it has.
+    """
+    config = question.content.config_records["config"]
+    purpose = config.get("purpose", SCORES)
+    if purpose == SCORES:
+        if not study.privacy.evaluation_share:
+            raise Declined(f"study {study.name} sets nothing of its promise aside for scores (privacy.evaluation_share is 0)")
+        return "evaluate", scores_event(site, study)
+    if purpose == VALIDATION:
+        if not study.validations:
+            raise Declined(f"study {study.name} asks for no scores between rounds (it has no validation)")
+        number = round_of(question, study)
+        if number not in (due := validated_rounds(study)):
+            raise Declined(f"study {study.name} is validated after every {due.step}. round, and not after round {number}")
+        return VALIDATION, validation_event(site, study, number=number)
+    if purpose == MATRIX:
+        if not study.privacy.matrix_share:
+            raise Declined(f"study {study.name} sets nothing of its promise aside for a matrix (privacy.matrix_share is 0)")
+        model = config.get("model")
+        if model not in ("global", *study.sites):
+            raise Declined(f"a matrix of study {study.name} has the models 'global' and those of its sites, not {model!r}")
+        return f"{MATRIX}-{model}", matrix_event(site, study)
+    raise Declined(f"scores are asked for as '{SCORES}', '{VALIDATION}' or '{MATRIX}', not as {purpose!r}")
+
+
 def pay(site: Site, study: Study, cost: Event) -> float:
     """Write the price in the ledger, and on the disk, before a patient is touched: a crash from here on over-counts.
 
     Approval is asked for again under the ledger's lock, because another process may have spent what was approved. Returns the
     epsilon of everything so far.
     """
-
-    def check(past: Sequence[Event]) -> None:
-        if cost.kind == SCORES:
-            require_approved_scores(site, study, scored=scores_paid(study, past))
-        else:
-            require_approval(site, study, paid=rounds_paid(study, past), wanted=1)
-
-    return ledger_of(site).spend(cost, check=check)
+    return ledger_of(site).spend(cost, check=lambda past: require_approved(site, study, cost, past))
 
 
 def vectors_of(

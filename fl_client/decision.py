@@ -16,6 +16,7 @@ from fl_client.privacy import Ledger
 from fl_client.site import Site
 
 if TYPE_CHECKING:
+    from fl_client.price import Paid
     from fl_client.suitability import Usable
 
 DAYS = 180
@@ -80,12 +81,11 @@ def decline(site: Site, study: Study, *, who: str) -> Approval:
     return said
 
 
-def paid(site: Site, study: Study) -> tuple[int, int]:
-    """Rounds and scores of the study in the ledger."""
-    from fl_client.price import rounds_paid, scores_paid
+def paid(site: Site, study: Study) -> Paid:
+    """How many of the study's releases stand in the ledger, by kind."""
+    from fl_client.price import paid_of  # here: tasks import torch
 
-    events = ledger_of(site).events
-    return rounds_paid(study, events), scores_paid(study, events)
+    return paid_of(study, ledger_of(site).events)
 
 
 def ledger_of(site: Site) -> Ledger:
@@ -96,5 +96,15 @@ def ledger_of(site: Site) -> Ledger:
 
 def _write(site: Site, study: Study, decision: Decision, *, who: str, until: str | None) -> Approval:
     epsilon = study.privacy.epsilon if study.privacy.kind == "patient" else None
-    rounds, scores = paid(site, study)
-    return Approvals(site.folder).decide(study, decision, who=who, epsilon=epsilon, paid=rounds, scored=scores, until=until)
+    spent = paid(site, study)
+    return Approvals(site.folder).decide(
+        study,
+        decision,
+        who=who,
+        epsilon=epsilon,
+        paid=spent.rounds,
+        scored=spent.scores,
+        validated=spent.validations,
+        crossed=spent.matrix,
+        until=until,
+    )

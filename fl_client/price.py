@@ -78,14 +78,14 @@ def planned(
 ) -> list[Event]:
     """Every release of the study: its rounds, or the last `rounds` of them, and the scores that it sets shares aside for.
 
-    With the last `rounds` come the validations that are due after them.
+    With the last `rounds` come the validations that are due after them, and, if there are any, the matrix.
     """
     first = 1 if rounds is None else study.rounds - rounds + 1
     events = [round_event(site, study, task, number=number) for number in range(first, study.rounds + 1)]
     events += [validation_event(site, study, number=number) for number in validated_rounds(study) if number >= first]
     if scores and study.privacy.evaluation_share:
         events.append(scores_event(site, study))
-    if scores and study.privacy.matrix_share:
+    if study.privacy.matrix_share and first <= study.rounds:
         events += matrix_events(site, study)
     return events
 
@@ -110,11 +110,6 @@ def rounds_paid(study: Study, events: Sequence[Event]) -> int:
     return paid_of(study, events).rounds
 
 
-def scores_paid(study: Study, events: Sequence[Event]) -> int:
-    """How many of the ledger's events are scores of this study's finished model."""
-    return paid_of(study, events).scores
-
-
 def require_approved(site: Site, study: Study, cost: Event, past: Sequence[Event]) -> None:
     """Return if the hospital's yes covers one more release like `cost`, when `past` stands in the ledger; else `Declined`."""
     paid = paid_of(study, past)
@@ -126,6 +121,23 @@ def require_approved(site: Site, study: Study, cost: Event, past: Sequence[Event
         require_approved_matrix(site, study, crossed=paid.matrix, wanted=1)
     else:
         require_approval(site, study, paid=paid.rounds, wanted=1)
+
+
+def require_all_approved(site: Site, study: Study, past: Sequence[Event], *, rounds: int, scores: bool) -> None:
+    """Return if the hospital's yes covers the study's last `rounds` rounds and the scores that belong to them; else `Declined`.
+
+    `scores` says whether those after the last round are still to come. Once the study is over with its rounds, what is left of
+    the matrix isn't known before it is asked for.
+    """
+    paid = paid_of(study, past)
+    require_approval(site, study, paid=paid.rounds, wanted=rounds)
+    if study.validations:
+        due = sum(number > study.rounds - rounds for number in validated_rounds(study))
+        require_approved_validations(site, study, validated=paid.validations, wanted=due)
+    if scores and study.privacy.evaluation_share:
+        require_approved_scores(site, study, scored=paid.scores)
+    if study.privacy.matrix_share:
+        require_approved_matrix(site, study, crossed=paid.matrix, wanted=matrix_models(study) if rounds else 0)
 
 
 # -- inside ---------------------------------------------------------------------------------------------------------------

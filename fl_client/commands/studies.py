@@ -82,9 +82,9 @@ def studies(site: Site) -> int:
     for key, study in approvals.studies.items():
         line = approvals.decisions.get(key)
         said = f"{line.decision} by {line.who} on {line.when[:10]}" if line else "not decided"
-        rounds, scored = paid(site, study)
-        cost = price(site, study, rounds=max(0, study.rounds - rounds), scores=scored == 0)
-        print(f"{key[:12]}  {study.name}: {said}, {rounds} of {study.rounds} rounds paid; {cost}")
+        spent = paid(site, study)
+        cost = price(site, study, rounds=max(0, study.rounds - spent.rounds), scores=spent.scores == 0)
+        print(f"{key[:12]}  {study.name}: {said}, {spent.rounds} of {study.rounds} rounds paid; {cost}")
     if not approvals.studies:
         print(f"{site.name} has not been asked to join a study yet")
     return 0

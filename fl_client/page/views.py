@@ -259,7 +259,8 @@ def _study(path: Path) -> Study:
 
 
 def _asked(study: Study, decisions: Mapping[str, Approval] | None, events: tuple[Event, ...] | None) -> Asked:
-    paid = None if events is None else sum(event.study == study.hash and event.kind != "scores" for event in events)
+    scores = ("scores", "validation", "matrix")  # kinds of events that are no rounds: fl_client/price.py, which needs torch
+    paid = None if events is None else sum(event.study == study.hash and event.kind not in scores for event in events)
     return Asked(study, (decisions or {}).get(study.hash), paid)
 
 

@@ -81,7 +81,7 @@ def looks(
 
 
 def decided(p: torch.Tensor, settings: Settings) -> npt.NDArray[np.uint8]:
-    """The likeliest classes of one volume, (rows, classes, *shape) -> (rows, *shape); of them perhaps the largest piece alone."""
+    """The likeliest classes of one volume: (rows, classes, *shape) -> (rows, *shape), perhaps of the largest piece alone."""
     winner: npt.NDArray[np.uint8] = p.max(1).indices.to(torch.uint8).cpu().numpy()  # ten times faster than argmax on a CPU
     if settings.keep_largest:
         volume = winner if settings.spatial_dims == 2 else winner[0]

@@ -68,8 +68,9 @@ def scores(total: npt.ArrayLike, noise_std: float, settings: Settings) -> dict[s
     """Mean Dice over patients and structures (`dice`), and by structure, from a sum with this noise on each number.
 
     Beside each stands the deviation that the noise gives it (delta method), and of each structure the number of patients in
-    whom it was judged. Left out is what was judged in no more patients than three deviations of the noise on their number: below
-    that the ratio says nothing. Values are cut to 0..1. Raises `ValueError` for a sum that isn't 2 * structures finite numbers.
+    whom it was judged. Left out is what was judged in no more patients than three deviations of the noise on their number:
+    below that the ratio says nothing. Values are cut to 0..1. Raises `ValueError` for a sum that isn't 2 * structures finite
+    numbers.
     """
     names = list(settings.structures)
     sums = np.asarray(total, np.float64)

@@ -45,6 +45,17 @@ class SegmentationTask:
         """`views` augmented views of one patient: (views, 1, *voxels) float32 and (views, *voxels) int64, 255 unknown."""
         return augment.apply(arrays, augment.draw(arrays, views, rng, self.settings), self.settings)
 
+    def drawn(self, rng: np.random.Generator) -> Arrays:
+        """Noise with labels in it: as many slices as a short axis usually has twice, or two volumes."""
+        shape = (20 if self.settings.spatial_dims == 2 else 2, *self.settings.working_voxels)
+        return {
+            "image": rng.uniform(0, 1, shape).astype(np.float16),
+            "mask": rng.integers(0, self.settings.classes, shape, np.uint8),
+            "centre_mm": np.zeros((shape[0], self.settings.spatial_dims), np.float32),
+            "volume": np.arange(shape[0], dtype=np.uint8) % 2,
+            "labelled": np.ones(shape[0], bool),
+        }
+
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Dice and weighted cross-entropy, (rows,)."""
         return dice_and_cross_entropy(output, target, self.settings)
