@@ -75,14 +75,14 @@ def opened(folder: Path, rehearsals: Path | None, port: int | None) -> tuple[Doo
         if not rehearsals.is_dir():
             raise ValueError(f"{rehearsals} is no folder")
         made = secrets.token_urlsafe(32)
-        settings, name, runs = Page(), rehearsals.resolve().name, rehearsals.resolve()
+        settings, name, runs, registry = Page(), rehearsals.resolve().name, rehearsals.resolve(), None
         where = "The token was shown where the page was started."
         read, told = lambda: made, f"log in with the token {made}"
     else:
         house = House.load(folder)
         path = token_path(house.folder)
         ensure_token(path)
-        settings, name, runs = house.page or Page(), house.hosts[0], house.runs
+        settings, name, runs, registry = house.page or Page(), house.hosts[0], house.runs, house.folder / "registry"
         where = f"The token stands in the file {path.name} of the coordinator's folder; whoever runs konsil here can read it."
         read, told = lambda: token(path), f"log in with the token in {path}"
     listening = listen(settings.host, settings.port if port is None else port)
@@ -94,6 +94,7 @@ def opened(folder: Path, rehearsals: Path | None, port: int | None) -> tuple[Doo
         host=settings.host,
         port=listening.getsockname()[1],
         names=settings.names,
+        registry=registry,
     )
     host = f"[{door.host}]" if ":" in door.host else door.host
     print(f"the studies in {runs}: http://{host}:{door.port}/", flush=True)

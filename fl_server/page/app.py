@@ -154,19 +154,16 @@ def _remember(answer: Response, request: Request, cookie: str) -> None:
 
 def studies(request: Request, house: InHouse) -> Response:
     """All studies, the latest first."""
-    until = time.monotonic() + 0.7  # for all of them together
-    found = []
-    for folder in views.folders(house.door.runs):
-        found.append(views.study(folder, house.shelf, wait_s=max(0.0, until - time.monotonic()))[0])
+    found = views.every(house.door.runs, house.shelf, wait_s=0.7)
     reading, running = any(one.reading for one in found), any(one.running for one in found)
     return house.show(request, "studies.html", refresh_s=SOON_S if reading else AGAIN_S if running else 0, studies=found)
 
 
-def _study(house: House, name: str) -> tuple[views.Study, Course | None]:
-    folder = views.find(house.door.runs, name)
-    if folder is None:
-        raise HTTPException(404, "there is no study of this name")
-    one, book = views.study(folder, house.shelf, whole=True)
+def _study(house: House, key: str) -> tuple[views.Study, Course | None]:
+    try:
+        one, book = views.study(key, house.door.runs, house.shelf, whole=True)
+    except KeyError:
+        raise HTTPException(404, "there is no study of this name") from None
     return one, book.course
 
 
@@ -190,6 +187,7 @@ def study(
         worst_first = {"worst": True, "study": False}.get(order)
         span = {"first": _number(first, 1), "last": _number(last, None)}
         contents |= {
+            "cards": files.cards(house.door.registry, course.record.study_hash),
             "plain": plain,
             "grouped": grouped,
             "most_reasons": views.SHOWN_REASONS,
@@ -252,19 +250,34 @@ def site(request: Request, house: InHouse, name: str, site: str, page: str = "1"
 
 def file(house: InHouse, name: str, file: str) -> Response:
     """A report, a model card or the record itself."""
-    folder = views.find(house.door.runs, name)
-    if folder is None or file not in files.FILES:
-        raise HTTPException(404, "there is no such file here")
     try:
-        opened, size = files.opened(folder, file)
-    except OSError:
+        kind = files.FILES[file]
+        opened, size = files.opened(views.folders(house.door.runs)[name][1] / file)
+    except (KeyError, OSError):
         raise HTTPException(404, "this study has no such file") from None
-    kind = files.FILES[file]
+    return _sent(opened, size, kind, f"{name}-{file}")
+
+
+def card(house: InHouse, name: str, model: str, version: str) -> Response:
+    """The card of a model that was registered from a study."""
+    one, course = _study(house, name)
+    known = files.cards(house.door.registry, course.record.study_hash) if course else []
+    found = next((other for other in known if (other.model, other.version) == (model, version)), None)
+    try:
+        if found is None:
+            raise FileNotFoundError
+        opened, size = files.opened(found.path)
+    except OSError:
+        raise HTTPException(404, "no such model was made of this study") from None
+    return _sent(opened, size, files.CARD, f"{one.key}-{model}-{version}.md")
+
+
+def _sent(opened: int, size: int, kind: files.Kind, called: str) -> Response:
     headers = {"content-length": str(size)}
     if kind.media.startswith("text/html"):
         headers[POLICY] = files.ALONE
     if not kind.shown:
-        headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(f'{name}-{file}', safe='')}"
+        headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(called, safe='')}"
     return StreamingResponse(files.pieces(opened, size), media_type=kind.media, headers=headers)
 
 
@@ -291,6 +304,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Response]], ...] = (
     ("GET", "/study/{name}", study),
     ("GET", "/study/{name}/site/{site}", site),
     ("GET", "/study/{name}/file/{file}", file),
+    ("GET", "/study/{name}/card/{model}/{version}", card),
     ("GET", "/health", health),
     ("GET", "/page.css", style),
     ("GET", "/favicon.ico", no_icon),

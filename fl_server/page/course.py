@@ -55,12 +55,12 @@ class Course:
     seconds: tuple[float, ...]  # of each round
     moved: tuple[bool, ...]
     scores: tuple[tuple[int, Mapping[str, float]], ...]  # round -> scores on the validation patients
-    ended_at: float  # when the record was written, seconds since 1970
+    written: float  # when the record was, seconds since 1970
 
     @property
     def planned(self) -> int:
-        """Rounds that the study asks for."""
-        return whole(self.record.study.get("rounds"), len(self.told.numbers))
+        """Rounds of the study, or those that were run if it was stopped early."""
+        return self.done if self.record.stopped_early else whole(self.record.study.get("rounds"), self.done)
 
     @property
     def done(self) -> int:
@@ -76,7 +76,9 @@ class Summary:
     done: int
     planned: int
     sites: int
-    stopped_early: str
+    started: str  # ISO 8601, UTC; empty: not known
+    ended: str  # when there was nothing left to ask; empty: it runs, was interrupted, or an older konsil didn't say
+    study_hash: str
 
 
 def whole(value: Any, otherwise: int) -> int:
@@ -128,7 +130,7 @@ def _packed(record: Record, rounds: list[Any], written: float) -> Course:
         seconds=tuple(seconds),
         moved=tuple(moved),
         scores=tuple(scores),
-        ended_at=written,
+        written=written,
     )
 
 
@@ -251,7 +253,15 @@ class Shelf:
             book.summary = None
             if course is not None:
                 record = course.record
-                book.summary = Summary(record.verdict, course.done, course.planned, len(course.sites), record.stopped_early)
+                book.summary = Summary(
+                    verdict=record.verdict,
+                    done=course.done,
+                    planned=course.planned,
+                    sites=len(course.sites),
+                    started=record.started,
+                    ended=record.ended,
+                    study_hash=record.study_hash,
+                )
             loaded = [folder for folder, other in self._books.items() if other.course is not None]
             for folder in loaded[: max(0, len(loaded) - self._kept)]:
                 if self._books[folder] is not book:

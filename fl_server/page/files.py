@@ -5,11 +5,13 @@ What is HTML is shown without scripts, in a sandbox, and with nothing from elsew
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PIECE = 256 * 1024
 
@@ -32,11 +34,11 @@ class Kind:
 FILES = {
     "report.html": Kind("the report", "text/html; charset=utf-8", shown=True),
     "report.pdf": Kind("the report to print (PDF)", "application/pdf"),
-    "model_card.md": Kind("the model card", "text/plain; charset=utf-8", shown=True),
-    "model_card.html": Kind("the model card", "text/html; charset=utf-8", shown=True),
     "record.json": Kind("the record, for programs", "application/json"),
 }
 """By name. Weights are not among them."""
+
+CARD = Kind("a model's card", "text/plain; charset=utf-8", shown=True)
 
 
 def there(folder: Path) -> list[tuple[str, str, int]]:
@@ -52,14 +54,55 @@ def there(folder: Path) -> list[tuple[str, str, int]]:
     return found
 
 
-def opened(folder: Path, name: str) -> tuple[int, int]:
-    """A descriptor of the file and its size. Raises `KeyError` for a name that isn't listed, `OSError` for one not there."""
-    kind = FILES[name]
-    file = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+@dataclass(frozen=True)
+class Card:
+    """The card of a registered model."""
+
+    model: str
+    version: str
+    standing: str  # registered, deprecated, withdrawn
+    reason: str
+    path: Path
+
+
+def cards(registry: Path | None, study_hash: str) -> list[Card]:
+    """The cards of the models that were registered from this study; what can't be read is left out."""
+    if registry is None:
+        return []
+    said = _standings(registry / "log.jsonl")
+    found = []
+    for path in sorted(registry.glob("*/*/card.json")):
+        model, version = path.parent.parent.name, path.parent.name
+        facts = _lines(path)
+        if facts and facts[0].get("study_hash") == study_hash:
+            standing, reason = said.get((model, version), ("registered", ""))
+            found.append(Card(model, version, standing, reason, path.with_name("card.md")))
+    return found
+
+
+def _standings(log: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """(model, version) -> the last that the registry's log says of it. Whether its chain holds, `konsil-study models` tells."""
+    keys = ("name", "version", "standing", "reason")
+    lines = [[str(line.get(key, "")) for key in keys] for line in _lines(log, each_line=True)]
+    return {(model, version): (standing, reason) for model, version, standing, reason in lines}
+
+
+def _lines(path: Path, *, each_line: bool = False) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text()
+        found = [json.loads(line) for line in text.splitlines()] if each_line else [json.loads(text)]
+    except (OSError, ValueError):
+        return []
+    return [line for line in found if isinstance(line, dict)]
+
+
+def opened(path: Path) -> tuple[int, int]:
+    """A descriptor of a plain file, and its size. Raises `OSError` for what is none, or isn't there."""
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode):
         os.close(file)
-        raise OSError(f"{name} is no plain file, so it is not {kind.words}")
+        raise OSError(f"{path.name} is no plain file")
     return file, found.st_size
 
 

@@ -61,6 +61,7 @@ class Door:
     host: str = LOOPBACK
     port: int = 8790
     names: tuple[str, ...] = ()  # further host names: those of a proxy with TLS
+    registry: Path | None = None  # of models that came of the studies
 
     @property
     def answers_to(self) -> frozenset[str]:

@@ -222,7 +222,7 @@ def why(course: Course, told: Told, *, most: int) -> tuple[list[Why], int]:
     found: list[Why]
     if len(by_site) <= most:
         found = [
-            Why(ANSWERS[code], reason, (course.sites[column],), spans(told.numbers[row] for row in at), len(at))
+            Why(ANSWERS[code], reason, (course.sites[column],), _rounds(told, at), len(at))
             for (column, code, reason), at in sorted(by_site.items(), key=lambda item: (item[0][0], item[1][0]))
         ]
         return found, 0
@@ -237,7 +237,7 @@ def why(course: Course, told: Told, *, most: int) -> tuple[list[Why], int]:
             ANSWERS[code],
             reason,
             tuple(course.sites[column] for column in sorted(who)),
-            spans({told.numbers[row] for row in at}),
+            _rounds(told, at),
             len(at),
         )
         for (code, reason), (who, at) in ordered[:most]
@@ -245,18 +245,22 @@ def why(course: Course, told: Told, *, most: int) -> tuple[list[Why], int]:
     return found, len(ordered) - len(found)
 
 
-def spans(numbers: Iterable[int], *, most: int = 12) -> str:
-    """Round numbers in words.
+def _rounds(told: Told, rows: Iterable[int]) -> str:
+    return spans((told.numbers[row], told.numbers[row]) for row in rows)
 
-    >>> spans([1, 2, 3, 7, 9, 10])
+
+def spans(stretches: Iterable[tuple[int, int]], *, most: int = 12) -> str:
+    """Stretches of rounds in words.
+
+    >>> spans([(1, 1), (2, 3), (9, 10), (7, 7)])
     '1–3, 7, 9–10'
     """
     runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
+    for low, high in sorted(stretches):
+        if runs and low <= runs[-1][1] + 1:
+            runs[-1][1] = max(runs[-1][1], high)
         else:
-            runs.append([number, number])
+            runs.append([low, high])
     said = [f"{low}" if low == high else f"{low}–{high}" for low, high in runs[:most]]
     return ", ".join(said) + (f" and {len(runs) - most} more stretches" if len(runs) > most else "")
 

@@ -19,7 +19,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fl_server import runs
+from fl_server.console.files import studies
 from fl_server.live import Now
 from fl_server.page.course import ANSWERS, NOTHING, Book, Course, Shelf, Summary
 from fl_server.page.matrix import spans
@@ -50,7 +50,8 @@ PHASES = {
     "matrix": "has every model judged at every hospital",
     "ended": "has ended",
 }
-_ROUND = re.compile(r"round (\d{1,6}): (.*)", re.DOTALL)
+_ROUND = re.compile(r"rounds? (\d{1,6})(?: to (\d{1,6}))?: (.*)", re.DOTALL)
+_NOT_YET = re.compile(r"\d+ of \d+ rounds were run|no matrix of hospitals: it was not asked for")
 
 
 def environment() -> Environment:
@@ -132,6 +133,7 @@ def number(value: Any) -> str:
 class Study:
     """One study's folder, as far as it can be read."""
 
+    key: str  # in addresses
     name: str
     folder: Path
     now: Now | None
@@ -148,8 +150,8 @@ class Study:
 
     @property
     def started(self) -> str:
-        """When it was started last, ISO 8601; empty: not known."""
-        return self.standing.started if self.standing else ""
+        """When it was started, ISO 8601; empty: not known."""
+        return (self.summary.started if self.summary else "") or (self.standing.started if self.standing else "")
 
     @property
     def changed(self) -> float:
@@ -166,45 +168,55 @@ class Study:
         return max(done, self.now.round) if self.now and self.running else done
 
 
-def folders(where: Path) -> list[Path]:
-    """The studies' folders, the latest first; `where` may be one itself, as a rehearsal's is."""
-    inside = runs.folders(where)
-    if (where / "record.json").exists() or (where / runs.FILE).exists():
-        inside.append(where)
-    return inside[::-1]
+def folders(where: Path) -> dict[str, tuple[str, Path]]:
+    """Key -> name and folder of all studies, the latest first. Those of a rehearsal's arms have a path for a name."""
+    try:
+        found = studies(where)
+    except ValueError:  # there is none
+        return {}
+    return {name.replace("/", "~"): (name, folder) for name, folder in reversed(found.items())}
 
 
-def find(where: Path, name: str) -> Path | None:
-    """The folder of the study of this name, of those that are there; None if there is none."""
-    return next((folder for folder in folders(where) if folder.name == name), None)
+def study(key: str, where: Path, shelf: Shelf, *, whole: bool = False, wait_s: float = 0.7) -> tuple[Study, Book]:
+    """How a study stands, with what is known of its record. Raises `KeyError` if there is none of this key."""
+    name, folder = folders(where)[key]
+    return _study(key, name, folder, shelf, whole=whole, wait_s=wait_s)
 
 
-def study(folder: Path, shelf: Shelf, *, whole: bool = False, wait_s: float = 0.7) -> tuple[Study, Book]:
-    """How a study stands, with what is known of its record."""
+def every(where: Path, shelf: Shelf, *, wait_s: float) -> list[Study]:
+    """All studies, the latest first; `wait_s` for all of them together."""
+    until = time.monotonic() + wait_s
+    return [
+        _study(key, name, folder, shelf, wait_s=max(0.0, until - time.monotonic()))[0]
+        for key, (name, folder) in folders(where).items()
+    ]
+
+
+def _study(key: str, name: str, folder: Path, shelf: Shelf, *, wait_s: float, whole: bool = False) -> tuple[Study, Book]:
+    now = Now.read(folder)  # before the record: what it says of a round's end is not newer than the record
     book = shelf.book(folder, whole=whole, wait_s=wait_s)
-    now = Now.read(folder)
     standing, trouble = None, f"its record can't be read: {book.trouble}" if book.trouble else ""
     try:
         standing = Standing.read(folder)
     except (OSError, ValueError) as error:
         trouble = "; ".join(filter(None, [trouble, str(error)]))
     state = _state(now, standing, book)
-    return Study(folder.name, folder, now, standing, state, trouble, book.reading, book.summary), book
+    return Study(key, name, folder, now, standing, state, trouble, book.reading, book.summary), book
 
 
 def _state(now: Now | None, standing: Standing | None, book: Book) -> str:
-    if now is not None and now.alive:
-        return "running"
-    if standing is not None and standing.wanted == "stopped":
-        return "stopped"
-    if (now is not None and now.phase == "ended") or (standing is not None and standing.wanted == "ended"):
-        return "ended"
     summary = book.summary
+    if summary is not None and (
+        summary.ended or (now is None and standing is None and summary.done >= summary.planned)  # an older konsil's
+    ):
+        return "ended"
+    if now is not None and now.alive and (summary is None or now.study_hash == summary.study_hash):
+        return "running"
+    if standing is not None and standing.wanted != "running":
+        return "stopped" if standing.wanted == "stopped" else "ended"
     if summary is None:
         return "waiting" if standing is not None and not book.trouble and not book.reading else "unknown"
-    if now is None and (summary.done >= summary.planned or summary.stopped_early):
-        return "ended"  # by a konsil that wrote no now.json
-    return "interrupted"
+    return "waiting" if now is None and standing is not None and not summary.done else "interrupted"
 
 
 def reasons(course: Course, *, running: bool) -> tuple[list[str], list[str]]:
@@ -213,14 +225,15 @@ def reasons(course: Course, *, running: bool) -> tuple[list[str], list[str]]:
     While a study runs, that it isn't over yet is no reason.
     """
     plain: list[str] = []
-    by_text: dict[str, list[int]] = {}
+    by_text: dict[str, list[tuple[int, int]]] = {}
     for text in course.record.reasons:
         if found := _ROUND.fullmatch(text):
-            by_text.setdefault(found[2], []).append(int(found[1]))
-        elif not (running and text.endswith("rounds were run")):
+            first, last = int(found[1]), int(found[2] or found[1])
+            by_text.setdefault(found[3], []).append((first, last))
+        elif not (running and (_NOT_YET.fullmatch(text) or text.endswith("they were not asked for"))):
             plain.append(text)
-    grouped = [f"round {spans(at)}: {text}" if len(at) == 1 else f"rounds {spans(at)}: {text}" for text, at in by_text.items()]
-    return plain, grouped
+    said = {text: spans(at) for text, at in by_text.items()}
+    return plain, [f"{'round' if rounds.isdecimal() else 'rounds'} {rounds}: {text}" for text, rounds in said.items()]
 
 
 def awaited(now: Now | None) -> list[tuple[str, float]]:
@@ -289,13 +302,12 @@ def questions(course: Course) -> list[Question]:
 
 @dataclass(frozen=True)
 class Crossed:
-    """Every model on every hospital's patients: `rows` of (model, [(score, shade 0..4)])."""
+    """Every model on every hospital's patients: `rows` of (model, [(score, shade 0..4, its noise)])."""
 
     metric: str
     sites: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
+    rows: tuple[tuple[str, tuple[tuple[str, int, str], ...]], ...]
     left_out: int  # models and hospitals beyond the table
-    noise: str
 
 
 def crossed(course: Course) -> Crossed | None:
@@ -313,17 +325,15 @@ def crossed(course: Course) -> Crossed | None:
             return 0
         return min(4, int(5 * (value - low) / (high - low)))
 
-    models = list(matrix.scores)[: MOST_MATRIX + 1]
-    noises = [noise for noise in matrix.noise_std.values() if math.isfinite(noise)]
+    def cell(model: str, site: str) -> tuple[str, int, str]:
+        value, noise = matrix.scores[model].get(site), matrix.noise_sd.get(model, {}).get(site)
+        return number(value), shade(value), f"noise alone: ± {number(noise)}" if noise else ""
+
     return Crossed(
         metric=matrix.metric,
         sites=tuple(shown),
-        rows=tuple(
-            (model, tuple((number(matrix.scores[model].get(site)), shade(matrix.scores[model].get(site))) for site in shown))
-            for model in models
-        ),
+        rows=tuple((model, tuple(cell(model, site) for site in shown)) for model in list(matrix.scores)[: MOST_MATRIX + 1]),
         left_out=max(0, len(sites) - len(shown)),
-        noise=number(max(noises)) if noises else "",
     )
 
 
