@@ -145,6 +145,14 @@ def drawn(
     return Hospital(name, _only(cohort, names), every.test_fraction, scanner, count, refused)
 
 
+def seeds_of(name: str, every: GeneratedHospitals) -> dict[str, int]:
+    """The seeds that a generated hospital's patients are drawn from, by pseudonym."""
+    settings = (every.sites | every.held_out)[name]
+    first = every.first_seed + 10_000 * list(every.sites | every.held_out).index(name)
+    seeds = _seeds(first, every.count(settings), every.test_fraction, dicom=settings.through_dicom)
+    return {pseudonym: seed for seed, pseudonym in seeds.items()}
+
+
 def _only(cohort: Cohort, patients: Collection[str]) -> Path:
     """A cohort of these patients alone: the cache may hold more, drawn for a larger hospital or another split."""
     chosen = [patient for patient in cohort.patients if patient in patients]

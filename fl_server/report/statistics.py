@@ -92,6 +92,27 @@ def mean(values: Values, *, resamples: int = 2000, seed: int = 20_261, confidenc
     return Estimate(value, float(low), float(high), patients, len(seeds))
 
 
+FEWEST = 5
+"""Patients below which a group has a mean, but no interval: no interval over so few means what it says."""
+
+
+def group(values: Values, *, resamples: int = 2000, confidence: float = 0.95) -> Estimate:
+    """Mean over patients, each counting alike whichever hospital they were in, with the interval of a small group.
+
+    The interval holds the bootstrap's and Student's t over the patients (their means over the seeds): the bootstrap's alone is
+    too narrow for ten. NaN below `FEWEST` patients.
+
+    >>> group({(0, "A", f"{i}"): v for i, v in enumerate([0.8, 0.9])}).patients
+    2
+    """
+    alike = {(seed, "", f"{hospital}/{patient}"): value for (seed, hospital, patient), value in values.items()}
+    found = mean(alike, resamples=resamples, confidence=confidence)
+    if found.patients < FEWEST:
+        return replace(found, low=nan, high=nan)
+    half = _half_width(_over_patients({key: value for key, value in alike.items() if isfinite(value)}), confidence)
+    return replace(found, low=min(found.low, found.value - half), high=max(found.high, found.value + half))
+
+
 def difference(
     first: Values, second: Values, *, fixed: bool = False, resamples: int = 2000, confidence: float = 0.95
 ) -> Estimate:

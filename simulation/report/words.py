@@ -6,53 +6,18 @@ is better than another only where `statistics` says that this was shown.
 
 from __future__ import annotations
 
-from math import ceil, exp, isfinite
+from math import ceil, exp
 
 from fl_server.record import Record
 from fl_server.report.statistics import SEEDS_FOR_A_CLAIM, Estimate, difference, mean
+from fl_server.report.words import VERDICTS as VERDICTS
+from fl_server.report.words import count as count
+from fl_server.report.words import epsilon as epsilon
+from fl_server.report.words import interval as interval
+from fl_server.report.words import listed
+from fl_server.report.words import number as number
+from fl_server.report.words import structure as structure
 from simulation.report.results import ALONE_ELSEWHERE, PLAIN, PRIVATE, Run
-
-VERDICTS = {
-    "complete": "Complete: every hospital was used in every round.",
-    "degraded": "Degraded: the study ran to its end, but not all of it went as planned.",
-    "failed": "Failed: the study did not reach its end.",
-}
-
-
-def structure(name: str) -> str:
-    """`blood_pool` as it is said: Blood pool."""
-    text = name.replace("_", " ")
-    return text[:1].upper() + text[1:]
-
-
-def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """A number with a true minus sign; an en dash where there is none."""
-    if value is None or not isfinite(value):
-        return "–"
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-    if float(text) == 0:
-        text = text.replace("-", "").replace("+", "")  # rounded to nothing: no direction
-    return text.replace("-", "−")
-
-
-def interval(estimate: Estimate, digits: int = 3, *, sign: bool = False) -> str:
-    """`0.781 to 0.823`, or an empty string without an interval."""
-    if not isfinite(estimate.low):
-        return ""
-    while digits < 5 and any(bound and not round(bound, digits) for bound in (estimate.low, estimate.high)):
-        digits += 1  # a bound close to 0 must show on which side it lies
-    return f"{number(estimate.low, digits, sign=sign)} to {number(estimate.high, digits, sign=sign)}"
-
-
-def epsilon(value: float | None) -> str:
-    """Two digits, rounded up: a report must not state less privacy loss than there was."""
-    return "–" if value is None else f"{ceil(value * 100 - 1e-9) / 100:.2f}"
-
-
-def count(n: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{n} {noun}" + ("" if n == 1 else "s")
-
 
 LEAST_PATIENTS, LEAST_ROUNDS = 30, 10
 """Patients of a hospital and rounds below which a run shows that the software works, and nothing else. The five scanners of a
@@ -92,11 +57,11 @@ def result(run: Run) -> list[str]:
     parts = [f"{number(e.value)} for the {structure(name).lower()}{_bracket(e)}" for name, e in found.items() if e]
     if not parts:
         return [*text, "No test patient was scored with this model."]
-    listed = _listed(parts)
+    told = listed(parts)
     text.append(
         f"On {count(len(tested), 'patient')} of these hospitals whom no training had seen, its outlines matched the reader's"
     )
-    text[-1] += f" with a mean Dice of {listed}. Dice is 1 where two outlines are the same and 0 where they do not touch."
+    text[-1] += f" with a mean Dice of {told}. Dice is 1 where two outlines are the same and 0 where they do not touch."
     elsewhere = mean(run.dice(arm, "held_out"))
     if elsewhere:
         names = " and ".join(run.hospitals("held_out"))
@@ -107,7 +72,7 @@ def result(run: Run) -> list[str]:
     parts = [f"{number(e.value)} for the {structure(name).lower()}{_bracket(e)}" for name, e in real.items() if e]
     if parts:
         patients = count(run.patients("real"), "real patient")
-        text.append(f"On {patients} from {' and '.join(run.hospitals('real'))} it was {_listed(parts)}.")
+        text.append(f"On {patients} from {' and '.join(run.hospitals('real'))} it was {listed(parts)}.")
         if missing := [structure(name).lower() for name, e in real.items() if not e]:
             text[-1] += f" No reader's outline of the {' and the '.join(missing)} was there to compare with."
     claims = []
@@ -117,10 +82,6 @@ def result(run: Run) -> list[str]:
         alone = difference(run.dice(PRIVATE, "held_out"), run.dice(ALONE_ELSEWHERE, "held_out"))
         claims.append(_claim(alone, "the average hospital training alone", "at the hospital that took no part"))
     return [" ".join(text), *([" ".join(filter(None, claims))] if any(claims) else [])]
-
-
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _bracket(estimate: Estimate) -> str:
