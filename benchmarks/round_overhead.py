@@ -185,6 +185,7 @@ def _work(settings: Path) -> int:
     from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
 
+    from conf.study import Study
     from fl_client import release
     from fl_client.packed import packed_mod
     from fl_client.worker import Worker, obey_signals
@@ -201,7 +202,8 @@ def _work(settings: Path) -> int:
     def train(question: Message, context: Context) -> Message:
         text = str(context.run_config["study"])
         if text not in wanted:
-            wanted[text] = released(load(json.loads(text)["task"]))
+            study = Study.from_json(text)
+            wanted[text] = released(study, load(study.task))
         sent = question.content.array_records["arrays"]
         own = np.float32(context.node_id % 1000 / 1e6)  # else one hospital's parts would be another's
         arrays = ArrayRecord({name: Array(sent[name].numpy() + own) for name in wanted[text]})

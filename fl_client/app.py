@@ -25,9 +25,10 @@ from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
 from conf.study import Study, words
-from fl_client import release, sent
+from fl_client import personal, release, sent
 from fl_client.approval import Declined, require_approval
 from fl_client.device import device_of
+from fl_client.pace import steps_of
 from fl_client.packed import packed_mod
 from fl_client.patients import TrainingPatients, note, usable_patients
 from fl_client.price import (
@@ -48,7 +49,8 @@ from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, noisy_total, os
 from fl_client.privacy import train as dp_sgd
 from fl_client.sent import Asked
 from fl_client.site import Site
-from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for
+from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for, moving
+from tasks.task import personal as personal_names
 
 app = ClientApp(mods=[packed_mod])
 
@@ -100,13 +102,17 @@ def train(question: Message, context: Context) -> Message:
 
 
 def descend(question: Message, site: Site, study: Study, task: GradientTask, asked: Asked) -> Message:
-    """A round of a gradient task: noisy steps from the weights that came; the trained parameters leave."""
+    """A round of a gradient task: noisy steps from the weights that came; what was trained leaves, but for what is personal."""
     model = task.model()
-    model.load_state_dict(received(question.content, model.state_dict()))
+    state = received(question.content, model.state_dict())
     require_private(model)
-    names = task.trainable(model)
+    names = moving(study, task, model)
+    own = personal_names(study, names)
+    model.load_state_dict(state | personal.begin(site, asked) if own else state)
     parameters = dict(model.named_parameters())
-    cost = round_event(site, study, task, number=asked.round)
+    before = {name: parameters[name].detach().clone() for name in own}
+    steps = steps_of(site, study, task)  # settled before the price is, and before a patient is touched
+    cost = round_event(site, study, task, number=asked.round).model_copy(update={"steps": steps})
     epsilon = pay(site, study, cost)
     patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
     noise, sampling = randomness(site, asked)
@@ -115,7 +121,7 @@ def descend(question: Message, site: Site, study: Study, task: GradientTask, ask
         patients,
         parameters=[parameters[name] for name in names],
         loss=task.loss,
-        steps=study.training.steps,
+        steps=cost.steps,
         sample_rate=study.training.sample_rate,
         views=study.training.views,
         declared_size=site.declared_size,
@@ -138,8 +144,12 @@ def descend(question: Message, site: Site, study: Study, task: GradientTask, ask
         round=asked.round,
         loss=float(np.mean(losses)) if losses else None,
         patients=len(patients.patients),
+        steps=cost.steps,
     )
-    return release.reply(question, model, names=names, declared_size=site.declared_size, epsilon=epsilon)
+    if own:
+        personal.keep(site, asked, before, {name: parameters[name] for name in own})
+    leaving = [name for name in names if name not in before]
+    return release.reply(question, model, names=leaving, declared_size=site.declared_size, epsilon=epsilon, steps=cost.steps)
 
 
 def count(question: Message, site: Site, study: Study, task: CountingTask, asked: Asked) -> Message:
@@ -174,7 +184,8 @@ def evaluate(question: Message, context: Context) -> Message:
     if not isinstance(task, JudgedTask):
         raise Declined(f"task {study.task['name']} can't be judged by hospitals")
     device = device_of(site) if isinstance(task, GradientTask) else torch.device("cpu")
-    state = {name: tensor.to(device) for name, tensor in received(question.content, first_state(task)).items()}
+    judged = personal.worn(site, study, received(question.content, first_state(task)))
+    state = {name: tensor.to(device) for name, tensor in judged.items()}
     epsilon = pay(site, study, cost)
     cohort, patients = usable_patients(site, study, task, "test" if cost.kind == SCORES else "validation")
     vectors = vectors_of(site, patients, lambda patient: task.judgement(state, cohort.prepared(task, patient)))

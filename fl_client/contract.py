@@ -15,7 +15,7 @@ from conf.study import Study
 from fl_client.price import planned
 from fl_client.privacy import Ledger
 from fl_client.site import Site
-from tasks.task import CountingTask, GradientTask, JudgedTask, load_for
+from tasks.task import CountingTask, GradientTask, JudgedTask, load_for, released
 
 SHOWN = 4
 """So many arrays of a release are named in the text; `Leaving.arrays` names them all."""
@@ -58,7 +58,7 @@ def leaving(site: Site, study: Study) -> tuple[Leaving, ...]:
     if isinstance(task, CountingTask):
         found.append(Leaving(f"{each}, one sum over all patients", {"total": ((task.length,), "float64")}))
     else:
-        found.append(Leaving(f"{each}, the trained parameters", _trained(task)))
+        found.append(Leaving(f"{each}, the trained parameters", _trained(study, task)))
     if study.privacy.evaluation_share and isinstance(task, JudgedTask):
         found.append(
             Leaving(
@@ -68,13 +68,20 @@ def leaving(site: Site, study: Study) -> tuple[Leaving, ...]:
     return tuple(found)
 
 
-def _trained(task: GradientTask) -> dict[str, tuple[tuple[int, ...], str]]:
-    model = task.model()
-    parameters = dict(model.named_parameters())
+def _trained(study: Study, task: GradientTask) -> dict[str, tuple[tuple[int, ...], str]]:
+    parameters = dict(task.model().named_parameters())
     return {
         name: (tuple(parameters[name].shape), str(parameters[name].dtype).removeprefix("torch."))
-        for name in task.trainable(model)
+        for name in released(study, task)
     }
+
+
+def _stays(study: Study) -> list[str]:
+    training = study.training
+    return [
+        *([f"never leaves: what you train for yourself, {', '.join(training.personal)}"] if training.personal else []),
+        *([f"stays as it came, and isn't sent back: {', '.join(training.frozen)}"] if training.frozen else []),
+    ]
 
 
 def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list[str]]]:
@@ -87,6 +94,7 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
             f"task {study.task['name']} of konsil {study.konsil_version}, as it is installed here; no code comes from outside",
             *([", ".join(settings)] if settings else []),
             f"strategy {study.strategy.name}, {study.rounds} rounds, a round may take {study.strategy.round_timeout_s:g} s",
+            *_time_boxed(study),
         ],
     )
     yield "On whom", [_whom(study)]
@@ -103,13 +111,24 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
         "What leaves",
         [
             *sent,
+            *_stays(study),
             protected,
-            f"with every answer the size that you declare in public ({site.declared_size}) and the epsilon of your ledger",
+            f"with every answer the size that you declare in public ({site.declared_size}), the epsilon of your ledger and how "
+            "many steps were taken",
             "before the first round your name, your konsil's version and whether you take part, and if not, why",
         ],
     )
     yield "Price", [price(site, study)]
     yield "For how long", [f"until {until(days)} ({days} days), or until its rounds have been answered once"]
+
+
+def _time_boxed(study: Study) -> list[str]:
+    if study.training.work_s is None:
+        return []
+    return [
+        f"of the {study.training.steps} steps of a round as many as this machine does in {study.training.work_s:g} s, by its "
+        "pace on drawn data; fewer cost less"
+    ]
 
 
 def until(days: int) -> str:

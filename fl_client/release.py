@@ -1,10 +1,10 @@
 """The door out: the only place where an answer to the coordinator is built.
 
 What passes: trained parameters by name, or one noisy sum and how much noise is in it, with the size that the hospital
-declares in public and the epsilon of its ledger; or a refusal in words; or the bare fact that something failed. What does not
-pass: buffers, losses, counts of patients, texts of exceptions, timings (Flower's own is set to zero in supernode.py; when an
-answer comes can be seen from outside). The reader of this file has read everything that leaves the hospital. The ledger has
-its line before an answer is built here, the audit log gets one before it goes.
+declares in public, the epsilon of its ledger and the steps that it took; or a refusal in words; or the bare fact that
+something failed. What does not pass: buffers, losses, counts of patients, texts of exceptions, timings (Flower's own is set to
+zero in supernode.py; when an answer comes can be seen from outside). The reader of this file has read everything that leaves
+the hospital. The ledger has its line before an answer is built here, the audit log gets one before it goes.
 """
 
 from __future__ import annotations
@@ -43,10 +43,13 @@ FAILED_WORDS = "the work failed at this site; its log says why"
 """How every failure begins that the coordinator hears of."""
 
 
-def reply(question: Message, model: torch.nn.Module, *, names: Collection[str], declared_size: int, epsilon: float) -> Message:
+def reply(
+    question: Message, model: torch.nn.Module, *, names: Collection[str], declared_size: int, epsilon: float, steps: int
+) -> Message:
     """The trained parameters `names` of `model`, and what the hospital says in public.
 
-    `epsilon` is what its ledger stands at; infinite once anything has left without noise.
+    `epsilon` is what its ledger stands at; infinite once anything has left without noise. `steps` were taken and paid for: they
+    follow from the study and from the machine's pace on drawn data (`pace.py`).
 
     Raises `ValueError` for a name that is no parameter (a buffer, say), for an array that is not of floating point or
     not finite, and when nothing is left to send.
@@ -62,7 +65,7 @@ def reply(question: Message, model: torch.nn.Module, *, names: Collection[str], 
         arrays[name] = Array(tensor.numpy())
     if not arrays:
         raise ValueError("no parameter was named; an empty answer may not leave")
-    metrics = MetricRecord({"num-examples": declared_size, "epsilon": float(epsilon)})
+    metrics = MetricRecord({"num-examples": declared_size, "epsilon": float(epsilon), "steps": steps})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=question)
 
 

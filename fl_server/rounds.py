@@ -191,6 +191,7 @@ class _Course:
                 heard=self._heard,
             )
             arrays, _ = strategy.finish(number)
+            progress.strategy = strategy.state()
         if arrays is not None:
             self._move(dict(arrays.to_torch_state_dict()))
         answered = {**strategy.answers.get(number, {}), **unseen}
@@ -201,6 +202,7 @@ class _Course:
             seconds=time.monotonic() - start,
             arrays_sha256=fingerprint(progress.mean),
             moved=arrays is not None,
+            ended=moment(),
         )
         self.record.rounds.append(entry)
         self._note_sites(answers)
@@ -336,7 +338,7 @@ class _Course:
 def _trainable(study: Study) -> list[str]:
     task = load(study.task)
     with torch.random.fork_rng(devices=[]):
-        return released(task)
+        return released(study, task)
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -109,6 +110,14 @@ class GradientTask(Task, Protocol):
         """
 
 
+@runtime_checkable
+class PacedTask(GradientTask, Protocol):
+    """A gradient task of which a hospital can tell, without a patient, how long a step takes here."""
+
+    def drawn(self, rng: np.random.Generator) -> Arrays:
+        """Arrays of nobody, with the shapes that a usual patient's have once prepared; all its numbers come from `rng`."""
+
+
 def load(settings: Mapping[str, Any], *, models: Path | None = None) -> GradientTask | CountingTask:
     """The task named `settings["name"]`, a folder of `tasks/`; the remaining settings go to its `build`.
 
@@ -153,6 +162,11 @@ def load_for(study: Study, *, models: Path | None = None) -> GradientTask | Coun
     if settled(study.task) != study.task:
         raise ValueError(f"study {study.name} doesn't settle what its numbers are made by (task.image.extraction is empty)")
     _require_scores(study, task)
+    _require_parameters(study, task)
+    if study.training.work_s is not None and not isinstance(task, PacedTask):
+        raise ValueError(
+            f"how long a step of task {study.task['name']} takes can't be told beforehand; training.work_s must be left out"
+        )
     return task
 
 
@@ -195,9 +209,65 @@ def first_state(task: GradientTask | CountingTask) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in task.model().state_dict().items()}
 
 
-def released(task: GradientTask | CountingTask) -> list[str]:
-    """Names of the arrays that a hospital sends back in a round."""
-    return ["total", "noise_variance"] if isinstance(task, CountingTask) else task.trainable(task.model())
+def moving(study: Study, task: GradientTask, model: torch.nn.Module) -> list[str]:
+    """Names of the parameters that a hospital trains under this study: what the task lets move, without `training.frozen`."""
+    names = task.trainable(model)
+    still = set(_named(study.training.frozen, names))
+    return [name for name in names if name not in still]
+
+
+def personal(study: Study, names: Sequence[str]) -> list[str]:
+    """Those of `names` that each hospital keeps for itself (`training.personal`)."""
+    return _named(study.training.personal, names)
+
+
+def released(study: Study, task: GradientTask | CountingTask) -> list[str]:
+    """Names of the arrays that a hospital sends back in a round: what it trains and does not keep for itself.
+
+    Builds a model, which draws from torch's global generator.
+    """
+    if isinstance(task, CountingTask):
+        return ["total", "noise_variance"]
+    names = moving(study, task, task.model())
+    own = set(personal(study, names))
+    return [name for name in names if name not in own]
+
+
+def _named(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _require_parameters(study: Study, task: GradientTask | CountingTask) -> None:
+    """Raise `ValueError` if `training.frozen` and `training.personal` name what there isn't, or leave nothing."""
+    training = study.training
+    if not training.frozen and not training.personal:
+        return
+    if isinstance(task, CountingTask):
+        raise ValueError(
+            f"task {study.task['name']} is counted and has no parameters; training.frozen and .personal must be empty"
+        )
+    with torch.random.fork_rng(devices=[]):
+        names = task.trainable(task.model())
+    for setting, patterns in (("frozen", training.frozen), ("personal", training.personal)):
+        for pattern in patterns:
+            if not _named([pattern], names):
+                raise ValueError(
+                    f"training.{setting} has '{pattern}', which is none of the {len(names)} parameters that task "
+                    f"{study.task['name']} trains: {', '.join(names[:4])}, ..."
+                )
+    frozen, own = _named(training.frozen, names), _named(training.personal, names)
+    if both := sorted(set(frozen) & set(own)):
+        raise ValueError(
+            f"parameter '{both[0]}' is named by training.frozen and by training.personal; it can be one of the two"
+        )
+    if len(frozen) == len(names):
+        raise ValueError(
+            f"training.frozen names all {len(names)} parameters that task {study.task['name']} trains: nothing is left"
+        )
+    if len(frozen) + len(own) == len(names):
+        raise ValueError(
+            "training.personal names every parameter that is trained: nothing would leave, and nothing be learned together"
+        )
 
 
 def task_names() -> Sequence[str]:

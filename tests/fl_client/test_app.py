@@ -41,7 +41,7 @@ def test_nothing_leaves_but_trained_parameters_the_declared_size_and_epsilon(hos
     study = hospitals.study(task={**hospitals.study().task, "trainable": "head"})
     (reply, *_) = ask(hospitals, study)
     assert set(reply.content) == {"arrays", "metrics"}
-    assert set(reply.content["metrics"]) == {"num-examples", "epsilon"}
+    assert set(reply.content["metrics"]) == {"num-examples", "epsilon", "steps"}
     assert reply.content["metrics"]["num-examples"] == 5  # there are 4 patients: the exact count stays
     assert all(array.numpy().dtype == np.float32 for array in reply.content["arrays"].values())
     assert all(name.startswith(("head.", "activation.")) for name in reply.content["arrays"])

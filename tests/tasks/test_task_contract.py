@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from conf.study import Study
 from tasks.case import Case, Volume
 from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load, released, task_names
 
@@ -141,8 +142,9 @@ class TestContract:
     def test_round_one_starts_from_finite_arrays_that_hold_all_that_is_sent_back(self, task, name, example):
         state = first_state(task)
         assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
-        assert set(released(task)) <= set(state)
-        assert released(task)
+        study = Study(konsil_version="0", task={"name": name}, rounds=1, sites=("a",))
+        assert set(released(study, task)) <= set(state)
+        assert released(study, task)
 
 
 @pytest.mark.parametrize(("name", "example"), COUNTING)
