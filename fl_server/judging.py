@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MessageType
 from flwr.serverapp import Grid
 
 from conf.study import Study
+from fl_server.asking import Asking
 from fl_server.enrolment import Enrolment
 from fl_server.record import Evaluation, Matrix, Record, SiteRound
 from fl_server.strategy import Rounds, Sum
@@ -117,28 +118,27 @@ def _ask(
     grid: Grid, study: Study, task: JudgedTask, model: State, enrolment: Enrolment, config: ConfigRecord, number: int
 ) -> tuple[dict[str, SiteRound], dict[str, dict[str, npt.NDArray[np.float64]]]]:
     """What became of each planned hospital, and the sums of those whose answers were sound, in the study's order."""
+    sums: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
     strategy = Rounds(
         Sum(),
         nodes=enrolment.nodes,
         weights=enrolment.sizes,
         ttl_s=study.strategy.round_timeout_s,
+        deadline_s=study.strategy.round_timeout_s,
         expected={"total": np.zeros(task.judgement_length), "noise_variance": np.zeros(1)},
         check=require_noise(study),
         kind=MessageType.EVALUATE,
+        used=lambda site, arrays: sums.update({site: {name: np.array(array) for name, array in arrays.items()}}),
     )
     config["study-hash"] = study.hash
     questions = strategy.configure_train(number, ArrayRecord(dict(model)), config, grid)
-    replies = list(grid.send_and_receive(questions, timeout=study.strategy.round_timeout_s)) if questions else []
-    contents = [(reply.metadata.src_node_id, reply.content) for reply in replies if not reply.has_error()]
-    strategy.aggregate_train(number, replies)
-    answered = strategy.answers[number]
+    unseen: dict[str, SiteRound] = {}
+    if questions:
+        limit, retries = study.strategy.round_timeout_s, study.strategy.retries
+        unseen = Asking(grid).ask(strategy, questions, timeout_s=limit, retries=retries)
+    strategy.finish(number)
+    answered = {**strategy.answers[number], **unseen}
     sites = {site: answered.get(site) or enrolment.missing(site) for site in study.sites}
-    sums = {}
-    for node, content in contents:
-        site = strategy.site(node)
-        if site in sites and sites[site].answer == "used" and site not in sums:
-            record = next(iter(content.array_records.values()))
-            sums[site] = {name: record[name].numpy().astype(np.float64) for name in ("total", "noise_variance")}
     return sites, {site: sums[site] for site in study.sites if site in sums}
 
 
