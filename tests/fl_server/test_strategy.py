@@ -1,3 +1,5 @@
+import resource
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -157,6 +159,182 @@ def test_two_different_answers_of_one_site_are_quarantined_and_equal_ones_count_
     same = one_round(strategy, good([1, 1]), lambda m: [answer(m, [9, 9]), answer(m, [9, 9])], good([2, 2]), number=2)
     np.testing.assert_allclose(same["w"], [4, 4])
     assert strategy.answers[2]["b"].answer == "used"
+
+
+class Asked:
+    """A round under way in which answers are given one by one."""
+
+    def __init__(self, strategy: Rounds, number: int = 1, start=START):
+        self.strategy, self.number = strategy, number
+        grid = InProcessGrid(ClientApp(), [{}, {}, {}])
+        arrays = ArrayRecord({name: Array(array) for name, array in start.items()})
+        self.questions = {}
+        for question in strategy.configure_train(number, arrays, ConfigRecord(), grid):
+            self.send(strategy.site(question.metadata.dst_node_id), question)
+
+    def send(self, site, question):
+        question.metadata.__dict__["_message_id"] = f"{self.number} {site} {len(self.questions)}"
+        self.questions[site] = question
+        return question
+
+    def again(self, site):
+        return self.send(site, self.strategy.ask_again(site))
+
+    def finish(self):
+        result, _ = self.strategy.finish(self.number)
+        return None if result is None else result["w"].numpy().tolist()
+
+
+def test_a_site_that_is_asked_again_is_used_and_its_attempts_are_counted():
+    strategy = rounds()
+    asked = Asked(strategy)
+    lost = asked.questions["b"]
+    for site in "ac":
+        strategy.take(answer(asked.questions[site], [1, 1]), seconds=2.0)
+    strategy.take(Message(Error(5, "node unavailable"), reply_to=lost), seconds=3.0)
+    again = asked.again("b")
+    assert again.metadata.dst_node_id == lost.metadata.dst_node_id
+    assert again.content == lost.content
+    assert strategy.waiting() == [again.metadata.message_id]
+    strategy.take(answer(again, [4, 4]), seconds=1.5)
+    assert strategy.waiting() == []
+    assert asked.finish() == [2, 2]
+    told = {site: (a.answer, a.attempts, a.seconds, a.bytes) for site, a in strategy.answers[1].items()}
+    assert told == {"a": ("used", 1, 2.0, 8), "b": ("used", 2, 1.5, 8), "c": ("used", 1, 2.0, 8)}
+
+
+def test_the_first_of_two_answers_to_two_questions_counts_and_the_other_harms_nobody():
+    strategy = rounds()
+    asked = Asked(strategy)
+    first = asked.questions["b"]
+    second = asked.again("b")
+    strategy.take(answer(second, [4, 4]))
+    strategy.take(answer(first, [100, 100]))  # trained twice, with other noise: not what it said before, and yet no lie
+    for site in "ac":
+        strategy.take(answer(asked.questions[site], [1, 1]))
+    assert asked.finish() == [2, 2]
+    assert strategy.answers[1]["b"].answer == "used"
+
+
+def test_an_error_after_a_sound_answer_or_before_one_changes_nothing():
+    strategy = rounds()
+    asked = Asked(strategy)
+    question = asked.questions["a"]
+    strategy.take(Message(Error(8, "stopped responding"), reply_to=question))
+    strategy.take(answer(question, [2, 2]))
+    strategy.take(Message(Error(8, "stopped responding"), reply_to=question))
+    assert asked.finish() == [2, 2]
+    assert strategy.answers[1]["a"].answer == "used"
+
+
+def test_who_contradicts_itself_is_out_for_the_round_whatever_comes_later():
+    strategy = rounds()
+    asked = Asked(strategy)
+    question = asked.questions["b"]
+    for values in ([9, 9], [5, 5], [9, 9]):
+        strategy.take(answer(question, values))
+    strategy.take(answer(asked.questions["a"], [2, 2]))
+    assert asked.finish() == [2, 2]
+    assert strategy.answers[1]["b"].reason == "answered twice, with different contents"
+
+
+def test_an_answer_that_took_longer_than_the_round_is_late_and_not_used():
+    strategy = rounds(deadline_s=60.0)
+    asked = Asked(strategy)
+    strategy.take(answer(asked.questions["a"], [2, 2]), seconds=60.0)
+    strategy.take(answer(asked.questions["b"], [9, 9]), seconds=60.5)
+    strategy.take(Message(Error(DECLINED, "the round is over"), reply_to=asked.questions["c"]), seconds=3600.0)
+    assert asked.finish() == [2, 2]
+    told = strategy.answers[1]
+    assert [told[site].answer for site in "abc"] == ["used", "late", "late"]
+    assert told["b"].reason == "answered 60.5 s after the question; the round took answers for 60 s"
+    assert told["c"].reason.endswith("; it said: the round is over")
+    assert (told["b"].seconds, told["c"].seconds) == (60.5, 3600.0)
+
+
+def test_an_answer_to_a_round_that_is_over_is_told_as_late_in_that_round_and_never_used():
+    strategy = rounds()
+    first = Asked(strategy)
+    strategy.take(answer(first.questions["a"], [2, 2]))
+    assert first.finish() == [2, 2]
+    assert strategy.answers[1]["b"].answer == "absent"
+    second = Asked(strategy, number=2)
+    unavailable = Message(Error(5, "node unavailable"), reply_to=first.questions["c"])
+    unavailable.metadata.__dict__["_src_node_id"] = 1  # SuperLink's own word is nobody's answer
+    strategy.take(unavailable)
+    number, site, entry = strategy.late(answer(first.questions["b"], [9, 9]), seconds=100.0)
+    assert (number, site, entry.answer, entry.seconds) == (1, "b", "late", 100.0)
+    assert strategy.answers[1]["b"] == entry
+    assert strategy.late(answer(first.questions["b"], [9, 9])) is None
+    strategy.take(answer(second.questions["a"], [3, 3]))
+    assert second.finish() == [3, 3]
+    assert [strategy.answers[2][site].answer for site in "abc"] == ["used", "absent", "absent"]
+    assert strategy.answers[1]["c"].answer == "absent"
+
+
+def four(strategy, values):
+    strategy.nodes = {i + 2: letter for i, letter in zip(range(len(values)), "abcdef", strict=False)}
+    asked = Asked(strategy, start={"w": np.zeros(2, np.float32), "frozen": START["frozen"]})
+    for question, value in zip(asked.questions.values(), values, strict=True):
+        strategy.take(answer(question, value))
+    return asked.finish()
+
+
+def test_an_update_many_times_as_long_as_the_others_is_quarantined_with_both_numbers():
+    strategy = rounds(outlier_factor=5.0)
+    assert four(strategy, [[1, 0], [0, 2], [-3, 0], [30, 40]]) == pytest.approx([-2 / 3, 2 / 3])
+    assert strategy.answers[1]["d"].answer == "quarantined"
+    reason = "its update is 50 long, more than 5 times the median of 4 updates, 2.5"
+    assert strategy.answers[1]["d"].reason == reason
+    assert [strategy.answers[1][site].answer for site in "abc"] == ["used"] * 3
+
+
+def test_of_three_nobody_can_say_which_is_far_from_the_others():
+    strategy = rounds(outlier_factor=5.0)
+    assert four(strategy, [[1, 0], [0, 2], [30, 40]]) == pytest.approx([31 / 3, 14])
+
+
+def test_where_most_send_back_what_came_no_length_is_too_long():
+    strategy = rounds(outlier_factor=5.0)
+    assert four(strategy, [[0, 0], [0, 0], [0, 0], [4, 4]]) == [1, 1]
+
+
+def test_outliers_count_against_the_quorum():
+    strategy = rounds(outlier_factor=5.0, quorum=4)
+    assert four(strategy, [[1, 0], [0, 2], [-3, 0], [30, 40]]) is None
+    assert "3 of the 4 answers came" in strategy.answers[1]["a"].reason
+    assert "its update is 50 long" in strategy.answers[1]["d"].reason
+
+
+def test_a_full_disk_keeps_the_old_model_and_the_next_round_goes_on(tmp_path):
+    strategy = rounds(folder=tmp_path, in_memory=0)
+    asked = Asked(strategy)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    strategy.take(answer(asked.questions["a"], [1, 1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12, before[1]))
+    try:
+        strategy.take(answer(asked.questions["b"], [1, 1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    strategy.take(answer(asked.questions["c"], [1, 1]))
+    assert asked.finish() is None
+    assert {a.answer for a in strategy.answers[1].values()} == {"quarantined"}
+    reason = "sound, but the coordinator could not keep the round's answers: File too large"
+    assert {a.reason for a in strategy.answers[1].values()} == {reason}
+    asked = Asked(strategy, number=2)
+    for question in asked.questions.values():
+        strategy.take(answer(question, [3, 3]))
+    assert asked.finish() == [3, 3]
+
+
+def test_whoever_wants_them_is_given_the_answers_that_were_used():
+    seen = {}
+    strategy = rounds(used=lambda site, arrays: seen.update({site: arrays["w"].tolist()}))
+    asked = Asked(strategy)
+    strategy.take(answer(asked.questions["a"], [1, 2]))
+    strategy.take(answer(asked.questions["b"], [np.nan, 0]))
+    asked.finish()
+    assert seen == {"a": [1.0, 2.0]}
 
 
 def test_errors_are_declines_or_failures_and_are_told_apart_from_silence():
