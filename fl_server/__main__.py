@@ -4,6 +4,7 @@ The house
   init            FOLDER --host NAME: make a coordinator's folder: keys, certificates, settings
   serve           run the coordinator until it is stopped
   renew           a new server certificate from the same authority
+  page            the studies in a browser, at a coordinator or for a folder of runs; page-token: a new token for it
 Hospitals
   join-token      NAME: a word that lets the hospital of this name register its key, once
   register        NAME KEY: register a hospital's public key (a file, or the key itself)
@@ -13,6 +14,7 @@ Studies
   show            study.json [KEY=VALUE ...]: the study as it will be identified: hash, price, settings
   start           study.json [--wait] [KEY=VALUE ...], or study=segmentation sites=[a,b]: start it on the running coordinator
   stop            STUDY: stop it; what it has so far stays
+  resume          STUDY: go on with one that was stopped or interrupted, from its last checkpoint
   watch           STUDY: the live view: rounds, hospitals, who is awaited, scores, epsilon, time left
   status          [STUDY]: how it stands: phase, round, who is awaited and for how long, verdict so far; --json
   log             STUDY [--follow]: what has happened, one line for each thing; --json
@@ -20,6 +22,10 @@ Studies
   run             study.json --superlink NAME: start it with Flower's own command on a SuperLink of yours
 Results
   record          runs/NAME/record.json: what came of it; the exit status is the verdict
+Models
+  models          list, show, verify, register RUN, withdraw, key: the registry of signed versions, with cards
+  export          RUN_OR_MODEL --as torchscript|onnx|monai|json [--to DIR]: for programs that don't have konsil
+  start-from      SOURCE study.json [KEY=VALUE ...] --to FILE: a study that starts from another model's weights
 
 A STUDY is named by its name, its run's number, or the beginning of its hash. `status`, `log`, `list` and `watch` also look into
 any folder of runs, without a coordinator: --runs DIR.
@@ -41,14 +47,18 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conf.study import words
-from fl_server.commands import coordinator, hospitals, looking, page, results, studies
+from fl_server.commands import coordinator, export, hospitals, looking, models, page, results, resume, studies, transfer
 
 MODULES = (
     coordinator,
     hospitals,
     studies,
+    resume,
     looking,
     results,
+    models,
+    export,
+    transfer,
     page,
 )
 """Where the commands stand, in the order of the help."""

@@ -28,6 +28,7 @@ def add(commands: Commands, house: argparse.ArgumentParser) -> None:
     started.add_argument("--wait", action="store_true", help="stay and show how it goes; the exit code is the verdict")
     started.add_argument("--replace", action="store_true", help="in place of the results of an earlier study of this name")
     started.add_argument("--initial", type=Path, default=None, help="weights that the study names as initial_model_sha256")
+    started.add_argument("--json", action="store_true", help="for scripts: name, hash and run in one line, and nothing else")
     stopped = commands.add_parser("stop", parents=[house], help="stop a study that runs")
     stopped.set_defaults(run=stop)
     stopped.add_argument("study", help="its name, its run's number, or the beginning of its hash")
@@ -86,6 +87,9 @@ def start(options: argparse.Namespace) -> int:
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.rename(folder)
             raise
+    if options.json:
+        print(json.dumps({"name": study.name, "study_hash": study.hash, "run": run, "folder": str(folder)}), flush=True)
+        return watch.watch(Files(folder), study.name, patient=True, live=False, tell=lambda _: None) if options.wait else 0
     print(f"{study.name} ({study.hash}) has started as run {run}: {study.rounds} rounds, {', '.join(study.sites)}")
     if not options.wait:
         print(f"konsil-study watch {study.name} shows how it goes, konsil-study status {study.name} how it stands")

@@ -70,7 +70,7 @@ def test_the_verdict_is_the_exit_code(hospitals, monkeypatch, capsys, sites, cod
     assert main(["record", str(path)]) == code
     assert Record.read(path).engine == "flower"
     if code == 3:
-        assert "round 1: nowhere absent" in capsys.readouterr().out
+        assert "rounds 1 to 2: nowhere absent" in capsys.readouterr().out
 
 
 def test_a_run_without_a_study_is_refused_in_words():
