@@ -94,7 +94,11 @@ class Enrolment:
         self._open |= {question.metadata.message_id: (question.metadata.dst_node_id, now) for question in questions}
 
     def _hear(self, grid: Grid) -> None:
-        for reply in grid.pull_messages(list(self._open)) if self._open else []:
+        while self._open and (replies := list(grid.pull_messages(list(self._open)))):  # a simulated grid gives one at a time
+            self._take(replies)
+
+    def _take(self, replies: list[Message]) -> None:
+        for reply in replies:
             # the SuperLink writes errors under a number of its own: whose answer it is stands in the question
             node, _ = self._open.pop(reply.metadata.reply_to_message_id, (None, 0.0))
             if node is None:  # a second answer to one question

@@ -55,21 +55,14 @@ class WaitingGrid(InProcessGrid):
                 ids += super().push_messages([message])
         return ids
 
-    def send_and_receive(self, messages, *, timeout=None):
-        waiting, end = set(self.push_messages(messages)), self.clock.now + timeout
-        replies = self.pull_messages(waiting)
-        while len(replies) < len(waiting) and self.clock.now < end:
-            self.clock.sleep(3)
-            replies += self.pull_messages(waiting)
-        return replies
-
     def speak(self):
         """The silent nodes answer what they were asked."""
         self.silent.clear()
         for lost, message in self.lost.items():
             InProcessGrid.push_messages(self, [message])
-            self._replies[lost] = self._replies.pop(message.metadata.message_id)
-            self._replies[lost].metadata.__dict__["_reply_to_message_id"] = lost
+            [reply] = InProcessGrid.pull_messages(self, [message.metadata.message_id])
+            reply.metadata.__dict__["_reply_to_message_id"] = lost
+            self._replies[lost] = reply
 
 
 def hospitals(*, errors=0):
