@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from math import prod
 
 from conf.study import Study
-from fl_client.price import planned
+from fl_client.patients import validates
+from fl_client.price import matrix_models, planned, validated_rounds
 from fl_client.privacy import Ledger
 from fl_client.site import Site
 from tasks.task import CountingTask, GradientTask, JudgedTask, load_for, released
@@ -59,13 +60,24 @@ def leaving(site: Site, study: Study) -> tuple[Leaving, ...]:
         found.append(Leaving(f"{each}, one sum over all patients", {"total": ((task.length,), "float64")}))
     else:
         found.append(Leaving(f"{each}, the trained parameters", _trained(study, task)))
-    if study.privacy.evaluation_share and isinstance(task, JudgedTask):
-        found.append(
-            Leaving(
-                "once after the last round, one sum over patients held back", {"total": ((task.judgement_length,), "float64")}
-            )
-        )
+    if isinstance(task, JudgedTask):
+        found += [Leaving(when, {"total": ((task.judgement_length,), "float64")}) for when in _scores(study)]
     return tuple(found)
+
+
+def _scores(study: Study) -> list[str]:
+    """When sums of scores leave, and whose."""
+    asked = study.validations
+    times = f"after round {validated_rounds(study)[0]}" if asked == 1 else f"{asked} times between rounds"
+    return [
+        *([f"{times}, one sum over validation patients"] if asked else []),
+        *(["once after the last round, one sum over test patients"] if study.privacy.evaluation_share else []),
+        *(
+            [f"for each of {matrix_models(study)} models after the last round, one sum over validation patients"]
+            if study.privacy.matrix_share
+            else []
+        ),
+    ]
 
 
 def _trained(study: Study, task: GradientTask) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -97,7 +109,7 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
             *_time_boxed(study),
         ],
     )
-    yield "On whom", [_whom(study)]
+    yield "On whom", [_whom(study), *_held_back(site, study)]
     try:
         sent = [str(one) for one in leaving(site, study)]
     except ValueError as error:
@@ -118,8 +130,34 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
             "before the first round your name, your konsil's version and whether you take part, and if not, why",
         ],
     )
-    yield "Price", [price(site, study)]
+    yield "Price", [price(site, study), *_shares(study)]
     yield "For how long", [f"until {until(days)} ({days} days), or until its rounds have been answered once"]
+
+
+def _held_back(site: Site, study: Study) -> list[str]:
+    """Who is asked for scores and not trained on."""
+    test, rest = site.test_fraction, site.validation_fraction * (1 - site.test_fraction)
+    between = f"validation patients, about {rest:.0%} of your cohort, choose among its models and are not trained on"
+    once = f"test patients, about {test:.0%} of your cohort, judge the finished model and are not trained on in any study"
+    return [
+        *([between] if validates(study) else []),
+        *([once] if study.privacy.evaluation_share else []),
+    ]
+
+
+def _shares(study: Study) -> list[str]:
+    """How the promise is divided; nothing where the rounds have all of it, or there is none."""
+    privacy = study.privacy
+    parts = (
+        (privacy.validation_share, f"for the {study.validations} scores between rounds"),
+        (privacy.evaluation_share, "for the scores of the finished model"),
+        (privacy.matrix_share, f"for the {matrix_models(study)} models of the matrix"),
+    )
+    shared = [f"{share:.0%} {what}" for share, what in parts if share]
+    if privacy.kind == "none" or not shared:
+        return []
+    left = 1 - sum(share for share, _ in parts)
+    return [f"this price is for everything that leaves: of it {', '.join(shared)}, and {left:.0%} for the rounds"]
 
 
 def _time_boxed(study: Study) -> list[str]:
