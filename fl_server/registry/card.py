@@ -126,10 +126,10 @@ def privacy_in_words(record: Record) -> list[str]:
     said = [
         "The unit is one patient with all images: the promise is about whether a patient took part at all, not about single "
         "images or slices.",
-        f"Each hospital promised at most epsilon {promise['epsilon']:g} at delta {promise['delta']:g} in this study, or less "
-        "where its own delta was smaller. Whatever anyone sees of the study, and whatever else they know, whether one "
-        f"patient took part changes the odds of any conclusion by a factor of at most e^{promise['epsilon']:g} (e^epsilon), "
-        f"except with a probability of about {promise['delta']:g}.",
+        f"The study was planned for epsilon {promise['epsilon']:g} at delta {promise['delta']:g}; each hospital priced it "
+        "again at its own delta, and could refuse. At the planned numbers: whatever anyone sees of the study, and whatever else they "
+        "know, whether one patient took part changes the odds of any conclusion by a factor of at most "
+        f"e^{promise['epsilon']:g} (e^epsilon), except with a probability of about {promise['delta']:g}.",
     ]
     if record.study["strategy"]["name"] == "sum":
         said.append("Each patient added a vector of length 1 at most to a sum, and each hospital Gaussian noise, once.")
@@ -178,7 +178,9 @@ def _chosen(record: Record) -> str:
 def _limits(record: Record) -> list[str]:
     found = []
     if _rehearsal(record):
-        found.append("It was trained in a rehearsal, on generated patients of generated hospitals. No patient was seen.")
+        found.append(
+            "It was trained in a rehearsal, on generated patients of generated hospitals. No patient's image was trained on."
+        )
     if record.verdict != "complete":
         found.append(f"The study ended {record.verdict}; the reasons stand below and are part of what this model is.")
     if len(record.sites) < 3:
@@ -286,7 +288,7 @@ def page(card: Card) -> str:
     whose = sorted({f"{score.of}: {score.basis}" for score in card.scores})
     lines += ["## Evaluation Data", "", *_bullets(whose or ["None."]), ""]
     lines += ["## Training Data", "", *_table_of_sites(card.sites), ""]
-    lines += ["## Quantitative Analyses", "", *_table_of_scores(card.scores), ""]
+    lines += ["## Quantitative Analyses", "", *_table_of_scores(card.scores, card.sites), ""]
     lines += ["## Ethical Considerations", "", "### Privacy", "", *_bullets(card.privacy), ""]
     if card.started_from is not None:
         lines += ["What the weights that training started from tell of anybody is not covered by this.", ""]
@@ -363,14 +365,17 @@ def _table_of_sites(sites: Sequence[Site]) -> list[str]:
     return rows
 
 
-def _table_of_scores(scores: Sequence[Score]) -> list[str]:
+def _table_of_scores(scores: Sequence[Score], sites: Sequence[Site]) -> list[str]:
+    scanners = {site.name: f"{site.name}, {site.scanner}" for site in sites if site.scanner}
     if not scores:
         return ["No score of this model stands in the record."]
     rows = ["| metric | of | value | 95 % interval | patients |", "|---|---|---|---|---|"]
     for score in scores:
         between = "none" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
         count = "not told" if score.patients is None else str(score.patients)
-        rows.append(f"| {_cell(score.metric)} | {_cell(score.of)} | {score.value:.3f} | {between} | {count} |")
+        rows.append(
+            f"| {_cell(score.metric)} | {_cell(scanners.get(score.of, score.of))} | {score.value:.3f} | {between} | {count} |"
+        )
     return rows
 
 

@@ -57,7 +57,8 @@ def export(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ValueError(f"{to} exists and is not empty; --to takes a new folder")
     name = name or learned.record.name
-    card = card_of(learned, name=name, version=version)
+    kept = learned.folder / "card.json"  # of a registered version, with scores that only its run held
+    card = Card.model_validate_json(kept.read_text()) if kept.exists() else card_of(learned, name=name, version=version)
     to.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
     try:

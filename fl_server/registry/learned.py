@@ -97,6 +97,8 @@ def _start(record: Record, folder: Path, models: Path | None) -> Mapping[str, An
         if path.exists():
             found: dict[str, Any] = json.loads(path.read_text())
             return found
+    if (folder / "start.pt").exists():
+        return {"source": "start.pt of the rehearsal, which generated patients alone have made"}
     return None
 
 
