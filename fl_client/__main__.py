@@ -33,6 +33,7 @@ Models
   segment         MODEL --out FOLDER: masks of a trained model, for this hospital's own eyes
   return          MODEL: masks and a report back to the archive, research use only
   features        --study STUDY --out TABLE.parquet: the cohort's radiomic features, to look at here
+  personalise     STUDY MODEL --steps N: a model for this hospital alone, trained further on its own patients
   add-model       FILE: keep trained weights that studies name as the model which draws their masks
 """
 
@@ -56,6 +57,7 @@ from fl_client.commands import (
     images,
     intake,
     page,
+    personalising,
     pull,
     quality,
     quarantine,
@@ -68,7 +70,21 @@ from fl_client.privacy import BudgetSpent
 from fl_client.sharing import kept_to
 from fl_client.site import Site
 
-MODULES = (house, images, deidentify, clinical, intake, pull, quarantine, quality, studies, returning, daemon, page)
+MODULES = (
+    house,
+    images,
+    deidentify,
+    clinical,
+    intake,
+    pull,
+    quarantine,
+    quality,
+    studies,
+    returning,
+    personalising,
+    daemon,
+    page,
+)
 """Where the commands stand, in the order of the help."""
 
 

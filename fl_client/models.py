@@ -16,6 +16,7 @@ import torch
 from conf.study import Study
 from fl_client.approval import Approvals
 from fl_client.every_feature import FULL
+from fl_client.personalise import made_here
 from fl_client.sharing import file_mode, make_folder
 from fl_client.site import Site
 from fl_client.trained import read_weights
@@ -43,6 +44,11 @@ def add_model(site: Site, file: Path) -> int:
         sha = fingerprint(state)
     except TypeError as error:
         raise ValueError(f"{file} holds weights of a number type that konsil doesn't know ({error})") from None
+    if made_here(site, sha):
+        raise ValueError(
+            f"{file} was trained without noise on this hospital's own patients (konsil-site personalise): a study whose masks "
+            "it drew would let them out unprotected"
+        )
     place = site.models_folder / f"{sha}.pt"
     if _holds(place, sha):
         print(f"{site.name} has had the model {sha} already")

@@ -76,7 +76,10 @@ def _study(path: Path, said: str | None, site: Site) -> tuple[str, dict[str, Any
     if said is not None and not Path(said).is_file():
         found = Approvals(site.folder).find(said)
         return found.name, dict(found.task), found.hash
-    file = Path(said) if said is not None else path.with_name("record.json")
+    beside = path.with_name("record.json")
+    if not beside.is_file() and path.with_name("study.json").is_file():  # personalised in this house
+        beside = path.with_name("study.json")
+    file = Path(said) if said is not None else beside
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is missing, and the weights alone don't say what they segment; pass --study with the study's file or the "

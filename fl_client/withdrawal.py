@@ -2,7 +2,7 @@
 
     1. the pseudonym goes on the list of those who don't take part     3. originals, quarantine and the way back
     2. case, prepared arrays, quality, clean files, catalog, log      4. a line in the audit log, without the pseudonym
-       lines, and every answer that was kept for a repetition
+       lines, answers kept for a repetition, personalised models
 
 A kill in between leaves a patient who is excluded already; asking again removes the rest. Trained models are not unlearned:
 what they learned from this patient was bounded, and covered by noise, before it left.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from fl_client import sent
+from fl_client import personalise, sent
 from fl_client.admission import key_of
 from fl_client.audit import AuditLog
 from fl_client.catalog import Catalog
@@ -38,6 +38,7 @@ class Withdrawal:
     was_inside: bool
     originals: int  # files removed from the identity zone
     unknown: int  # files there that nobody can attribute
+    models: int = 0  # that were trained further on them, for this house alone
 
 
 def pseudonym_of(site: Site, patient: str) -> str:
@@ -53,6 +54,7 @@ def withdraw(site: Site, patient: str, *, who: str) -> Withdrawal:
     cohort, pseudonym = Cohort(site.cohort_folder), pseudonym_of(site, patient)
     inside = cohort.withdraw(pseudonym)
     sent.forget(site)  # an answer that was kept may never have left
+    models = personalise.forget(site, pseudonym)
     store = site.folder / "clean"
     if (store / pseudonym).exists():
         (store / pseudonym).rename(store / f".{pseudonym}.{uuid4().hex}.part")  # no half of it is ever read
@@ -67,7 +69,7 @@ def withdraw(site: Site, patient: str, *, who: str) -> Withdrawal:
     if site.identity_folder.exists():
         originals, unknown = forget_identity(site.identity_folder, pseudonym, names=Pseudonyms(key_of(site)))
     AuditLog(site.folder / "audit.jsonl").append("withdrawn", who=who)
-    return Withdrawal(pseudonym, inside, originals, unknown)
+    return Withdrawal(pseudonym, inside, originals, unknown, models)
 
 
 def tell(done: Withdrawal, site: Site) -> list[str]:
@@ -77,6 +79,8 @@ def tell(done: Withdrawal, site: Site) -> list[str]:
         + ("" if done.was_inside else "; nothing of this patient was in the cohort, and nothing will be let in")
     ]
     lines.append(f"removed: case, prepared arrays, quality, clean files, catalog and log lines; {done.originals} originals")
+    if done.models:
+        lines.append(f"removed: {done.models} models of this house's own that were trained on them (konsil-site personalise)")
     if done.unknown:
         lines.append(f"LOOK: {done.unknown} files in {site.identity_folder} say of no patient whose they are; they stayed")
     lines.append(

@@ -213,6 +213,16 @@ class TestGradientContract:
         for result in results[1:]:
             assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(result, results[0], strict=True))
 
+    def test_drawn_arrays_are_like_prepared_ones_and_hold_nobody(self, task, name, example):
+        prepared, drawn, again = task.prepare(example.case), *(task.drawn(np.random.default_rng(0)) for _ in range(2))
+        assert {key: (array.ndim, array.dtype) for key, array in drawn.items()} == {
+            key: (array.ndim, array.dtype) for key, array in prepared.items()
+        }
+        assert all(np.array_equal(array, again[key]) for key, array in drawn.items())
+        (x, y), (real_x, real_y) = (task.example(arrays, 3, np.random.default_rng(0)) for arrays in (drawn, prepared))
+        assert (x.shape, x.dtype, y.shape, y.dtype) == (real_x.shape, real_x.dtype, real_y.shape, real_y.dtype)
+        assert bool(torch.isfinite(task.loss(task.model()(x), y)).all())
+
     def test_every_parameter_learns_something(self, task, name, example):
         model = task.model()
         x, y = task.example(task.prepare(example.case), 4, np.random.default_rng(0))
