@@ -32,7 +32,7 @@ from fl_server.rounds import run
 from fl_server.weights import State
 from simulation.engine import run_ray
 from simulation.faults.grid import federate as federate_with_faults
-from simulation.faults.plan import Plan
+from simulation.faults.plan import NO_FAULTS, Plan
 from simulation.grid import InProcessGrid
 from simulation.hospital import Hospital
 from simulation.machine import one_thread
@@ -49,7 +49,7 @@ class Arm:
     study: Study
     hospitals: Mapping[str, Hospital]
     folder: Path
-    faults: Plan = Plan()
+    faults: Plan = NO_FAULTS
     code: str = field(default_factory=lambda: digest(*LEARNING))  # noted when the work is planned; workers are told
 
     @property
@@ -106,7 +106,7 @@ def federate(
     *,
     pool: Executor | None = None,
     engine: str = "inprocess",
-    faults: Plan = Plan(),
+    faults: Plan = NO_FAULTS,
 ) -> tuple[State, Record]:
     """Run a study over hospitals whose settings files are `sites`, which keep their ledgers. Returns model and record.
 

@@ -17,7 +17,7 @@ from fl_server.weights import State, initial_state
 from simulation import hospital as hospitals_module
 from simulation import pretraining, tables
 from simulation.arms import Arm, train, train_by_itself, write_line
-from simulation.faults.plan import Plan
+from simulation.faults.plan import NO_FAULTS
 from simulation.hospital import Hospital
 from simulation.machine import Meter, executor, one_thread, unordered
 from simulation.report import summary_lines, write_report
@@ -149,7 +149,7 @@ def _arms(simulation: Simulation, world: World, folder: Path) -> list[Arm]:
 
     def arm(name: str, seed: int, hospitals: Mapping[str, Hospital], *, private: bool) -> Arm:
         study = simulation.study(seed=seed, private=private, sites=tuple(hospitals), initial=initial)
-        faults = simulation.faults if name.startswith("federation") else Plan()
+        faults = simulation.faults if name.startswith("federation") else NO_FAULTS
         return Arm(name, study, hospitals, folder / "arms" / name / str(seed), faults)
 
     arms = []

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study, words
-from simulation.faults.plan import Plan
+from simulation.faults.plan import NO_FAULTS, Plan
 from simulation.patient import DISEASES
 from simulation.radiomics.settings import Classifier
 from simulation.reader import Reader
@@ -159,7 +159,7 @@ class Simulation(Frozen):
     real: RealHospital | None = None
     pretraining: Pretraining | None = None
     arms: tuple[Arm, ...] = ("federation_private",)
-    faults: Plan = Plan()  # what goes wrong on purpose, in the federations; comparisons are spared
+    faults: Plan = NO_FAULTS  # what goes wrong on purpose, in the federations; comparisons are spared
     radiomics: Classifier | None = None  # a study of regions' features; `task` then is the model that draws their masks
 
     @field_validator("arms")

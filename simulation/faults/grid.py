@@ -130,8 +130,10 @@ class FaultyGrid(Grid):
         for question in ids:
             if question in self._held and self._asked[question][2] < self.story.number:
                 found += self._held.pop(question)
-        for reply in self.inside.pull_messages([question for question in ids if question not in self._gone]):
-            found += self._arrived(reply)
+        alive = [question for question in ids if question not in self._gone]
+        while not found and (replies := self.inside.pull_messages(alive)):  # what is lost or held is not all there was
+            for reply in replies:
+                found += self._arrived(reply)
         return found
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:

@@ -84,3 +84,7 @@ class Plan(Frozen):
                 raise ValueError(f"{where}: {fault.fault} is made in the simulator only; real processes can have {can}")
             if not processes and fault.fault == "superlink_killed":
                 raise ValueError(f"{where}: the simulator has no SuperLink that could be killed; make federation has one")
+
+
+NO_FAULTS = Plan()
+"""Nothing goes wrong on purpose."""
