@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal, TypeAlias
 
+from fl_server.report.words import printable
+
 PRINTED = {
     "ink": "#17212b",
     "muted": "#55626f",
@@ -151,7 +153,7 @@ class Drawing:
         """The drawing as an `<svg>` element without ids, namespaces or outside resources."""
         inner = "".join(_svg(shape) for shape in self.shapes)
         box = f"0 0 {self.width:g} {self.height:g}"
-        return f'<svg viewBox="{box}" role="img" aria-label="{escape(alt)}" style="max-width:{self.width:g}pt">{inner}</svg>'
+        return f'<svg viewBox="{box}" role="img" aria-label="{escape(printable(alt))}" style="max-width:{self.width:g}pt">{inner}</svg>'
 
 
 def series(index: int) -> str:
@@ -209,5 +211,5 @@ def _svg(shape: Shape) -> str:
     bold = ' font-weight="600"' if shape.bold else ""
     return (
         f'<text x="{shape.x:.2f}" y="{shape.y:.2f}" font-size="{shape.size:g}" fill="{_colour(shape.colour)}" '
-        f'text-anchor="{shape.anchor}"{bold}{turn}>{escape(shape.text)}</text>'
+        f'text-anchor="{shape.anchor}"{bold}{turn}>{escape(printable(shape.text))}</text>'
     )

@@ -26,6 +26,7 @@ from reportlab.platypus import Table as Grid
 
 from fl_server.report.document import Block, Bullets, Document, Figure, Figures, Section, Table, Text
 from fl_server.report.drawing import PRINTED, Circle, Drawing, Line, Picture
+from fl_server.report.words import printable
 
 SANS, BOLD = "DejaVuSans", "DejaVuSans-Bold"
 MARGIN = 18 * mm
@@ -95,7 +96,7 @@ STYLES = {
 
 
 def _words(text: str, style: str, **more: Any) -> Paragraph:
-    return Paragraph(escape(text, quote=False), STYLES[style], **more)
+    return Paragraph(escape(printable(text), quote=False), STYLES[style], **more)
 
 
 def _story(document: Document) -> list[Flowable]:
@@ -243,7 +244,7 @@ def _paint(canvas: Canvas, shape: Any, height: float) -> None:
         canvas.setFont(BOLD if shape.bold else SANS, shape.size)
         canvas.setFillColor(_hex(shape.colour))
         write = {"start": canvas.drawString, "middle": canvas.drawCentredString, "end": canvas.drawRightString}[shape.anchor]
-        write(0, 0, shape.text)
+        write(0, 0, printable(shape.text))
         canvas.restoreState()
 
 
