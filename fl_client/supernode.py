@@ -183,6 +183,23 @@ def untimed(push: Callable[..., None]) -> Callable[..., None]:
     return pushed
 
 
+def dropping(pull: Callable[..., dict[str, bytes]]) -> Callable[..., dict[str, bytes]]:
+    """`pull` for the parts of a question, so that a question whose run has ended meanwhile is dropped whole.
+
+    Flower then forgets that it had begun: the question stays in the node, and whoever works for it waits for the missing parts
+    until an hour or two have passed. Any other failure has Flower delete the question and end its task.
+    """
+    from flwr.supercore.run import RunNotRunningException
+
+    def pulled(*given: Any, **named: Any) -> dict[str, bytes]:
+        try:
+            return pull(*given, **named)
+        except RunNotRunningException:
+            raise RuntimeError("its run has ended") from None
+
+    return pulled
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Become the SuperNode; returns only if it can't."""
     parser = argparse.ArgumentParser(prog="fl_client.supernode", description="Flower's SuperNode for this hospital")
@@ -212,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             heard=functools.partial(heard, runtime_folder(site)),
         )
         prompt_pulls()
+        loop.pull_objects = dropping(loop.pull_objects)  # type: ignore[attr-defined]
         loop._push_messages = untimed(loop._push_messages)
         flower_supernode()
         # it comes back after an answer of the coordinator's that it can't go on from; its port for the worker would keep us

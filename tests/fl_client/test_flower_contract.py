@@ -11,6 +11,7 @@ import itertools
 import re
 import time
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -22,6 +23,7 @@ from flwr.supercore import constant as supercore_constant
 from flwr.supercore import interceptors
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.protobuf.client import ProtobufClient
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.superexec import run_superexec
 from flwr.superlink.servicer.fleet import fleet_handlers
@@ -232,3 +234,46 @@ def test_the_settings_of_a_node_can_be_put_in_place_of_what_came():
 
 def test_a_message_tells_when_it_was_made_and_how_long_it_is_good_for():
     assert {"created_at", "ttl", "message_type", "message_id"} <= set(dir(Metadata))
+
+
+def test_a_question_whose_run_has_ended_is_dropped_whole(monkeypatch):
+    """Flower's own code, with a SuperLink that says in the middle of a question that its run is over."""
+    dropped = []
+
+    class State:
+        def get_run(self, run_id):
+            return SimpleNamespace(fab_hash="", primary_task_type="")
+
+        def create_task(self, **given):
+            return 7
+
+        def store_message(self, message):
+            pass
+
+        def delete_messages(self, *, message_ids):
+            dropped.append(("message", *message_ids))
+
+        def finish_task(self, task, *, sub_status, details):
+            dropped.append(("task", task, sub_status, details))
+
+    class Store:
+        def preregister(self, run_id, tree):
+            return ["part"]
+
+        def delete(self, object_id):
+            dropped.append(("objects", object_id))
+
+    def over(run_id, object_id):
+        raise RunNotRunningException
+
+    message = SimpleNamespace(metadata=SimpleNamespace(run_id=1, message_id="m", group_id="", message_type="train"))
+    given = dict.fromkeys(inspect.signature(loop._pull_and_store_message).parameters)
+    given |= {"state": State(), "object_store": Store(), "receive": lambda: (message, None), "pull_object": over}
+    given |= {"node_config": {}, "trusted_entities": None}
+    monkeypatch.setattr(loop, "pull_objects", loop.pull_objects)
+    assert loop._pull_and_store_message(**given) is None
+    assert dropped == []  # which is why
+    monkeypatch.setattr(loop, "pull_objects", supernode.dropping(loop.pull_objects))
+    assert loop._pull_and_store_message(**given) is None
+    assert [what for what, *_ in dropped] == ["message", "objects", "task"]
+    assert dropped[-1][1:] == (7, SubStatus.FAILED, "Pulling message objects failed: its run has ended")
