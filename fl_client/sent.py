@@ -114,7 +114,7 @@ def keep(site: Site, asked: Asked, answer: Kept) -> None:
 
 def look(site: Site, asked: Asked) -> Kept | None:
     """The answer that this very question got; None if there is none, or none that is whole and still good."""
-    found = _read(_place(site, asked.study, asked.kind))
+    found = _read(_place(site, asked.study, asked.kind), asked.digest)
     if found is None:
         return None
     header, data = found
@@ -187,14 +187,22 @@ class _Header:
     arrays: list[tuple[str, str, list[int], str, int]]  # name, dtype, shape, stype, bytes
 
 
-def _read(path: Path) -> tuple[_Header, bytes] | None:
-    """Header and bytes of a kept answer; None where there is none that is whole. The SHA-256 vouches for the rest."""
+def _read(path: Path, question: str = "") -> tuple[_Header, bytes] | None:
+    """Header and bytes of a kept answer; None where there is none that is whole. The SHA-256 vouches for the rest.
+
+    With a `question` (its digest), what answers another one is not read to its end.
+    """
     try:
-        whole = path.read_bytes()
+        with open(path, "rb") as file:
+            start = file.read(40)
+            start += file.read(int.from_bytes(start[32:40], "little")) if len(start) == 40 else b""
+            if question and question.encode() not in start:
+                return None
+            whole = start + file.read()
     except FileNotFoundError:
         return None
-    except OSError as error:  # another user's, a broken disk
-        log.warning("a kept answer can't be read, and counts as absent: %s", error.strerror)
+    except (OSError, MemoryError, OverflowError) as error:  # another user's, a broken disk; a length that isn't one
+        log.warning("a kept answer can't be read, and counts as absent: %s", type(error).__name__)
         return None
     if hashlib.sha256(whole[32:]).digest() != whole[:32]:
         log.warning("the kept answer %s is not what was written, and counts as absent", path.name)

@@ -73,12 +73,21 @@ class Worker:
         return 0
 
     def warm(self) -> None:
-        """Import and build once what the approved studies need, so that their first round does not wait for it."""
+        """Import and build once what the approved studies need, so that their first round does not wait for it.
+
+        Answers of studies that are over go, and the pace is measured for those that have a time.
+        """
+        from fl_client import sent
         from fl_client.app import task_of
         from fl_client.approval import Approvals
+        from fl_client.pace import steps_of
         from fl_client.price import planned
         from tasks.task import GradientTask
 
+        try:
+            sent.tidy(self.site)
+        except OSError as error:  # what is over is refused all the same
+            log.warning("kept answers can't be looked through: %s", error)
         try:
             approvals = Approvals(self.site.folder)
             studies = approvals.studies
@@ -92,6 +101,7 @@ class Worker:
                 planned(self.site, study, task)
                 if isinstance(task, GradientTask):
                     task.model()
+                    steps_of(self.site, study, task)
             except Exception as error:  # the study will say so itself, should it be asked for
                 log.info("study %s can't be prepared: %s", study.name, type(error).__name__)
 

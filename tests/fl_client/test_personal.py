@@ -16,6 +16,7 @@ from fl_client.cohort import Cohort
 from fl_client.contract import contract, leaving
 from fl_client.decision import decline
 from fl_client.privacy.clip import clipped_sum
+from fl_client.trained import load_trained
 from fl_client.withdrawal import withdraw
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
@@ -222,6 +223,8 @@ def test_a_personalised_model_learns_from_the_hospitals_patients_and_nothing_is_
     assert (told["steps"], len(told["patients"])) == (15, 4)
     assert "must not leave the house" in told["note"]
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    trained = load_trained(folder, None, site)  # as `segment` takes it
+    assert (trained.study_name, trained.is_recorded) == ("rehearsal", False)
     assert all((site.folder / name).read_bytes() == book for name, book in books.items())
 
 
