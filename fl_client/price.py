@@ -81,8 +81,13 @@ def planned(
     With the last `rounds` come the validations that are due after them, and, if there are any, the matrix.
     """
     first = 1 if rounds is None else study.rounds - rounds + 1
-    events = [round_event(site, study, task, number=number) for number in range(first, study.rounds + 1)]
-    events += [validation_event(site, study, number=number) for number in validated_rounds(study) if number >= first]
+    due = [number for number in validated_rounds(study) if number >= first]
+    # all rounds cost the same, and so do all validations: a study of many is priced by one of each
+    one = round_event(site, study, task, number=study.rounds)
+    events = [one.model_copy(update={"round": number}) for number in range(first, study.rounds + 1)]
+    if due:
+        one = validation_event(site, study, number=due[0])
+        events += [one.model_copy(update={"round": number}) for number in due]
     if scores and study.privacy.evaluation_share:
         events.append(scores_event(site, study))
     if study.privacy.matrix_share and first <= study.rounds:
