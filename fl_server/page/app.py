@@ -180,7 +180,7 @@ def study(
     contents: dict[str, Any] = {"one": one, "course": course, "now": now, "files": files.there(one.folder)}
     contents |= {"awaited": views.awaited(now), "most_awaited": views.SHOWN_AWAITED, "phases": views.PHASES, "at": time.time()}
     if course is not None:
-        plain, grouped = views.reasons(course, running=one.running)
+        plain, grouped = views.reasons(course, over=one.decided)
         counted = matrix.tally(course.told)
         told, left = matrix.why(course, course.told, most=views.MORE_REASONS)
         scored, scores_left = matrix.why(course, course.validated, most=views.MORE_REASONS)
@@ -200,7 +200,7 @@ def study(
             "why_left": left,
             "validated_why": scored,
             "validated_left": scores_left,
-            "validated": sum(matrix.tally(course.validated).values()),
+            "validated": matrix.tally(course.validated),
             "charts": curves.of_study(course),
             "facts": views.facts(course),
             "scores": views.final_scores(course),

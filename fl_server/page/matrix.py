@@ -16,7 +16,7 @@ import numpy as np
 from fl_server.live import Now
 from fl_server.page.course import ANSWERS, NOTHING, Course, Told
 
-COLUMNS = 48
+COLUMNS = 40
 ROWS = 40
 BLOCKS = 120
 """Bars in the picture of shares."""
@@ -249,7 +249,7 @@ def _rounds(told: Told, rows: Iterable[int]) -> str:
     return spans((told.numbers[row], told.numbers[row]) for row in rows)
 
 
-def spans(stretches: Iterable[tuple[int, int]], *, most: int = 12) -> str:
+def spans(stretches: Iterable[tuple[int, int]], *, most: int = 8) -> str:
     """Stretches of rounds in words.
 
     >>> spans([(1, 1), (2, 3), (9, 10), (7, 7)])

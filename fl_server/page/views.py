@@ -26,7 +26,7 @@ from fl_server.page.matrix import spans
 from fl_server.runs import Standing
 
 HERE = Path(__file__).parent
-SHOWN_REASONS, MORE_REASONS = 6, 60
+SHOWN_REASONS, MORE_REASONS = 6, 30
 SHOWN_AWAITED = 24
 MOST_MATRIX = 24
 """Models and hospitals in one cross-site table."""
@@ -38,7 +38,7 @@ STATES = {
     "running": "runs",
     "ended": "ended",
     "interrupted": "interrupted",
-    "stopped": "stopped by a person",
+    "stopped": "stopped",
     "waiting": "has not begun",
     "unknown": "not known",
 }
@@ -70,7 +70,7 @@ def environment() -> Environment:
         "size": size,
         "short": lambda text: str(text)[:12],
         "number": number,
-        "thousands": lambda count: f"{count:,}".replace(",", " "),  # a thin space that keeps digits together
+        "thousands": lambda count: f"{count:,}".replace(",", "\u202f"),  # a narrow space at which no line ends
     }
     return made
 
@@ -149,6 +149,11 @@ class Study:
         return self.state == "running"
 
     @property
+    def decided(self) -> bool:
+        """Whether its verdict stands: it is over, or nobody can tell that it isn't."""
+        return self.state in ("ended", "stopped", "unknown")
+
+    @property
     def started(self) -> str:
         """When it was started, ISO 8601; empty: not known."""
         return (self.summary.started if self.summary else "") or (self.standing.started if self.standing else "")
@@ -219,10 +224,10 @@ def _state(now: Now | None, standing: Standing | None, book: Book) -> str:
     return "waiting" if now is None and standing is not None and not summary.done else "interrupted"
 
 
-def reasons(course: Course, *, running: bool) -> tuple[list[str], list[str]]:
+def reasons(course: Course, *, over: bool) -> tuple[list[str], list[str]]:
     """Why the verdict is what it is, in the record's words: what is said of the study, and what of rounds, put together.
 
-    While a study runs, that it isn't over yet is no reason.
+    As long as a study goes on or may go on, that it isn't over yet is no reason.
     """
     plain: list[str] = []
     by_text: dict[str, list[tuple[int, int]]] = {}
@@ -230,7 +235,7 @@ def reasons(course: Course, *, running: bool) -> tuple[list[str], list[str]]:
         if found := _ROUND.fullmatch(text):
             first, last = int(found[1]), int(found[2] or found[1])
             by_text.setdefault(found[3], []).append((first, last))
-        elif not (running and (_NOT_YET.fullmatch(text) or text.endswith("they were not asked for"))):
+        elif over or not (_NOT_YET.fullmatch(text) or text.endswith("they were not asked for")):
             plain.append(text)
     said = {text: spans(at) for text, at in by_text.items()}
     return plain, [f"{'round' if rounds.isdecimal() else 'rounds'} {rounds}: {text}" for text, rounds in said.items()]
@@ -404,16 +409,15 @@ def site_tally(course: Course, name: str) -> dict[str, int]:
 
 def site_scores(course: Course, name: str) -> list[tuple[str, str, str]]:
     """What the hospital answered when it was asked for scores: the question, the answer, the reason."""
-    found = []
     told, column = course.validated, course.sites.index(name)
-    for index in range(len(told.numbers)):
+    rounds: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for index, number in enumerate(told.numbers):
         code = int(told.answers[index, column])
         if code != NOTHING:
-            found.append(
-                (f"validation after round {told.numbers[index]}", ANSWERS[code], told.reasons.get((index, column), ""))
-            )
+            rounds.setdefault((ANSWERS[code], told.reasons.get((index, column), "")), []).append((number, number))
+    found = [(f"validation after round {spans(at)}", answer, reason) for (answer, reason), at in rounds.items()]
     for words, part in (("final scores", course.record.evaluation), ("every model here", course.record.matrix)):
         if part is not None and name in part.sites:
             said = part.sites[name]
             found.append((words, said.answer, said.reason))
-    return found[-PER_PAGE:]
+    return found[:PER_PAGE]

@@ -140,7 +140,8 @@ def runs(tmp_path):
 
 @pytest.fixture
 def door(runs):
-    return Door(name="coordinator.example", runs=runs, token=lambda: "the token", where="Ask.")
+    registry = runs.parent / "registry"
+    return Door(name="coordinator.example", runs=runs, token=lambda: "the token", where="Ask.", registry=registry)
 
 
 @pytest.fixture
@@ -458,19 +459,22 @@ def test_a_process_that_is_gone_has_interrupted_its_study(browser, real, runs):
     page = browser.settled("/study/killed")
     assert "Interrupted after round 2 of 5" in page.text
     assert "konsil-study resume killed" in page.text
-    assert "✗ Failed" in page.text
-    assert "2 of 5 rounds were run" in page.text
+    assert "Failed" not in page.text
+    assert "2 of 5 rounds were run" not in page.text
+    assert "So far: round 2: hospital-1 absent" in page.text
     assert "awaited" not in page.text
     assert not [1 for _, attributes in page.tags if attributes.get("http-equiv")]
-    assert "killed interrupted ✗ failed 2 of 5" in browser.settled("/").text
+    assert "killed interrupted not yet 2 of 5" in browser.settled("/").text
 
 
 def test_a_study_is_stopped_by_whoever_stopped_it(browser, real, runs):
     record = of(["UU", "UU"], rounds=5, ended="")
     standing = Standing(study_hash=record["study_hash"], wanted="stopped", why="it broke off three times")
     write(runs, "halted", record, standing=standing)
-    assert "It was stopped after round 2 of 5: it broke off three times" in browser.settled("/study/halted").text
-    assert "halted stopped" in browser.settled("/").text
+    page = browser.settled("/study/halted")
+    assert "✗ Failed: there is no result to rely on It was stopped after round 2 of 5: it broke off three times" in page.text
+    assert "2 of 5 rounds were run" in page.text
+    assert "halted stopped ✗ failed" in browser.settled("/").text
 
 
 def test_a_study_that_was_started_and_has_said_nothing_waits(browser, runs):
@@ -587,13 +591,13 @@ def test_scores_matrix_counts_faults_and_interruptions_are_told(browser, real, r
     assert "Final scores: 2 of 3 hospitals answered. D north declined: no" in page.text
     assert "Model of at north at south all together 0.7 0.8 north 0.75 0.5" in page.text
     assert "noise alone: ± 0.0123" in str(page.tags)
-    assert "How many patients by sex sex Patients F 1 234 M fewer than 20" in page.text.replace(" ", " ")
+    assert "How many patients by sex sex Patients F 1 234 M fewer than 20" in page.text
     assert "Who Patients everybody 7" in page.text
     assert "slow site west, rounds 2, 3, factor 3" in page.text
     assert "After round Went on (UTC) With 3 2026-11-22 09:00 flower" in page.text
     assert "A rehearsal in the size small" in page.text
     site = browser.settled("/study/rich/site/west")
-    assert "L validation after round 4: late (4 s after the end)" in site.text
+    assert "L validation after round 2, 4: late (4 s after the end)" in site.text
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -638,15 +642,14 @@ def test_addresses_of_what_is_no_study_are_not_found(browser, real, name):
 
 
 def test_cards_of_models_that_came_of_the_study_are_linked(door, real, runs):
-    registry = runs.parent / "registry"
     for name, number, study_hash in (("heart", 1, REAL["record"]["study_hash"]), ("other", 1, "0" * 64)):
-        folder = registry / name / str(number)
+        folder = door.registry / name / str(number)
         folder.mkdir(parents=True)
         (folder / "card.json").write_text(json.dumps({"study_hash": study_hash}))
         (folder / "card.md").write_text("# <script>")
     line = {"name": "heart", "version": 1, "standing": "withdrawn", "reason": "wrong masks <i>"}
-    (registry / "log.jsonl").write_text(json.dumps(line) + "\n")
-    browser = Browser(Door(**{**door.__dict__, "registry": registry})).log_in()
+    (door.registry / "log.jsonl").write_text(json.dumps(line) + "\n")
+    browser = Browser(door).log_in()
     page = browser.settled("/study/pilot")
     assert "Card of the model heart, version 1 withdrawn: wrong masks <i>" in page.text
     assert "other" not in page.text
@@ -720,7 +723,7 @@ def test_five_hundred_rounds_are_put_together_and_open_one_by_one(browser, real,
     cells = page.cells[: len(page.cells) // 2]
     assert len(cells) <= matrix.COLUMNS
     assert [text for text, _, _ in cells if text != "U"] == ["L1"]
-    assert next(title for text, _, title in cells if text == "L1").endswith("10 used, 1 late")
+    assert next(title for text, _, title in cells if text == "L1").endswith("12 used, 1 late")
     assert next(kinds for text, kinds, _ in cells if text == "L1") == ["late", "mixed"]
     opened = browser.read("/study/long?first=243&last=253")
     assert [text for text, _, _ in opened.cells[:11]] == ["U"] * 8 + ["L"] + ["U"] * 2
@@ -874,7 +877,7 @@ WEEK = {
     "karolinska": "UUUUAAAU",
     "san-raffaele": "UDDDDDDD",
     "st-thomas": "UUUUUUQU",
-    "tartu": "AUUUUFUU",
+    "tartu": "UUUUUFUU",
 }
 WHY = {
     "inselspital": "answered 42 s after the round's end",
@@ -942,16 +945,21 @@ def test_a_browser_shows_every_view_within_its_margins_and_complains_of_nothing(
             door = browser.look(f"{address}/login", width=width)
             assert (door["headings"], door["beyond"], door["wide"]) == (["coordinator.example: studies"], [], width)
         browser.log_in(f"{address}/login", token(token_path(house.folder)))
+        panels = set()
         for scheme in ("light", "dark"):
             browser.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
             for path, headings in HEADINGS.items():
                 for width in (1280, 380):
+                    if scheme == "dark" and path != "/study/hospital-week":  # colours change no margins
+                        continue
                     seen = look(browser, address + path, width)
                     assert seen["address"] == path
                     assert [one for one in headings if one not in [" ".join(head.split()) for head in seen["headings"]]] == []
                     assert (seen["beyond"], seen["wide"]) == ([], width), path
-                    assert seen["hidden"] == [] or width == 380 or path == "/study/crowd", (path, seen["hidden"])
-                    assert seen["panel"] not in ("rgba(0, 0, 0, 0)", "rgb(255, 255, 255)")  # the style sheet was let in
+                    # on a phone the matrix is moved with a finger; its hospitals stay
+                    assert seen["hidden"] == [] or width == 380, (path, seen["hidden"])
+                    panels.add((scheme, seen["panel"]))
+        assert panels == {("light", "rgb(245, 247, 249)"), ("dark", "rgb(27, 34, 41)")}  # the style sheet was let in
     finally:
         if browser is not None:
             browser.close()
