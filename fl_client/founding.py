@@ -27,6 +27,7 @@ key_file: {key_file}  # makes the pseudonyms; whoever has it can test whether a 
 identity_folder: {identity}  # originals, quarantine and the way back to patients: the intake's alone
 declared_size: {declared_size}  # public: a round number near the number of patients, never the exact count
 test_fraction: 0.2  # share of the patients that no training ever sees
+validation_fraction: 0.15  # of the others: who choose among a study's models where it validates, and don't train in it
 minimum_cohort: 10  # with fewer usable patients nobody here can approve a study
 budget:  # the most that patients' data may cost, over all studies, for ever
   epsilon: {epsilon}
