@@ -37,7 +37,7 @@ HAPPENINGS = ("daemon", "asked", "egress", "approved", "declined", "paused", "re
 """Lines of the audit log that may be given away. Others are about single patients (withdrawn, returned): no counting."""
 
 AUDITED = (
-    *("time", "happening", "run", "study", "round", "asked", "kind", "code", "tensors", "bytes", "sha256"),
+    *("time", "happening", "run", "study", "round", "asked", "kind", "code", "tensors", "bytes", "sha256", "again"),
     *("epsilon", "until", "what", "roles", "konsil", "flower"),
 )
 """Their facts that may be given away: neither who decided and why, nor the lines' numbers, whose gaps could be counted."""
