@@ -48,7 +48,7 @@ from simulation.faults.plan import KNOWN
 from simulation.grid import FIRST_NODE, InProcessGrid
 from tasks.case import Case, Volume
 
-TASK = {
+TASK: dict[str, Any] = {
     **{"name": "segmentation", "voxels": 16, "field_mm": 80, "roi_mm": None, "working_mm": 4},
     **{"channels": [4, 8], "strides": [2], "groups": 2, "head_channels": 4},
 }
@@ -70,9 +70,7 @@ def main() -> int:
         place = Path(folder)
         figures = week(place / "week") | kills(place / "kills", options.kills, random.Random(options.seed))
         if options.network:
-            from network_kills import network_kills  # beside this file
-
-            for key, value in network_kills(place / "network", options.network).items():
+            for key, value in network_kills(place / "network", options.network, random.Random(options.seed)).items():
                 figures[key] = figures[key] + value if key in figures else value
     figures |= {"seed": options.seed, "cores": os.cpu_count()}
     print(json.dumps(figures))
@@ -264,6 +262,70 @@ class Listening(InProcessGrid):
         return ids
 
 
+# -- kill -9 over the network ------------------------------------------------------------------------------------------------
+
+
+def network_kills(folder: Path, wanted: int, chance: random.Random) -> dict[str, Any]:
+    """Kill the study's process, the SuperLink and the service in turn, every other round of one study of real processes."""
+    from simulation.federation.breaking import Supervised
+    from simulation.federation.programs import Daemon, free_port, konsil_site, konsil_study
+    from simulation.federation.programs import run as do
+
+    names = NAMES[:2]
+    study = small_study(names, rounds=2 * wanted + 1)
+    twins = hospitals(folder / "twins", names, patients=2, epsilon=1000.0)
+    grid = InProcessGrid("fl_client.app:app", [{"site": str(path)} for path in twins.values()], {"study": study.to_json()})
+    undisturbed, _ = run(grid, study, initial_state(study), folder=folder / "twins" / "run")
+    sites = hospitals(folder, names, patients=2, epsilon=1000.0)
+    house, log, port = folder / "coordinator", folder / "commands.log", free_port()
+    do(konsil_study("init", str(house), "--host", "localhost", "--port", str(port)), log=log)
+    (folder / "study.json").write_text(study.model_dump_json())
+    start = time.monotonic()
+    daemons = []
+    with Supervised(house, log=folder / "serve.log") as coordinator:
+        try:
+            for name, path in sites.items():
+                token = do(konsil_study("join-token", name, "--folder", str(house)), log=log).strip()
+                words = ("join", token, "--coordinator", f"localhost:{port}", "--root-certificates", str(house / "ca.crt"))
+                do(konsil_site(path, *words), log=log)
+                daemons.append(Daemon(name, konsil_site(path, "start"), log=folder / f"{name}.log"))
+            do(konsil_study("start", str(folder / "study.json"), "--folder", str(house)), log=log)
+            for number in range(wanted):
+                wait = f"round {2 * number + 2} of the study over the network"
+                coordinator.until(lambda n=number: coordinator.in_round(study.name, 2 * n + 2), what=wait, timeout_s=300)  # type: ignore[misc]
+                time.sleep(chance.uniform(0.0, 1.5))
+                kind = ("study", "superlink", "service")[number % 3]
+                _kill(coordinator, kind, study.name)
+                print(f"round {2 * number + 2}: {kind} killed after {time.monotonic() - start:.0f} s", flush=True)
+            coordinator.until(lambda: coordinator.finished(study.name), what="the end of the study", timeout_s=600)
+        finally:
+            for daemon in daemons:
+                daemon.stop()
+        record = coordinator.record(study.name)
+    model = torch.load(house / "runs" / study.name / "model.pt", weights_only=True)
+    same = all(torch.equal(model[name], undisturbed[name]) for name in undisturbed)
+    far = max(float((model[name] - undisturbed[name]).abs().max()) for name in undisturbed)
+    whole = record is not None and record.verdict == "complete" and not account(record).silent
+    resumed = 0 if record is None else len(record.resumed)
+    print(f"over the network: {record and record.verdict}, resumed {resumed} times, equal: {same} (to {far:.2g})", flush=True)
+    return {
+        "kills": wanted,
+        "resumed_equal": wanted * (same and whole),
+        "ledger_undercounts": undercounts(sites, study),
+        "network_kills": wanted,
+        "network_s": round(time.monotonic() - start, 1),
+    }
+
+
+def _kill(coordinator: Any, kind: str, study: str) -> None:
+    if kind == "study":
+        coordinator.kill_study(study)
+    elif kind == "superlink":
+        coordinator.kill_superlink()
+    else:
+        coordinator.kill()
+
+
 # -- the books ---------------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +361,7 @@ def small_study(names: tuple[str, ...], *, rounds: int, strategy: Strategy | Non
     return Study(
         name="faults",
         konsil_version=version("konsil"),
-        task=dict(TASK),
+        task={**TASK},
         rounds=rounds,
         sites=names,
         privacy=Privacy(epsilon=8.0),

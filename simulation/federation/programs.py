@@ -76,6 +76,16 @@ class Daemon:
                 raise CommandFailed(f"{self.name} {why}:\n" + "\n".join(said.splitlines()[-15:]))
             time.sleep(0.1)
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, by itself or by another's hand."""
+        return self._process.poll() is not None
+
     def stop(self) -> int:
         """Tell it to end, and wait; its exit status. What doesn't listen is killed."""
         if self._process.poll() is None:
