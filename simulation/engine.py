@@ -117,12 +117,14 @@ def run_ray(
     *,
     folder: Path,
     observer: Observer | None = None,
-    cpus: int = 2,
+    cpus: int | None = None,
     gpus_per_site: float = 0.0,
 ) -> tuple[State, Record]:
     """Run the study over these hospitals (name -> `site.yaml`) with Ray. Same numbers as the in-process grid.
 
-    `cpus` of this machine are used, one for each site at work. Starting Ray takes some 20 seconds.
+    `cpus` of this machine are used (None: all that this process may use), one for each site at work. Starting Ray takes some 20
+    seconds. Where `RAY_ADDRESS` names a cluster that runs already (deploy/simulation.slurm), its machines work, with the
+    processors that they were started with; hospitals and `folder` then lie where all of them see them.
     Raises `RuntimeError` if the engine ends without a result.
     """
     from flwr.simulation import run_simulation  # here: imports Ray, which takes seconds
@@ -136,9 +138,10 @@ def run_ray(
         results.append(run(grid, study, initial, folder=folder, observer=observer, enrol_timeout_s=120.0, engine="ray"))
 
     app = hospital_app(lambda context: placed(context, paths[int(context.node_config["partition-id"])], study))
+    here = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": cpus or len(os.sched_getaffinity(0))}
     backend: dict[str, Any] = {
         "client_resources": {"num_cpus": 1, "num_gpus": gpus_per_site},
-        "init_args": {"num_cpus": cpus, "include_dashboard": False},
+        "init_args": {"include_dashboard": False, **here},
     }
     with _environment(QUIET):
         run_simulation(server, app, len(paths), backend_config=backend)
