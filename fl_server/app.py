@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from conf.study import Study, words
 from fl_server.prompt_grid import PromptGrid
 from fl_server.rounds import run
+from fl_server.tracking import Tracker
 from fl_server.weights import State, initial_state
 
 app = ServerApp()
@@ -35,16 +36,18 @@ def main(grid: Grid, context: Context) -> None:
     study = study_of(context)
     folder = Path(os.environ.get("KONSIL_RUNS", "runs")).resolve() / study.name
     timeout_s = float(context.run_config.get("enrol-timeout-s", 600))
-    _, record = run(
-        PromptGrid(grid),
-        study,
-        start_of(study),
-        folder=folder,
-        enrol_timeout_s=timeout_s,
-        engine="flower",
-        resume=bool(context.run_config.get("resume", False)),
-        run_id=context.run_id,
-    )
+    with Tracker.from_environment(study, folder) as tracker:
+        _, record = run(
+            PromptGrid(grid),
+            study,
+            start_of(study),
+            folder=folder,
+            enrol_timeout_s=timeout_s,
+            engine="flower",
+            resume=bool(context.run_config.get("resume", False)),
+            run_id=context.run_id,
+            observer=tracker.after_round,
+        )
     told = "\n".join([f"study {study.name}: {record.verdict}; {folder / 'record.json'}", *record.reasons])
     if record.verdict == "failed":
         raise RuntimeError(told)

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from conf.study import Frozen
 from fl_server import certificates
+from fl_server.tracking import Tracking
 
 SETTINGS = "coordinator.yaml"
 LOOPBACK = "127.0.0.1"
@@ -51,6 +52,7 @@ class House(Frozen):
     request_timeout_s: Annotated[float, Field(gt=0)] = 120.0  # in which a request has to arrive
     max_connections: Annotated[int, Field(ge=8)] = 256
     enrol_timeout_s: Annotated[float, Field(ge=0)] = 600.0  # how long a study waits for hospitals that are not there
+    tracking: Tracking = Tracking()  # studies in MLflow and TensorBoard, where these are installed
     page: Page | None = None  # `serve` runs the page, too; true: with its defaults
 
     @field_validator("page", mode="before")

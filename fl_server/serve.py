@@ -34,7 +34,7 @@ from pydantic import ValidationError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from conf.study import Frozen
-from fl_server import certificates, keeper, superexec, superlink
+from fl_server import certificates, keeper, superexec, superlink, tracking
 from fl_server.control import Refused, Unreachable, control, key_fingerprint, public_key_pem
 from fl_server.gate import Gate
 from fl_server.house import LOOPBACK, SETTINGS, House
@@ -115,6 +115,7 @@ def _parts(house: House) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
         "FLWR_HOME": str(house.flower_home),
         "KONSIL_RUNS": str(house.runs),
         "KONSIL_MODELS": str(house.models),
+        tracking.SETTINGS: house.tracking.model_dump_json(),
         superlink.SECRET: str(house.control_key),
     }
     trust = ["--superexec-auth-secret-file", str(house.executor_key)]

@@ -29,7 +29,9 @@ SETTINGS = "KONSIL_TRACKING"
 """Environment variable with the settings as JSON, for a study that runs in a process of Flower's."""
 
 LOG = "tracking.log"
-RESTARTS = 3
+FAILURES = 3
+"""After so many processes that ended in trouble no other is started."""
+
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -93,7 +95,7 @@ class Tracker:
         self._store = (store or self.folder.parent).resolve()
         self._settings = settings.possible()
         self._process: subprocess.Popen[bytes] | None = None
-        self._starts = 0
+        self._failures = 0
         for lacking in settings.missing():
             log.info("study %s is not tracked: %s", study.name, lacking)
 
@@ -116,19 +118,16 @@ class Tracker:
 
     def update(self, record: Any = None) -> None:
         """Say that there is a newer record. Returns at once, and never raises."""
-        if self._settings.mlflow is None and not self._settings.tensorboard:
+        if not self._wanted:
             return
         try:
-            if self._process is None or self._process.poll() is not None:
-                if self._starts > RESTARTS:
-                    return
-                self._begin()
-            if self._process is not None and self._process.stdin is not None:
-                os.write(self._process.stdin.fileno(), b"\n")
+            process = self._there()
+            if process is not None and process.stdin is not None:
+                os.write(process.stdin.fileno(), b"\n")
         except BlockingIOError:
             pass  # it has enough to do, and looks at the latest record when it is done
         except OSError as error:
-            log.warning("the study goes on untracked: %s", error)
+            log.warning("the study goes on, but is not tracked: %s", error)
 
     def after_round(self, entry: Any, model: Any) -> None:
         """`update`, as `fl_server.rounds.run` calls its observer."""
@@ -138,21 +137,32 @@ class Tracker:
         """Let it write down the last record, and wait at most so long for it; it ends by itself."""
         if self._process is None:
             return
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if wait_s:
-                self._process.wait(wait_s)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            process = self._there()
+            if process is not None and process.stdin is not None:
+                process.stdin.close()
+            if process is not None and wait_s:
+                process.wait(wait_s)
         self._process = None
 
-    def _begin(self) -> None:
-        self._starts += 1
-        process = start(self.folder, self._settings, self._store)
-        if process.stdin is not None:
-            os.set_blocking(process.stdin.fileno(), False)
-        threading.Thread(target=process.wait, daemon=True).start()  # nobody else asks how it ended
-        self._process = process
+    @property
+    def _wanted(self) -> bool:
+        return self._settings.mlflow is not None or self._settings.tensorboard
+
+    def _there(self) -> subprocess.Popen[bytes] | None:
+        """The process, or a new one if it has ended; None after too many that failed."""
+        if self._process is not None:
+            code = self._process.poll()
+            if code is None:
+                return self._process
+            self._failures += code != 0
+        if self._failures > FAILURES:
+            return None
+        self._process = start(self.folder, self._settings, self._store)
+        if self._process.stdin is not None:
+            os.set_blocking(self._process.stdin.fileno(), False)
+        threading.Thread(target=self._process.wait, daemon=True).start()  # nobody else asks how it ended
+        return self._process
 
 
 def start(folder: Path, settings: Tracking, store: Path) -> subprocess.Popen[bytes]:

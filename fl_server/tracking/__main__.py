@@ -1,6 +1,7 @@
 """The process that writes down one study: at every line on standard input, and once more when there are no more.
 
-It works at a low priority, gives up a single time after `LIMIT_S` seconds, and says on standard error what went wrong.
+It works at a low priority, gives up one record after `LIMIT_S` seconds, says on standard error what went wrong, and ends when
+it has heard nothing for a while: it will be started again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from fl_server.tracking import Tracking
 LIMIT_S = 120
 """Seconds for writing down one record."""
 
+IDLE_S = 300
+"""Seconds without a word after which the process ends: rounds may last for hours, and MLflow takes 250 MB."""
+
 
 def main() -> int:
     """Write down what comes; 1 if the last time failed."""
@@ -28,12 +32,12 @@ def main() -> int:
     parser.add_argument("--settings", required=True, help="as JSON")
     options = parser.parse_args()
     settings = Tracking.model_validate_json(options.settings)
-    os.nice(10)
+    os.nice(5)
     signal.signal(signal.SIGALRM, _too_long)
-    sound, more = True, True
-    while more:
-        more = _wait()
-        sound = once(options.folder, settings, options.store)
+    sound, said = True, "more"
+    while said == "more":
+        said = _said()
+        sound = once(options.folder, settings, options.store) if said else sound
     return 0 if sound else 1
 
 
@@ -69,14 +73,14 @@ def once(folder: Path, settings: Tracking, store: Path) -> bool:
     return sound
 
 
-def _wait() -> bool:
-    """Until there is something to do; false if it is the last time. Several lines are one."""
-    if not os.read(sys.stdin.fileno(), 65536):
-        return False
-    while select.select([sys.stdin], [], [], 0)[0]:
+def _said() -> str:
+    """What was said: `more` for any number of lines, `last` if there will be no more, nothing after `IDLE_S` without a word."""
+    found, wait_s = "", float(IDLE_S)
+    while select.select([sys.stdin], [], [], wait_s)[0]:
         if not os.read(sys.stdin.fileno(), 65536):
-            return False
-    return True
+            return "last"
+        found, wait_s = "more", 0.0
+    return found
 
 
 def _too_long(number: int, frame: FrameType | None) -> None:
