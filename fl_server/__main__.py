@@ -22,6 +22,7 @@ Studies
   run             study.json --superlink NAME: start it with Flower's own command on a SuperLink of yours
 Results
   record          runs/NAME/record.json: what came of it; the exit status is the verdict
+  report          RUN_OR_FOLDER [--to DIR]: the report for clinicians, as a page and as a PDF
 Models
   models          list, show, verify, register RUN, withdraw, key: the registry of signed versions, with cards
   export          RUN_OR_MODEL --as torchscript|onnx|monai|json [--to DIR]: for programs that don't have konsil
@@ -47,7 +48,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conf.study import words
-from fl_server.commands import coordinator, export, hospitals, looking, models, page, results, resume, studies, transfer
+from fl_server.commands import coordinator, export, hospitals, looking, models, page, report, results, resume, studies, transfer
 
 MODULES = (
     coordinator,
@@ -56,6 +57,7 @@ MODULES = (
     resume,
     looking,
     results,
+    report,
     models,
     export,
     transfer,

@@ -28,19 +28,19 @@ class Row:
 
 def forest(rows: Sequence[Row], *, unit: str) -> Drawing:
     """Estimates with 95 % intervals under one another, headings between them, numbers at the right."""
-    step, top, left, right = 15.0, 16.0, 150.0, 358.0
+    step, top, left, right = 13.6, 16.0, 150.0, 342.0
     drawn = Drawing(FULL, top + step * len(rows) + 30)
     bounds = [b for row in rows for b in (row.value, row.low, row.high) if isfinite(b)]
     low, high = min(bounds, default=0.0), max(bounds, default=1.0)
     room = 0.06 * max(high - low, 0.02)
     domain = (low - room, high + room)
     bottom = top + step * len(rows) + 2
-    for tick in ticks(*domain, most=5):
+    for tick, shown in _labelled(ticks(*domain, most=5)):
         x = place(tick, domain, (left, right))
         drawn.line((x, top - 4), (x, bottom), colour="rule", width=0.6)
-        drawn.word(x, bottom + 10, f"{tick:g}", size=7.5, colour="muted", anchor="middle")
+        drawn.word(x, bottom + 10, shown, size=7.5, colour="muted", anchor="middle")
     drawn.word((left + right) / 2, bottom + 22, unit, size=8, colour="muted", anchor="middle")
-    drawn.word(396, 9, "n", size=7.5, colour="muted", anchor="end")
+    drawn.word(368, 9, "n", size=7.5, colour="muted", anchor="end")
     drawn.word(FULL, 9, "mean (95% interval)", size=7.5, colour="muted", anchor="end")
     for i, row in enumerate(rows):
         y = top + step * (i + 0.5)
@@ -49,7 +49,7 @@ def forest(rows: Sequence[Row], *, unit: str) -> Drawing:
             continue
         shade = "muted" if row.small else "ink"
         drawn.word(10, y + 3, _cut(row.label, 28), size=8.5, colour=shade)
-        drawn.word(396, y + 3, str(row.patients), size=8, colour=shade, anchor="end")
+        drawn.word(368, y + 3, str(row.patients), size=8, colour=shade, anchor="end")
         drawn.word(FULL, y + 3, row.told, size=8, colour=shade, anchor="end")
         if not isfinite(row.value):
             continue
@@ -186,14 +186,14 @@ def _axes(
     x_unit: str,
     y_unit: str,
 ) -> None:
-    for tick in ticks(*y_domain, most=4):
+    for tick, shown in _labelled(ticks(*y_domain, most=4)):
         y = place(tick, y_domain, up)
         drawn.line((across[0], y), (across[1], y), colour="rule", width=0.6)
-        drawn.word(across[0] - 3, y + 2.5, _number(tick), size=7, colour="muted", anchor="end")
-    for tick in ticks(*x_domain, most=5):
+        drawn.word(across[0] - 3, y + 2.5, shown, size=7, colour="muted", anchor="end")
+    for tick, shown in _labelled(ticks(*x_domain, most=5)):
         x = place(tick, x_domain, across)
         drawn.line((x, up[0]), (x, up[0] + 3), colour="rule", width=0.6)
-        drawn.word(x, up[0] + 11, _number(tick), size=7, colour="muted", anchor="middle")
+        drawn.word(x, up[0] + 11, shown, size=7, colour="muted", anchor="middle")
     drawn.line((across[0], up[0]), (across[1], up[0]), colour="rule", width=0.8)
     drawn.word((across[0] + across[1]) / 2, up[0] + 22, x_unit, size=7.5, colour="muted", anchor="middle")
     drawn.word(9, (up[0] + up[1]) / 2, y_unit, size=7.5, colour="muted", anchor="middle", turned=True)
@@ -231,8 +231,10 @@ def _domain(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _number(value: float) -> str:
-    return f"{value:g}".replace("-", "−")
+def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
+    """Each tick with its number, all with as many decimals as the one that needs most."""
+    decimals = max((len(f"{value:g}".partition(".")[2]) for value in values), default=0)
+    return [(value, f"{value:.{decimals}f}".replace("-", "−")) for value in values]
 
 
 def _cut(text: str, most: int) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from statistics import median
 
 from fl_server.report.document import Section, Table, Text
-from fl_server.report.findings import SITE, Findings
+from fl_server.report.findings import SITE, Findings, disease
 from fl_server.report.words import count, epsilon, listed, structure
 
 AUTHORS = "To be written by the authors."
@@ -92,17 +92,15 @@ def checklist(findings: Findings) -> Section:
 def answers(findings: Findings) -> dict[int, str]:
     """By item, what the software can say; a missing item is the authors'."""
     record, study = findings.record, findings.record.study
-    task, training = study.get("task", {}), study.get("training", {})
-    strategy = study.get("strategy", {})
     real = not findings.rehearsal
     found = {
         1: f"Federated learning over {count(len(findings.hospitals), 'hospital')}; task '{findings.task or 'not named'}'"
         + (", patient-level differential privacy." if findings.private else ", without a privacy promise."),
         7: _sources(findings),
         10: _selected(findings),
-        11: "At each hospital's door by its own de-identification profile, before anything is trained; pseudonyms stay in the house."
+        11: "At each hospital's door, by its own profile, before anything is trained; the way back stays in the house."
         if real
-        else "The patients are generated or public; where a hospital takes the DICOM way, konsil's de-identification was applied.",
+        else "Patients are generated or public; hospitals that take the DICOM way de-identify them like real ones.",
         19: "By a fixed function of each patient's pseudonym, at the hospital; nobody chooses.",
         20: "The patient: all images of one patient are in one partition.",
         22: _model(findings),
@@ -110,10 +108,7 @@ def answers(findings: Findings) -> dict[int, str]:
         24: "Weights given beforehand, SHA-256 " + str(study["initial_model_sha256"])
         if study.get("initial_model_sha256")
         else f"Drawn at random from seed {study.get('seed', record.seed)}.",
-        25: f"{findings.planned_rounds} rounds, {training.get('steps', '?')} steps per round, optimizer {training.get('optimizer', '?')}, "
-        f"learning rate {training.get('learning_rate', '?')}, {training.get('views', '?')} augmented views per patient and "
-        "step; "
-        f"combined by {strategy.get('name', '?')}." + _privacy(findings),
+        25: _training(findings),
         26: _choice(findings),
         27: "None: the result is one model.",
         28: _metrics(findings),
@@ -165,6 +160,18 @@ def _model(findings: Findings) -> str:
     return f"Task '{findings.task}' of konsil; all settings are in the study file." if findings.task else ""
 
 
+def _training(findings: Findings) -> str:
+    training, strategy = (findings.record.study.get(name, {}) for name in ("training", "strategy"))
+    told = [count(findings.planned_rounds, "round")]
+    told += [
+        f"{name.replace('_', ' ')} {training[name]}"
+        for name in ("steps", "optimizer", "learning_rate", "views")
+        if name in training
+    ]
+    told += [f"combined by {strategy['name']}"] if "name" in strategy else []
+    return f"{', '.join(told)}.{_privacy(findings)}"
+
+
 def _privacy(findings: Findings) -> str:
     settings = findings.record.study.get("privacy", {})
     if not findings.private:
@@ -179,7 +186,8 @@ def _choice(findings: Findings) -> str:
     if record.selected_round is not None:
         return f"Round {record.selected_round}, by scores of validation patients, who are neither trained on nor in the test."
     decay = record.study.get("strategy", {}).get("ema_decay", 0)
-    return f"The last round's{f', an exponential mean over rounds (decay {decay})' if decay else ''}; nothing was chosen by results."
+    mean = f", as an exponential mean over the rounds (decay {decay})" if decay else ""
+    return f"The last round's{mean}; nothing was chosen by results."
 
 
 def _metrics(findings: Findings) -> str:
@@ -220,5 +228,5 @@ def _characteristics(findings: Findings) -> str:
     if sexes:
         parts.append(listed([f"{n} {({'F': 'women', 'M': 'men'}).get(sex, sex)}" for sex, n in sorted(sexes.items())]))
     if diseases:
-        parts.append(listed([f"{name} {n}" for name, n in diseases.most_common()]))
+        parts.append(listed([f"{disease(name)} {n}" for name, n in diseases.most_common()]))
     return f"Test patients: {'; '.join(parts)}. Training patients: not summarised here." if parts else ""

@@ -40,11 +40,8 @@ def limits(findings: Findings) -> Section:
         )
     if findings.seeds < LEAST_SEEDS:
         lines.append(f"{count(findings.seeds, 'training run')}: how much is the luck of the training can't be told.")
-    empty = [
-        name
-        for name in findings.hospitals
-        if findings.patients and not findings.of(SITE, lambda one, n=name: one.hospital == n)
-    ]
+    tested = {patient.hospital for patient in findings.of(SITE)}
+    empty = [name for name in findings.hospitals if findings.patients and name not in tested]
     if empty:
         lines.append(f"No test patient at {listed(empty)}: nothing is known about the model there.")
     return Section("What this does not show", (Lines(tuple(lines)),))

@@ -9,7 +9,7 @@ from fl_server.record import SiteRecord
 from fl_server.report import charts
 from fl_server.report.document import Block, Figure, Section, Table, Text
 from fl_server.report.findings import SITE, Findings
-from fl_server.report.flow import Step, flow
+from fl_server.report.flow import SIDE, STEP, Step, flow, packed
 from fl_server.report.learned import answers_in_words
 from fl_server.report.words import count, listed
 
@@ -30,7 +30,7 @@ def _sum(findings: Findings, take: Callable[[SiteRecord], int | None]) -> int:
 
 def _by_site(findings: Findings, take: Callable[[SiteRecord], int | None], *, all_of_them: bool = True) -> tuple[str, ...]:
     told = {name: take(site) or 0 for name, site in findings.record.sites.items()}
-    return tuple(f"{name}: {n}" for name, n in told.items() if n or all_of_them)
+    return packed([f"{name} {n}" for name, n in told.items() if n or all_of_them], STEP if all_of_them else SIDE)
 
 
 def _patients(findings: Findings) -> Block:
@@ -38,7 +38,8 @@ def _patients(findings: Findings) -> Block:
     expected, used = _sum(findings, lambda s: s.cases_expected), _sum(findings, lambda s: s.cases_used)
     refused, withdrawn = _sum(findings, lambda s: s.cases_refused), _sum(findings, lambda s: s.cases_withdrawn)
     lost = [f"refused at the door: {refused}", *(f"  {line}" for line in _by_site(findings, _refused, all_of_them=False))]
-    lost += [f"withdrawn: {withdrawn}"]
+    withdrawals = any(site.cases_withdrawn is not None for site in findings.record.sites.values())
+    lost += [f"withdrawn: {withdrawn if withdrawals else 'not told'}"]
     if rest := expected - used - refused - withdrawn:
         lost.append(f"not accounted for: {rest}")
     steps = [
@@ -55,13 +56,16 @@ def _patients(findings: Findings) -> Block:
     if tested:
         by_hospital = Counter(patient.hospital for patient in tested)
         training = used - len(tested)
-        lines = tuple(f"{n}: {(s.cases_used or 0) - by_hospital[n]}" for n, s in findings.record.sites.items())
+        elsewhere = Counter(patient.hospital for patient in findings.patients if patient.role != SITE)
+        width = charts.FULL / (3 if elsewhere else 2) - 12
+        trained = [f"{name} {(site.cases_used or 0) - by_hospital[name]}" for name, site in findings.record.sites.items()]
         ends = [
-            Step(f"Trained on: {training}", lines),
-            Step(f"Tested, never trained on: {len(tested)}", tuple(f"{n}: {by_hospital[n]}" for n in findings.hospitals)),
+            Step(f"Trained on: {training}", packed(trained, width)),
+            Step(f"Held back, tested: {len(tested)}", packed([f"{n} {by_hospital[n]}" for n in findings.hospitals], width)),
         ]
-        if elsewhere := Counter(patient.hospital for patient in findings.patients if patient.role != SITE):
-            ends.append(Step(f"Tested elsewhere: {sum(elsewhere.values())}", tuple(f"{n}: {k}" for n, k in elsewhere.items())))
+        if elsewhere:
+            others = packed([f"{name} {n}" for name, n in elsewhere.items()], width)
+            ends.append(Step(f"Tested elsewhere: {sum(elsewhere.values())}", others))
     caption = "From the patients that the hospitals expected to those that the figures below are about."
     alt = f"{expected} patients expected, {refused} refused, {withdrawn} withdrawn, {used} let in, {len(tested)} tested."
     return Figure(flow(steps, ends), alt, caption)

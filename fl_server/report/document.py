@@ -33,7 +33,8 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of words under a head. `shares` are the columns' relative widths; the first `words` columns are set left.
+    """Rows of words under a head. `shares` are the columns' relative widths; the first `words` columns are set left, and so
+    are those in `also`.
 
     A row of one cell is a heading over those that follow.
     """
@@ -42,6 +43,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     shares: tuple[float, ...]
     words: int = 1
+    also: tuple[int, ...] = ()
     caption: str = ""
 
     def __post_init__(self) -> None:

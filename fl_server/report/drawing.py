@@ -153,7 +153,8 @@ class Drawing:
         """The drawing as an `<svg>` element without ids, namespaces or outside resources."""
         inner = "".join(_svg(shape) for shape in self.shapes)
         box = f"0 0 {self.width:g} {self.height:g}"
-        return f'<svg viewBox="{box}" role="img" aria-label="{escape(printable(alt))}" style="max-width:{self.width:g}pt">{inner}</svg>'
+        size = f"max-width:{self.width:g}pt"
+        return f'<svg viewBox="{box}" role="img" aria-label="{escape(printable(alt))}" style="{size}">{inner}</svg>'
 
 
 def series(index: int) -> str:

@@ -13,6 +13,14 @@ from fl_server.report.statistics import Values
 SITE: Role = "site"
 AGE_BANDS = ((45.0, "under 45 years"), (65.0, "45 to 64 years"), (float("inf"), "65 years and over"))
 NOT_RECORDED = "not recorded"
+DISEASES = {
+    "normal": "no heart disease",
+    "infarct": "infarction",
+    "hcm": "hypertrophic cardiomyopathy",
+    "dcm": "dilated cardiomyopathy",
+    "amyloid": "amyloidosis",
+}
+"""Words for what a case's `disease` may be; others are shown as they are."""
 LEAST_PATIENTS, LEAST_ROUNDS, LEAST_SEEDS = 30, 10, 3
 """Test patients, rounds and seeds below which a rehearsal shows that the software works, and nothing else."""
 
@@ -69,7 +77,7 @@ class Findings:
     @property
     def private(self) -> bool:
         """Whether the study promises its patients anything."""
-        return self.record.study.get("privacy", {}).get("kind") != "none"
+        return bool(self.record.study.get("privacy", {}).get("kind") != "none")
 
     @property
     def small(self) -> bool:
@@ -105,7 +113,7 @@ class Findings:
             "By scanner": lambda one: one.scanner or NOT_RECORDED,
             "By sex": lambda one: {"F": "women", "M": "men"}.get(one.sex or "", one.sex or NOT_RECORDED),
             "By age": age_band,
-            "By disease group": lambda one: one.disease or NOT_RECORDED,
+            "By disease group": lambda one: disease(one.disease) if one.disease else NOT_RECORDED,
         }
         found: dict[str, dict[str, list[Patient]]] = {}
         for kind, name_of in kinds.items():
@@ -125,6 +133,11 @@ class Findings:
             name: [entry.sites[name].answer if name in entry.sites else "absent" for entry in self.record.rounds]
             for name in self.hospitals
         }
+
+
+def disease(name: str) -> str:
+    """A disease group in words."""
+    return DISEASES.get(name, name)
 
 
 def age_band(patient: Patient) -> str:

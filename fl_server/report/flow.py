@@ -12,6 +12,7 @@ from fl_server.report.charts import FULL
 from fl_server.report.drawing import Drawing
 
 LINE = 10.5
+STEP, SIDE = 262.0, 200.0  # points: how wide a step's box is, and one at the side
 MOST_LINES = 9
 
 
@@ -27,7 +28,7 @@ class Step:
 
 def flow(steps: Sequence[Step], ends: Sequence[Step] = ()) -> Drawing:
     """Steps from top to bottom; `ends` stand side by side below the last."""
-    width, side, gap = 250.0, 200.0, 26.0
+    width, side, gap = STEP, SIDE, 24.0
     heights = [_height(step.heading, step.lines) for step in steps]
     losses = [_height(step.lost, step.lost_lines) if step.lost else 0.0 for step in steps]
     gaps = [max(gap, loss + 14) if loss else gap for loss in losses]
@@ -61,7 +62,29 @@ def flow(steps: Sequence[Step], ends: Sequence[Step] = ()) -> Drawing:
 
 
 def _height(heading: str, lines: Sequence[str]) -> float:
-    return 12 + LINE * (1 + min(len(lines), MOST_LINES))
+    return 12 + LINE * (1 + len(_shown(lines)))
+
+
+def _shown(lines: Sequence[str]) -> list[str]:
+    """No more lines than a box may have."""
+    if len(lines) <= MOST_LINES:
+        return list(lines)
+    return [*lines[: MOST_LINES - 1], f"and {len(lines) - MOST_LINES + 1} more, in the table"]
+
+
+def packed(names: Sequence[str], width: float) -> tuple[str, ...]:
+    """Words one after another in as few lines as fit a box of this width, with commas between them.
+
+    >>> packed(["north 10", "south 12"], 200.0)
+    ('north 10, south 12',)
+    """
+    most, lines = int((width - 12) / 4.4), [""]
+    for i, name in enumerate(names):
+        text = name + ("," if i < len(names) - 1 else "")
+        if lines[-1] and len(lines[-1]) + 1 + len(text) > most:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + text
+    return tuple(line for line in lines if line)
 
 
 def _box(
@@ -69,10 +92,7 @@ def _box(
 ) -> None:
     drawn.box(x, y, width, height, fill="paper" if pale else "panel", edge="muted")
     drawn.word(x + 7, y + 14, _cut(heading, width, 5.2), size=8.5, bold=True)
-    shown = list(lines[:MOST_LINES])
-    if len(lines) > MOST_LINES:
-        shown[-1] = f"and {len(lines) - MOST_LINES + 1} more, in the table"
-    for i, line in enumerate(shown):
+    for i, line in enumerate(_shown(lines)):
         drawn.word(x + 7, y + 14 + LINE * (i + 1), _cut(line, width, 4.4), size=7.8, colour="muted")
 
 

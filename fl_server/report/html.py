@@ -28,7 +28,8 @@ def html(document: Document) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(document.title)}: study report</title>\n<style>\n{CSS.read_text()}</style>\n</head>\n<body>\n<main>\n"
         f'<header>\n<p class="kicker">{escape(document.kicker)}</p>\n<h1>{escape(document.title)}</h1>\n'
         f'<p class="verdict {document.outcome}">{escape(document.verdict)}</p>\n{reasons}</header>\n'
@@ -56,7 +57,7 @@ def _figure(figure: Figure) -> str:
 
 def _table(table: Table) -> str:
     def kind(i: int) -> str:
-        return "" if i < table.words else ' class="n"'
+        return "" if i < table.words or i in table.also else ' class="n"'
 
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
     head = "".join(f'<th scope="col"{kind(i)}>{escape(text)}</th>' for i, text in enumerate(table.head))
@@ -67,8 +68,9 @@ def _table(table: Table) -> str:
         else:
             cells = "".join(f"<td{kind(i)}>{escape(text)}</td>" for i, text in enumerate(row[1:], start=1))
             rows.append(f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>')
+    look = "facts" if len(table.head) < 4 else "many"
+    body = "\n".join(rows)
     return (
-        f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>'
-        + "\n".join(rows)
-        + "</tbody></table></div>\n"
+        f'<div class="scroll"><table class="{look}">{caption}<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>\n"
     )

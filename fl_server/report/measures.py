@@ -41,19 +41,22 @@ def rank_correlation(first: Sequence[float], second: Sequence[float], *, resampl
     n = len(table)
     if n < 3 or not np.ptp(table, axis=0).all():
         return Interval(nan, nan, nan, n)
-    value = _spearman(table)
+    value = float(_spearman(table))
     if n < 10:
         return Interval(value, nan, nan, n)
-    rng = np.random.default_rng(20_262)
-    drawn = [table[rng.integers(n, size=n)] for _ in range(resamples)]
-    found = [_spearman(one) for one in drawn if np.ptp(one, axis=0).all()]
-    low, high = np.quantile(found, [0.025, 0.975])
+    drawn = table[np.random.default_rng(20_262).integers(n, size=(resamples, n))]  # (resamples, n, 2)
+    found = _spearman(drawn)
+    low, high = np.quantile(found[np.isfinite(found)], [0.025, 0.975])
     return Interval(value, float(low), float(high), n)
 
 
-def _spearman(table: Floats) -> float:
-    ranks = stats.rankdata(table, axis=0)
-    return float(np.corrcoef(ranks.T)[0, 1])
+def _spearman(tables: Floats) -> Floats:
+    """Of tables (..., n, 2): correlation of the columns' ranks (...); NaN where a column is constant."""
+    ranks = stats.rankdata(tables, axis=-2)
+    ranks -= ranks.mean(axis=-2, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Floats = (ranks[..., 0] * ranks[..., 1]).sum(-1) / np.sqrt((ranks**2).sum(-2).prod(-1))
+    return found
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from reportlab.lib.utils import ImageReader
 from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
-from reportlab.platypus import BaseDocTemplate, Flowable, Frame, KeepTogether, PageTemplate, Paragraph, Spacer
+from reportlab.platypus import BaseDocTemplate, CondPageBreak, Flowable, Frame, KeepTogether, PageTemplate, Paragraph, Spacer
 from reportlab.platypus import Table as Grid
 
 from fl_server.report.document import Block, Bullets, Document, Figure, Figures, Section, Table, Text
@@ -32,6 +32,7 @@ SANS, BOLD = "DejaVuSans", "DejaVuSans-Bold"
 MARGIN = 18 * mm
 WIDTH = A4[0] - 2 * MARGIN
 GAP = 8.0  # points between drawings side by side
+LONG = 12  # rows of a table that may be torn by the end of a page
 
 
 def pdf(document: Document) -> bytes:
@@ -117,36 +118,48 @@ def _story(document: Document) -> list[Flowable]:
         _words(document.title, "title"),
         Paragraph(escape(document.verdict, quote=False), verdict),
     ]
-    story += _block(Bullets(document.reasons)) if document.reasons else []
+    story += [_words(reason, "bullet", bulletText="•") for reason in document.reasons]
     for section in document.sections:
         story += _section(section)
     return story
 
 
+Unit = list[Flowable]
+"""Flowables that stay on one page."""
+
+
 def _section(section: Section) -> list[Flowable]:
-    parts = [_block(block) for block in section.blocks]
-    heading = _Heading(section.title)
-    if not parts:
-        return [heading]
-    return [KeepTogether([heading, *parts[0][:1]]), *parts[0][1:], *(flowable for part in parts[1:] for flowable in part)]
+    """The heading stays with what follows it: sentences up to the first table or drawing, and that or its beginning."""
+    opening: Unit = [_Heading(section.title)]
+    story: list[Flowable] = []
+    for block in section.blocks:
+        if opening and isinstance(block, Text):
+            opening += [_words(block.words, block.kind)]
+        elif opening and isinstance(block, Table) and len(block.rows) > LONG:
+            story += [CondPageBreak(60 * mm), *opening, *_long_table(block)]
+            opening = []
+        else:
+            for unit in _block(block):
+                story += [KeepTogether([*opening, *unit])] if len(opening) + len(unit) > 1 else unit
+                opening = []
+    return story + ([KeepTogether(opening)] if opening else [])
 
 
-def _block(block: Block) -> list[Flowable]:
+def _block(block: Block) -> list[Unit]:
     if isinstance(block, Text):
-        return [_words(block.words, block.kind)]
+        return [[_words(block.words, block.kind)]]
     if isinstance(block, Bullets):
-        return [_words(line, "bullet", bulletText="•") for line in block.lines]
+        return [[_words(line, "bullet", bulletText="•")] for line in block.lines]
     if isinstance(block, Table):
-        return _table(block)
+        parts = _long_table(block)
+        return [parts] if len(block.rows) <= LONG else [[CondPageBreak(40 * mm)], *([flowable] for flowable in parts)]
     if isinstance(block, Figure):
-        return [_figure(block, WIDTH), Spacer(0, 5)]
-    return [*_side_by_side(block), Spacer(0, 5)]
+        return [[_Drawn(block.drawing, WIDTH), *_caption(block), Spacer(0, 5)]]
+    return [[grid] for grid in _side_by_side(block)] + [[Spacer(0, 5)]]
 
 
-def _figure(figure: Figure, width: float) -> Flowable:
-    parts: list[Flowable] = [_Drawn(figure.drawing, width)]
-    parts += [_words(figure.caption, "fine")] if figure.caption else []
-    return KeepTogether(parts)
+def _caption(figure: Figure) -> Unit:
+    return [Spacer(0, 3), _words(figure.caption, "fine")] if figure.caption else []
 
 
 def _side_by_side(figures: Figures) -> list[Flowable]:
@@ -155,18 +168,18 @@ def _side_by_side(figures: Figures) -> list[Flowable]:
     width = (WIDTH - GAP * (across - 1)) / across
     rows = []
     for start in range(0, len(several), across):
-        cells: list[Any] = []
-        for figure in several[start : start + across]:
-            cells.append([_Drawn(figure.drawing, width), *([_words(figure.caption, "fine")] if figure.caption else [])])
+        cells: list[Any] = [[_Drawn(one.drawing, width), *_caption(one)] for one in several[start : start + across]]
         rows.append(cells + [""] * (across - len(cells)))
     widths = [width + (GAP if i < across - 1 else 0) for i in range(across)]
     plain = [("LEFTPADDING", (0, 0), (-1, -1), 0), ("TOPPADDING", (0, 0), (-1, -1), 0), ("VALIGN", (0, 0), (-1, -1), "TOP")]
     return [Grid([row], colWidths=widths, style=[*plain, ("RIGHTPADDING", (0, 0), (-1, -1), GAP / 2)]) for row in rows]
 
 
-def _table(table: Table) -> list[Flowable]:
+def _long_table(table: Table) -> list[Flowable]:
+    """Caption and rows; a page that ends in the middle repeats the head on the next."""
+
     def styles(word: str, number: str) -> list[str]:
-        return [word if i < table.words else number for i in range(len(table.head))]
+        return [word if i < table.words or i in table.also else number for i in range(len(table.head))]
 
     lines = [[_words(text, style) for text, style in zip(table.head, styles("head", "headnumber"), strict=True)]]
     look: list[tuple[Any, ...]] = [
@@ -179,6 +192,7 @@ def _table(table: Table) -> list[Flowable]:
         ("LINEBELOW", (0, 0), (-1, 0), 0.7, _hex("muted")),
         ("LINEBELOW", (0, 1), (-1, -1), 0.4, _hex("rule")),
     ]
+    look += [("LEFTPADDING", (i, 0), (i, -1), 9) for i in table.also]
     for number, row in enumerate(table.rows, start=1):
         if len(row) == 1:
             lines.append([_words(row[0], "group"), *[""] * (len(table.head) - 1)])
@@ -187,9 +201,7 @@ def _table(table: Table) -> list[Flowable]:
             lines.append([_words(text, style) for text, style in zip(row, styles("cell", "number"), strict=True)])
     widths = [WIDTH * share / sum(table.shares) for share in table.shares]
     grid = Grid(lines, colWidths=widths, repeatRows=1, style=look)
-    if len(table.rows) > 6:
-        return [*([_words(table.caption, "caption")] if table.caption else []), grid, Spacer(0, 7)]
-    return [KeepTogether([*([_words(table.caption, "caption")] if table.caption else []), grid, Spacer(0, 7)])]
+    return [*([_words(table.caption, "caption")] if table.caption else []), grid, Spacer(0, 7)]
 
 
 class _Heading(Paragraph):  # type: ignore[misc]  # ReportLab has no types

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, nan
 from statistics import fmean
 
@@ -56,7 +56,10 @@ def calibration(findings: Findings) -> Section:
         note += f"{count(len(sites), 'test patient')}; voxels of one patient are alike, so no interval is given. Calibration "
         note += "error: "
         note += "mean distance between probability and drawn share, 0 at best."
-        blocks += [Table(head, tuple(rows), (2, 1.4, 1.2, 2, 1.2), caption="Probability of a voxel"), Text(note, "fine")]
+        blocks += [
+            Table(head, tuple(rows), (2, 1.4, 1.2, 2, 1.2), also=(3,), caption="Probability of a voxel"),
+            Text(note, "fine"),
+        ]
     volumes = _volumes(findings)
     blocks = [*([Figures((*figures, *volumes))] if figures or volumes else []), *blocks]
     if volumes:
@@ -92,21 +95,42 @@ def _volumes(findings: Findings) -> list[Figure]:
             if known:
                 drawn, predicted = fmean(a for a, _ in known), fmean(b for _, b in known)
                 groups.setdefault(patient.hospital, []).append(((drawn + predicted) / 2, predicted - drawn))
-        gaps = np.array([gap for several in groups.values() for _, gap in several])
-        if len(gaps) < 2:
-            continue
-        limits = agreement(gaps)
-        levels = [
-            Level(limits.bias, name=number(limits.bias, 1, sign=True)),
-            Level(limits.low, dashed=True, name=number(limits.low, 1, sign=True)),
-            Level(limits.high, dashed=True, name=number(limits.high, 1, sign=True)),
-        ]
         title = f"{structure(name)}: model minus reader"
-        drawn_chart = charts.scatter(groups, title=title, x_unit="mean of both (ml)", y_unit="difference (ml)", levels=levels)
-        alt = f"{title} in ml: bias {limits.bias:.1f}, limits of agreement {limits.low:.1f} to {limits.high:.1f}, n = "
-        alt += f"{len(gaps)}."
-        figures.append(Figure(drawn_chart, alt))
+        if chart := _bland_altman(groups, title, "mean of both (ml)", "difference (ml)"):
+            figures.append(chart)
+    if chart := _ejection_fractions(findings):
+        figures.append(chart)
     return figures
+
+
+def _bland_altman(groups: Mapping[str, Sequence[tuple[float, float]]], title: str, x_unit: str, y_unit: str) -> Figure | None:
+    gaps = np.array([gap for several in groups.values() for _, gap in several])
+    if len(gaps) < 2:
+        return None
+    limits = agreement(gaps)
+    levels = [
+        Level(value, dashed, number(value, 1, sign=True))
+        for value, dashed in ((limits.bias, False), (limits.low, True), (limits.high, True))
+    ]
+    alt = f"{title}, {y_unit}: bias {limits.bias:.1f}, limits of agreement {limits.low:.1f} to {limits.high:.1f}, n = "
+    alt += f"{len(gaps)}."
+    return Figure(charts.scatter(groups, title=title, x_unit=x_unit, y_unit=y_unit, levels=levels), alt)
+
+
+def ejection_fraction(patient: Patient, take: Callable[[Volume], float | None]) -> float | None:
+    """Stroke volume over end-diastolic volume in percent, of the left ventricle's volumes that `take` picks."""
+    blood = {volume.series: take(volume) for volume in patient.volumes if volume.structure == "blood_pool"}
+    diastole, systole = blood.get("cine_ed"), blood.get("cine_es")
+    return 100 * (diastole - systole) / diastole if diastole and systole is not None else None
+
+
+def _ejection_fractions(findings: Findings) -> Figure | None:
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for patient in findings.of(SITE):
+        drawn, predicted = (ejection_fraction(patient, take) for take in (lambda v: v.drawn_ml, lambda v: v.predicted_ml))
+        if drawn is not None and predicted is not None:
+            groups.setdefault(patient.hospital, []).append(((drawn + predicted) / 2, predicted - drawn))
+    return _bland_altman(groups, "Ejection fraction: model minus reader", "mean of both (%)", "difference (points)")
 
 
 # -- doubt -------------------------------------------------------------------------------------------------------------
@@ -122,7 +146,8 @@ def uncertainty(findings: Findings) -> Section:
         "Monte Carlo dropout": lambda one: one.doubt,
         "entropy of one pass": lambda one: one.entropy,
     }
-    figures, rows, sentences = [], [], []
+    figures, rows = list[Figure](), list[tuple[str, ...]]()
+    sentences: list[str] = []
     for name, take in kinds.items():
         known = [(patient, value) for patient in tested if (value := take(patient)) is not None]
         doubt, error = [value for _, value in known], [findings.error(patient) for patient, _ in known]
@@ -216,7 +241,7 @@ def readers(findings: Findings) -> Section:
     )
     text += "patients. The interval is over patients, for these readers and the first training run's model."
     head = ("Structure", "n", "Readers among themselves", "Model with readers", "Difference (95%)", "In words")
-    return Section(title, (Table(head, tuple(rows), (1.6, 0.5, 1.4, 1.3, 2.3, 2.4)), Text(text, "fine")))
+    return Section(title, (Table(head, tuple(rows), (1.6, 0.5, 1.4, 1.3, 2.3, 2.4), also=(5,)), Text(text, "fine")))
 
 
 # -- rescans -----------------------------------------------------------------------------------------------------------
@@ -227,7 +252,7 @@ def rescans(findings: Findings) -> Section:
     title = "Repeatability: the same patient scanned twice"
     known = [p for p in findings.of(SITE) if any(v.predicted_again_ml is not None for v in p.volumes)]
     kinds = list(dict.fromkeys((v.structure, v.series) for p in known for v in p.volumes))
-    rows, groups, levels, first_kind = [], dict[str, list[tuple[float, float]]](), list[Level](), ""
+    rows, groups, levels, first_kind = list[tuple[str, ...]](), dict[str, list[tuple[float, float]]](), list[Level](), ""
     for name, series in kinds:
         volumes = [(p, v) for p in known for v in p.volumes if (v.structure, v.series) == (name, series)]
         model = repeatability(*_pairs(volumes, lambda v: v.predicted_ml, lambda v: v.predicted_again_ml))
@@ -253,6 +278,7 @@ def rescans(findings: Findings) -> Section:
             ]
     if not rows:
         return Section(title, (_missing(findings),))
+    rows += _function(known)
     drawn = charts.scatter(
         groups, title=first_kind, x_unit="mean of both scans (ml)", y_unit="second − first (ml)", levels=levels
     )
@@ -274,6 +300,26 @@ def rescans(findings: Findings) -> Section:
             Text(note + _again(findings, known), "fine"),
         ),
     )
+
+
+def _function(known: Sequence[Patient]) -> list[tuple[str, ...]]:
+    """The row of the ejection fraction; none where the two phases were not measured."""
+    both = []
+    for first, second in (
+        (lambda v: v.predicted_ml, lambda v: v.predicted_again_ml),
+        (lambda v: v.drawn_ml, lambda v: v.drawn_again_ml),
+    ):
+        pairs = [(ejection_fraction(p, first), ejection_fraction(p, second)) for p in known]
+        whole = [(a, b) for a, b in pairs if a is not None and b is not None]
+        both.append(repeatability([a for a, _ in whole], [b for _, b in whole]))
+    model, reader = both
+    if model is None:
+        return []
+    bounds = f" ({number(model.low, 1)} to {number(model.high, 1)})" if isfinite(model.low) else ""
+    cells = (number(model.change, 1, sign=True), number(model.coefficient, 1) + bounds)
+    return [
+        ("Ejection fraction (points)", "both", str(model.patients), *cells, number(reader.coefficient, 1) if reader else "–")
+    ]
 
 
 def _pairs(
