@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -196,7 +197,9 @@ def _of_file(path: Path, words: str, *, programs: bool) -> Source:
                 f"{path} is TorchScript: a program, which loading may run. If you trust whoever made it, --torchscript reads "
                 "its weights; a state dict needs no trust"
             )
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is frozen, and there is plenty of it
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
     else:
         state = _state_dict(read_weights(path), path)
     return Source({str(name): tensor for name, tensor in state.items()}, {"source": words, "source_sha256": digest})

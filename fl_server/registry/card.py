@@ -127,8 +127,8 @@ def privacy_in_words(record: Record) -> list[str]:
         "The unit is one patient with all images: the promise is about whether a patient took part at all, not about single "
         "images or slices.",
         f"The study was planned for epsilon {promise['epsilon']:g} at delta {promise['delta']:g}; each hospital priced it "
-        "again at its own delta, and could refuse. At the planned numbers: whatever anyone sees of the study, and whatever else they "
-        "know, whether one patient took part changes the odds of any conclusion by a factor of at most "
+        "again at its own delta, and could refuse. At the planned numbers: whatever anyone sees of the study, and whatever "
+        "else they know, whether one patient took part changes the odds of any conclusion by a factor of at most "
         f"e^{promise['epsilon']:g} (e^epsilon), except with a probability of about {promise['delta']:g}.",
     ]
     if record.study["strategy"]["name"] == "sum":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,15 +65,21 @@ class Learned:
 
 def read_weights(path: Path) -> Any:
     """Whatever tensors a .pt file holds, loaded without running anything in it. Raises `ValueError` in words."""
+    with open(path, "rb") as file:
+        begin = file.read(2)
+    if begin != b"PK" and begin[:1] != b"\x80":  # the zip file that torch.save writes, or the pickle that it once wrote
+        raise ValueError(f"{path} holds no weights: torch.save wrote no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickles that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} is a pickle of more than tensors, and reading it could run code of whoever wrote it; "
             "save the state dict alone: torch.save(model.state_dict(), ...)"
         ) from None
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} can't be read as weights: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a damaged file breaks the reader in many ways
+        raise ValueError(f"{path} can't be read as weights ({type(error).__name__}): damaged, or cut short") from None
 
 
 def of_run(folder: Path, *, models: Path | None = None) -> Learned:
