@@ -9,13 +9,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
+from fl_server import report
 from fl_server.record import Outcome, Record, Round
+from fl_server.report.measured import FILE as measured_file
+from fl_server.report.measured import Measured
 from fl_server.weights import State, initial_state
+from simulation import clinical, pretraining, tables
 from simulation import hospital as hospitals_module
-from simulation import pretraining, tables
 from simulation.arms import Arm, train, train_by_itself, write_line
 from simulation.faults.plan import NO_FAULTS
 from simulation.hospital import Hospital
@@ -69,7 +73,7 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
             record = recipe.study(
                 simulation, classifier, sites, begin, folder, cache=cache, meter=meter, pool=pool, screen=screen
             )
-            return _finish(record, folder, meter)
+            return _finish(record, folder, meter, pool, clinical.classified(record, folder))
         world = World(sites, held_out, real, start, start_path)
         arms = _arms(simulation, world, folder)
         _remove_stale(simulation, world, folder, screen)
@@ -87,13 +91,22 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
             final = final_arm(arms)
             export_model(simulation, final, folder)
             save_pictures(simulation, final, world, folder)
-    return _finish(study_record(simulation, arms, world, folder, meter), folder, meter)
+        with meter.phase("test patients"):
+            if simulation.clinical:
+                look = partial(screen.advance, "test patients")
+                measured = clinical.measure(simulation, folder, final.study.hash, world.roles, pool=pool, advance=look)
+            else:
+                measured = clinical.collect(simulation, folder, final.study.hash, world.roles)
+        return _finish(study_record(simulation, arms, world, folder, meter), folder, meter, pool, measured)
 
 
-def _finish(record: Record, folder: Path, meter: Meter) -> Outcome:
-    """Write record and report, and say on the screen what came of it."""
+def _finish(record: Record, folder: Path, meter: Meter, pool: Executor, measured: Measured) -> Outcome:
+    """Write the record and both reports, side by side, and say on the screen what came of it."""
     record.write(folder / "record.json")
+    measured.write(folder / measured_file)
+    beside = pool.submit(report.write, folder)
     write_report(folder)
+    beside.result()
     meter.finish()
     print("\n".join(summary_lines(folder)))
     return record.verdict

@@ -20,9 +20,10 @@ from simulation.settings import Simulation
 RESULTS = (
     *("record.json", "report.html", "scores.jsonl", "metrics.jsonl", "overlays", "ledgers"),
     *("model.pt", "model.ts.pt", "model.ts.json", "models", "radiomics.json"),
+    *("clinical.json", "clinical_report.html", "clinical_report.pdf"),
 )
 """What a run makes of its arms, anew at every call."""
-NO_DIFFERENCE = {"workers", "runs_folder"}
+NO_DIFFERENCE = {"workers", "runs_folder", "clinical"}
 """Settings that don't determine any result."""
 
 

@@ -92,7 +92,7 @@ class CalibrationBin(_Part):
     observed: Number = None
     low: Number = None
     high: Number = None
-    rows: int = 0
+    rows: float = 0.0
 
 
 class Area(_Part):

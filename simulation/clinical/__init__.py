@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from conf.study import Frozen
 from fl_server.record import Record
-from fl_server.report.measured import Measured, Methods, Number, Patient, Role
+from fl_server.report.measured import Area, CalibrationBin, Classified, Measured, Methods, Number, Patient, Role
 from simulation.clinical.one import Origin, Plan, examine, facts
 from simulation.hospital import Hospital, seeds_of
 from simulation.machine import unordered
+from simulation.report import lenient
 from simulation.settings import GeneratedHospitals, Simulation
 from simulation.sources import digest
 from tasks.task import gradient_task
@@ -28,6 +30,9 @@ from tasks.task import gradient_task
 CODE = ("tasks", "simulation/clinical", "simulation/scanner.py", "simulation/reader.py", "simulation/phantom.py")
 MOST_READERS = 5
 ARM = "federation_private"
+BOUNDS = ("predicted", "observed", "low", "high")
+CLASSIFIERS = ("forest_private", "forest_unet_private")
+"""Arms of a radiomics study whose answers the clinician's report is about, the first that is there."""
 
 
 class Tested(Frozen):
@@ -39,9 +44,8 @@ class Tested(Frozen):
     dice: dict[str, list[Number]]
 
 
-def collect(simulation: Simulation, folder: Path, roles: Iterable[tuple[str, Hospital]]) -> Measured:
+def collect(simulation: Simulation, folder: Path, study_hash: str, roles: Iterable[tuple[str, Hospital]]) -> Measured:
     """Every test patient of a finished rehearsal with sex, age, disease, scanner and Dice by seed; no model is asked again."""
-    record = Record.read(folder / "record.json")
     arm, seeds, tested = _tested(folder)
     hospitals = {hospital.name: hospital for _, hospital in roles}
     patients = []
@@ -50,7 +54,7 @@ def collect(simulation: Simulation, folder: Path, roles: Iterable[tuple[str, Hos
         known = facts(hospital.cohort.case(one.patient).endpoints)
         patients.append(Patient(**one.model_dump(), scanner=hospital.scanner, **known))
     return Measured(
-        study_hash=record.study_hash,
+        study_hash=study_hash,
         arm=arm,
         seeds=seeds,
         structures=list(dict.fromkeys(name for one in tested for name in one.dice)),
@@ -62,6 +66,7 @@ def collect(simulation: Simulation, folder: Path, roles: Iterable[tuple[str, Hos
 def measure(
     simulation: Simulation,
     folder: Path,
+    study_hash: str,
     roles: Iterable[tuple[str, Hospital]],
     *,
     pool: Executor,
@@ -74,7 +79,7 @@ def measure(
     model, or with a task that draws no masks, it is `collect`.
     """
     plan, begin, roles = plan or Plan(), time.monotonic(), list(roles)
-    found = collect(simulation, folder, roles)
+    found = collect(simulation, folder, study_hash, roles)
     weights = folder / "model.pt"
     if not weights.exists() or not found.patients or simulation.task.get("name") != "segmentation":
         return found
@@ -103,6 +108,37 @@ def measure(
     part.write_text(json.dumps({"identity": identity, "patients": rows, "methods": methods.model_dump(mode="json")}))
     part.replace(kept)
     return found.model_copy(update={"patients": measured, "methods": methods})
+
+
+def classified(record: Record, folder: Path) -> Measured:
+    """What `radiomics.json` says of the federated classifier: areas under the ROC curve and calibration, no single patient."""
+    path = folder / "radiomics.json"
+    arms = lenient.mapping(lenient.mapping(json.loads(path.read_text()) if path.exists() else {}).get("arms"))
+    chosen = next((name for name in (*CLASSIFIERS, *arms) if name in arms), "")
+    found = lenient.mapping(arms.get(chosen))
+    bins = [
+        CalibrationBin.model_validate({key: _number(lenient.number(one.get(key))) for key in BOUNDS})
+        for one in lenient.mappings(found.get("calibration"))
+    ]
+    areas = {str(name): _area(lenient.mapping(area)) for name, area in lenient.mapping(found.get("by_hospital")).items()}
+    return Measured(
+        study_hash=record.study_hash,
+        arm=chosen,
+        seeds=record.seeds or [record.seed],
+        classifier=Classified(
+            arm=chosen,
+            auc=_area(lenient.mapping(found.get("auc"))),
+            by_hospital=areas,
+            calibration=bins,
+            brier=_number(lenient.number(found.get("brier"))),
+        ),
+    )
+
+
+def _area(found: Mapping[str, Any]) -> Area:
+    value, low, high = (_number(lenient.number(found.get(key))) for key in ("value", "low", "high"))
+    patients = lenient.number(found.get("patients"))
+    return Area(value=value, low=low, high=high, patients=int(patients) if isfinite(patients) else None)
 
 
 def _tested(folder: Path) -> tuple[str, list[int], list[Tested]]:

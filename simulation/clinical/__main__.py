@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measured_report(simulation: Simulation, folder: Path, *, workers: int | None) -> list[Path]:
     """Measure and write; the paths of what was written."""
+    from fl_server.record import Record
     from fl_server.report import write
     from fl_server.report.measured import FILE
     from simulation.clinical import measure
@@ -47,7 +49,8 @@ def measured_report(simulation: Simulation, folder: Path, *, workers: int | None
     with to_itself(folder), screen, executor(workers) as pool:
         sites, held_out, real = open_hospitals(simulation, folder.parent / "cache", pool, screen)
         every = [(role, h) for role, group in (("site", sites), ("held_out", held_out), ("real", real)) for h in group.values()]
-        found = measure(simulation, folder, every, pool=pool, advance=lambda done, all: screen.advance("patients", done, all))
+        study_hash = Record.read(folder / "record.json").study_hash
+        found = measure(simulation, folder, study_hash, every, pool=pool, advance=partial(screen.advance, "test patients"))
         found.write(folder / FILE)
         return [folder / FILE, *write(folder)]
 
