@@ -62,7 +62,7 @@ def test_torchscript_gives_the_networks_logits(run, tmp_path):
     files = export(learned, "torchscript", tmp_path / "out")
     assert [file.name for file in files] == ["card.json", "card.md", "heart.json", "heart.ts", "manifest.json"]
     rows = torch.randn(5, 1, 32, 32)
-    with pytest.warns(DeprecationWarning):  # torch would rather have everybody on torch.export
+    with pytest.warns(DeprecationWarning, match="torch.jit.load"):  # torch would rather have everybody on torch.export
         network = torch.jit.load(tmp_path / "out" / "heart.ts")
     with torch.no_grad():
         assert torch.allclose(network(rows), learned.network()(rows), atol=1e-5)
