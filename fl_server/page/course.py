@@ -27,10 +27,10 @@ NOTHING = 255
 """In place of an answer: the record says nothing about this hospital in this round."""
 
 KEPT = 6
-"""Courses in memory; a large one has 15 MB."""
+"""Courses in memory, and what was made of so many; a large one has 15 MB."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is itself alone, so what is made of it can be remembered
 class Told:
     """What hospitals answered to one kind of question, rounds down, hospitals across: arrays of shape (rounds, sites)."""
 
@@ -44,7 +44,7 @@ class Told:
     reasons: Mapping[tuple[int, int], str]  # (row, column) -> a hospital's own words, or ours
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Course:
     """One record. `record.rounds` is empty: the rounds are in `told`."""
 

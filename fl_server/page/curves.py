@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fl_server.page.course import Course
+from fl_server.page.course import KEPT, Course
 
 WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 34
@@ -193,6 +194,7 @@ def _path(points: Sequence[Point]) -> str:
 # -- the pictures of a study ------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=KEPT)
 def of_study(course: Course) -> list[Chart]:
     """Scores on validation patients, seconds and epsilon, where there is something to draw."""
     found = [*_scores(course), _seconds(course), _epsilon(course)]

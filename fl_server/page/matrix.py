@@ -10,11 +10,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from fl_server.live import Now
-from fl_server.page.course import ANSWERS, NOTHING, Course, Told
+from fl_server.page.course import ANSWERS, KEPT, NOTHING, Course, Told
 
 COLUMNS = 40
 ROWS = 40
@@ -94,6 +95,7 @@ class Share:
     parts: tuple[tuple[str, float, float], ...]  # answer, y, height, in percent from above
 
 
+@lru_cache(maxsize=KEPT)
 def tally(told: Told) -> dict[str, int]:
     """How many planned answers were what."""
     counted = np.bincount(told.answers.ravel(), minlength=256)
@@ -175,6 +177,7 @@ def _live(now: Now, name: str) -> Cell:
     return Cell("nothing", "", where + "not asked yet", now=True)
 
 
+@lru_cache(maxsize=KEPT)
 def shares(told: Told) -> list[Share]:
     """What became of all hospitals' answers, over the rounds, as bars of 100 percent."""
     total = len(told.numbers)
@@ -213,6 +216,7 @@ class Why:
     times: int
 
 
+@lru_cache(maxsize=KEPT)
 def why(course: Course, told: Told, *, most: int) -> tuple[list[Why], int]:
     """What was not used, and why: hospital by hospital, or reason by reason where there are too many; how many are left out."""
     rows, columns = np.nonzero((told.answers != 0) & (told.answers != NOTHING))

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from markupsafe import Markup
 
 from fl_server.console.files import studies
 from fl_server.live import Now
-from fl_server.page.course import ANSWERS, NOTHING, Book, Course, Shelf, Summary
+from fl_server.page.course import ANSWERS, KEPT, NOTHING, Book, Course, Shelf, Summary
 from fl_server.page.matrix import spans
 from fl_server.runs import Standing
 
@@ -224,6 +225,7 @@ def _state(now: Now | None, standing: Standing | None, book: Book) -> str:
     return "waiting" if now is None and standing is not None and not summary.done else "interrupted"
 
 
+@lru_cache(maxsize=KEPT)
 def reasons(course: Course, *, over: bool) -> tuple[list[str], list[str]]:
     """Why the verdict is what it is, in the record's words: what is said of the study, and what of rounds, put together.
 
@@ -415,7 +417,10 @@ def site_scores(course: Course, name: str) -> list[tuple[str, str, str]]:
         code = int(told.answers[index, column])
         if code != NOTHING:
             rounds.setdefault((ANSWERS[code], told.reasons.get((index, column), "")), []).append((number, number))
-    found = [(f"validation after round {spans(at)}", answer, reason) for (answer, reason), at in rounds.items()]
+    found = [
+        (f"validation after round{'s' if len(at) > 1 else ''} {spans(at)}", answer, reason)
+        for (answer, reason), at in rounds.items()
+    ]
     for words, part in (("final scores", course.record.evaluation), ("every model here", course.record.matrix)):
         if part is not None and name in part.sites:
             said = part.sites[name]

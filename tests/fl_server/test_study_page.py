@@ -597,7 +597,7 @@ def test_scores_matrix_counts_faults_and_interruptions_are_told(browser, real, r
     assert "After round Went on (UTC) With 3 2026-11-22 09:00 flower" in page.text
     assert "A rehearsal in the size small" in page.text
     site = browser.settled("/study/rich/site/west")
-    assert "L validation after round 2, 4: late (4 s after the end)" in site.text
+    assert "L validation after rounds 2, 4: late (4 s after the end)" in site.text
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -871,20 +871,20 @@ def test_beside_a_server_it_runs_if_it_is_asked_for_and_ends_with_it(house):
 
 
 WEEK = {
-    "asklepios": "UUUUUUUU",
-    "charite": "UUUUUUUU",
-    "inselspital": "UUULUUUU",
-    "karolinska": "UUUUAAAU",
-    "san-raffaele": "UDDDDDDD",
-    "st-thomas": "UUUUUUQU",
-    "tartu": "UUUUUFUU",
+    "alster": "UUUUUUUU",
+    "donau": "UUUUUUUU",
+    "elbe": "UUULUUUU",
+    "isar": "UUUUAAAU",
+    "main": "UDDDDDDD",
+    "rhein": "UUUUUUQU",
+    "spree": "UUUUUFUU",
 }
 WHY = {
-    "inselspital": "answered 42 s after the round's end",
-    "karolinska": "no answer within 1 h; asked 2 times",
-    "san-raffaele": "the hospital's budget is spent: round 2 would bring epsilon to 3.06, over its 3 (delta 1e-05)",
-    "st-thomas": "the update's norm is 81.2, more than 10 times the median of the others, 0.94",
-    "tartu": "failure 5d0c1f3a: the hospital's log says more",
+    "elbe": "answered 42 s after the round's end",
+    "isar": "no answer within 1 h; asked 2 times",
+    "main": "the hospital's budget is spent: round 2 would bring epsilon to 3.06, over its 3 (delta 1e-05)",
+    "rhein": "the update's norm is 81.2, more than 10 times the median of the others, 0.94",
+    "spree": "failure 5d0c1f3a: the hospital's log says more",
 }
 
 
@@ -898,9 +898,12 @@ def week(runs):
         entry["seconds"] = 3600.0 if "A" in [WEEK[name][entry["round"] - 1] for name in WEEK] else 60 + slow
         for place, (name, said) in enumerate(entry["sites"].items()):
             if said["seconds"] is not None:
-                said["seconds"] = (slow if name == "inselspital" else 100 + 20 * place) + 20 * rng.random()
+                said["seconds"] = (slow if name == "elbe" else 100 + 20 * place) + 20 * rng.random()
                 said["epsilon"] = 8.0 * (entry["round"] / 12) ** 0.55 + 0.12 * place
-                said["bytes"] = 1_658_065
+                said["bytes"], said["steps"] = 1_658_065, 4
+                record["sites"][name] = {**record["sites"][name], "epsilon": said["epsilon"]}
+            elif said["answer"] == "absent":
+                said["attempts"] = 2
         dice = 0.82 - 0.5 * 0.7 ** entry["round"] + 0.012 * rng.normal()
         entry["validation"] = {
             "sites": {name: {"answer": "used"} for name in WEEK},
@@ -913,8 +916,8 @@ def week(runs):
     record["resumed"] = [{"after_round": 5, "when": "2026-11-19T22:14:00Z", "engine": "flower"}]
     at = time.time()
     asked = dict.fromkeys(WEEK, at - 640)
-    heard = {name: Heard(answer="used", at=at) for name in ("asklepios", "charite", "tartu")}
-    heard["san-raffaele"] = Heard(answer="declined", at=at, reason=WHY["san-raffaele"])
+    heard = {name: Heard(answer="used", at=at) for name in ("alster", "donau", "spree")}
+    heard["main"] = Heard(answer="declined", at=at, reason=WHY["main"])
     now = moment(record, phase="round", round=9, began=at - 640, deadline=at + 2960, asked=asked, heard=heard)
     return write(runs, "hospital-week", record, now, Standing(study_hash=record["study_hash"], started=record["started"]))
 
@@ -925,7 +928,7 @@ HEADINGS = {
         *("Study hospital-week runs", "Now", "Who answered every planned hospital has a field in every round"),
         *("What was not used, and why", "Over the rounds", "Interruptions", "What was agreed"),
     ],
-    "/study/hospital-week/site/karolinska": ["karolinska in the study hospital-week", "Round by round"],
+    "/study/hospital-week/site/isar": ["isar in the study hospital-week", "Round by round"],
     "/study/pilot": ["Study pilot ended", "Over the rounds"],
     "/study/crowd": ["Study crowd interrupted"],
 }
