@@ -72,6 +72,13 @@ class Evaluation(_Part):
     seconds: float
     scores: dict[str, float] = {}  # what the task reads from the sum; the first is the one that chooses
 
+    @property
+    def figures(self) -> dict[str, tuple[float, float]]:
+        """Each score with the deviation that the noise alone gives it; without what else stands beside them."""
+        beside = ("noise_sd/", "patients/")  # tasks/task.py; how many patients there were is told by the noisy sum
+        plain = {name: value for name, value in self.scores.items() if not name.startswith(beside)}
+        return {name: (value, self.scores.get(f"noise_sd/{name}", 0.0)) for name, value in plain.items()}
+
 
 class Matrix(_Part):
     """Every model on every hospital's patients: `scores[model][hospital]`, from one noisy sum each.

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study, words
+from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study, Validation, words
 from simulation.faults.plan import NO_FAULTS, Plan
 from simulation.patient import DISEASES
 from simulation.radiomics.settings import Classifier
@@ -154,6 +154,7 @@ class Simulation(Frozen):
     plain_training: dict[str, JsonValue] = {}  # what the arms without privacy do differently, so that each is at its best
     strategy: Strategy
     plain_strategy: dict[str, JsonValue] = {}
+    validation: Validation | None = None  # scores between rounds, which choose the model; paid by privacy.validation_share
     task: dict[str, JsonValue]
     plain_task: dict[str, JsonValue] = {}
     hospitals: Annotated[GeneratedHospitals | FolderHospitals | TableHospitals, Field(discriminator="source")]
@@ -200,8 +201,11 @@ class Simulation(Frozen):
             training = _changed(training, self.plain_training, "plain_training")
             strategy = _changed(strategy, self.plain_strategy, "plain_strategy")
             task = task | self.plain_task
-        if len(sites) < len(self.hospitals.sites):  # pooled, alone: nobody else to wait for
+        shares = {"validation_share": self.privacy.validation_share, "matrix_share": self.privacy.matrix_share}
+        privacy = self.privacy if private else Privacy(kind="none", **shares)
+        if len(sites) < len(self.hospitals.sites):  # pooled, alone: nobody else to wait for, or to be compared with
             strategy = strategy.model_copy(update={"quorum": 1})
+            privacy = privacy.model_copy(update={"matrix_share": 0.0})
         return Study(
             name=name or self.name,
             konsil_version=version("konsil"),
@@ -210,9 +214,10 @@ class Simulation(Frozen):
             sites=sites,
             seed=seed,
             initial_model_sha256=initial,
-            privacy=self.privacy if private else Privacy(kind="none"),
+            privacy=privacy,
             training=training,
             strategy=strategy,
+            validation=self.validation,
         )
 
 

@@ -220,7 +220,7 @@ def _scores(record: Record) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for entry in record.rounds:
         if entry.validation is not None:
-            for name, value in entry.validation.scores.items():
+            for name, (value, _) in entry.validation.figures.items():
                 found.setdefault(name, []).append((entry.round, value))
     return found
 
