@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from conf.study import Study
 from fl_server.record import Evaluation, Record
 from fl_server.registry.learned import PRIVATE, Learned
+from fl_server.report.findings import NOT_RECORDED, Findings
+from fl_server.report.statistics import mean
 
 SCHEMA = "konsil-model-card/1"
 DRAWS = 2000
@@ -198,11 +200,10 @@ def _limits(record: Record) -> list[str]:
 
 def _scores(learned: Learned) -> list[Score]:
     record = learned.record
-    found = list(_of_patients(learned.scores)) if learned.scores else _of_means(record)
+    found = _of_patients(learned.scores) if learned.scores else _of_means(record)
+    found += _of_groups(learned)
     if record.evaluation is not None:
-        found += _of_sum(
-            record.evaluation, "patients that the hospitals held back for this", "one noisy sum after the last round"
-        )
+        found += _of_sum(record.evaluation, "patients held back by the hospitals", "one noisy sum after the last round")
     if record.matrix is not None:
         for hospital, value in record.matrix.scores.get("global", {}).items():
             noise = record.matrix.noise_std.get(hospital, 0.0)
@@ -224,8 +225,9 @@ def _of_patients(rows: Sequence[Mapping[str, Any]]) -> list[Score]:
     for (metric, of), values in groups.items():
         low, high = _interval(values)
         basis = "test patients, this model; percentile bootstrap over patients"
-        mean = float(np.mean(values))
-        found.append(Score(metric=metric, of=of, value=mean, low=low, high=high, patients=len(values), basis=basis))
+        found.append(
+            Score(metric=metric, of=of, value=float(np.mean(values)), low=low, high=high, patients=len(values), basis=basis)
+        )
     order = {of: index for index, of in enumerate(roles.values())}
     return sorted(found, key=lambda score: (order.get(score.of, len(order)), score.of, score.metric))
 
@@ -237,6 +239,27 @@ def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     means = np.asarray(values)[rng.integers(len(values), size=(DRAWS, len(values)))].mean(axis=1)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
+
+
+def _of_groups(learned: Learned) -> list[Score]:
+    """Means by scanner, sex, age and disease, where somebody measured single test patients (`clinical.json`)."""
+    findings = Findings(learned.folder)
+    found = []
+    for kind, groups in findings.groups().items():
+        for name, patients in groups.items():
+            for structure in findings.structures if name != NOT_RECORDED else ():
+                first = {key: value for key, value in findings.dice(patients, structure).items() if key[0] == 0}  # this model
+                if estimate := mean(first):
+                    low, high = (float(x) if np.isfinite(x) else None for x in (estimate.low, estimate.high))
+                    basis = "test patients, this model; mean over hospitals, percentile bootstrap over their patients"
+                    facts: dict[str, Any] = {
+                        "value": float(estimate.value),
+                        "low": low,
+                        "high": high,
+                        "patients": estimate.patients,
+                    }
+                    found.append(Score(metric=f"dice/{structure}", of=f"{kind.lower()}: {name}", basis=basis, **facts))
+    return found
 
 
 def _of_means(record: Record) -> list[Score]:
@@ -266,9 +289,11 @@ def _missing(record: Record, scores: Sequence[Score]) -> list[str]:
         found.append("No score of this model stands in the record: how good it is, nobody has measured.")
     elif all(score.low is None for score in scores):
         found.append("No interval stands in the record: how sure these numbers are can't be told.")
-    if not any(score.of in record.sites for score in scores):
-        found.append("No scores by hospital or scanner.")
-    found.append("No scores by sex, age or disease: the record holds none.")
+    if not any(score.of.partition(",")[0] in record.sites for score in scores):
+        found.append("No scores by hospital.")
+    lacking = [kind for kind in ("sex", "age", "disease") if not any(score.of.startswith(f"by {kind}") for score in scores)]
+    if lacking:
+        found.append(f"No scores by {', '.join(lacking)}.")
     return found
 
 
@@ -283,7 +308,7 @@ def page(card: Card) -> str:
     lines += ["## Model Details", "", *_bullets(_details(card)), ""]
     lines += ["## Intended Use", "", card.intended_use, ""]
     lines += _bullets([f"Task: {_task_in_words(card.task)}", *USES])
-    lines += ["", "## Factors", "", *_bullets(["Scores are told apart by hospital, and so by scanner.", *card.missing]), ""]
+    lines += ["", "## Factors", "", *_bullets([_factors(card), *card.missing]), ""]
     lines += ["## Metrics", "", _metrics_in_words(card), ""]
     whose = sorted({f"{score.of}: {score.basis}" for score in card.scores})
     lines += ["## Evaluation Data", "", *_bullets(whose or ["None."]), ""]
@@ -314,6 +339,13 @@ def _details(card: Card) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in card.versions.items())
     found.append(f"Made with {versions or 'versions that the record does not name'}.")
     return found
+
+
+def _factors(card: Card) -> str:
+    kinds = list(dict.fromkeys(score.of.partition(":")[0] for score in card.scores if score.of.startswith("by ")))
+    if any(score.of.partition(",")[0] in {site.name for site in card.sites} for score in card.scores):
+        kinds.insert(0, "by hospital")
+    return f"Scores are given {', '.join(kinds)}." if kinds else "No score is told apart by anything."
 
 
 def _start_in_words(start: Mapping[str, Any]) -> str:
