@@ -151,15 +151,16 @@ def strategy(name: str, sites: int) -> dict[str, float]:
             arrays = {n: state[n].numpy() + 1e-3 * rng.random(state[n].shape, dtype=np.float32) for n in names}
             content = {"arrays": ArrayRecord({n: Array(a) for n, a in arrays.items()})}
             reply = Message(RecordDict({**content, "metrics": MetricRecord({"num-examples": 5})}), reply_to=question)
-            begin = time.perf_counter()
+            begin = _cpu_s()
             asking.take(reply)
-            taken += time.perf_counter() - begin
-        begin = time.perf_counter()
+            taken += _cpu_s() - begin
+        begin, busy = time.monotonic(), _cpu_s()
         result, _ = asking.finish(1)
-        ended = time.perf_counter() - begin
+        ended, busy = time.monotonic() - begin, _cpu_s() - busy
     if result is None:
         raise RuntimeError(f"{name} made nothing of {sites} answers: {asking.answers[1]['h0000'].reason}")
-    return {"take_ms": round(1000 * taken / sites, 2), "finish_s": round(ended, 2), "peak_mb": _peak_mb(), "before_mb": before}
+    found = {"take_cpu_ms": 1000 * taken / sites, "finish_s": ended, "finish_cpu_s": busy}
+    return {**{key: round(value, 2) for key, value in found.items()}, "peak_mb": _peak_mb(), "before_mb": before}
 
 
 # -- the wire -------------------------------------------------------------------------------------------------------------
