@@ -1,9 +1,9 @@
 """Flower's grid, looked at more often and asked for less.
 
-Arrays travel as one block (tasks/packing.py), not as two objects for each. konsil's rounds push their questions and pull answers
-as they come (asking.py). For other apps there is `send_and_receive`, as in Flower's own grid, which sleeps three seconds
-between two looks for answers, so that every round takes up to that much longer than its slowest hospital. Here the wait starts
-at a fifth of a second and grows with the round: never above a fiftieth of the time that has passed, nor two seconds.
+Arrays travel as one block (tasks/packing.py), not as two objects for each. konsil's rounds push their questions and pull
+answers as they come (asking.py). For other apps there is `send_and_receive`: Flower's own sleeps three seconds between two
+looks for answers, so that every round takes up to that much longer than its slowest hospital. Here the wait starts at a fifth
+of a second and grows with the round: never above a fiftieth of the time that has passed, nor two seconds.
 """
 
 from __future__ import annotations
