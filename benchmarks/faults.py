@@ -267,7 +267,7 @@ class Listening(InProcessGrid):
 
 def network_kills(folder: Path, wanted: int, chance: random.Random) -> dict[str, Any]:
     """Kill the study's process, the SuperLink and the service in turn, every other round of one study of real processes."""
-    from simulation.federation.breaking import Supervised
+    from simulation.federation.breaking import READY, Supervised
     from simulation.federation.programs import Daemon, free_port, konsil_site, konsil_study
     from simulation.federation.programs import run as do
 
@@ -283,6 +283,7 @@ def network_kills(folder: Path, wanted: int, chance: random.Random) -> dict[str,
     start = time.monotonic()
     daemons = []
     with Supervised(house, log=folder / "serve.log") as coordinator:
+        coordinator.daemon.wait_for(READY)
         try:
             for name, path in sites.items():
                 token = do(konsil_study("join-token", name, "--folder", str(house)), log=log).strip()

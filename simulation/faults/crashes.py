@@ -30,7 +30,6 @@ class Crash(InHospital):
 
     asked: ClassVar[frozenset[str]] = frozenset({"train", "evaluate"})
     instant: ClassVar[Instant]
-    in_federation: ClassVar[bool] = True
 
     def around(self, answer: Answer, question: Message, context: Context) -> Message:
         """Nothing but Flower's words about it; the child's answer if it never came to that instant."""
@@ -57,6 +56,7 @@ class CrashInTraining(Crash):
 
     fault: Literal["crash_in_training"]
     instant: ClassVar[Instant] = "training"
+    in_federation: ClassVar[bool] = True
 
 
 class CrashBeforeReply(Crash):

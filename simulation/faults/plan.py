@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, cast
 
+import yaml
 from pydantic import BeforeValidator
 
+import conf
 from conf.study import Frozen
 from simulation.faults import answers, coordinator, crashes, house, wire
 from simulation.faults.fault import AtCoordinator, Fault, InHospital, OnWire
@@ -88,3 +91,13 @@ class Plan(Frozen):
 
 NO_FAULTS = Plan()
 """Nothing goes wrong on purpose."""
+
+
+def planned(name: str) -> Plan:
+    """The plan of this name in `conf/faults`. Raises `ValueError`, naming those that there are."""
+    folder = Path(next(iter(conf.__path__))) / "faults"
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        raise ValueError(f"no plan named {name}; there are {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}")
+    settings = yaml.safe_load(path.read_text())
+    return Plan.model_validate(settings.get("faults", settings))

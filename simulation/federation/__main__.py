@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from simulation.faults.plan import planned
 from simulation.federation.programs import CommandFailed
 from simulation.federation.recipe import Town, federation
 
@@ -23,10 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/federation"), help="made anew (default: runs/federation)")
     parser.add_argument("--patients", type=int, default=5, help="of each generated hospital (default 5)")
     parser.add_argument("--rounds", type=int, default=3, help="of the U-Net (default 3)")
+    parser.add_argument("--faults", default="none", help="a plan of conf/faults, like town_days (default: none)")
     options = parser.parse_args(arguments)
+    try:
+        faults = planned(options.faults)
+        faults.require(sites=(*Town.generated, "sunnybrook"), rounds=options.rounds, processes=True)
+    except ValueError as error:
+        parser.error(str(error))
     begun = time.monotonic()
     try:
-        records = federation(Town(options.folder.resolve(), patients=options.patients, rounds=options.rounds))
+        records = federation(Town(options.folder.resolve(), patients=options.patients, rounds=options.rounds, faults=faults))
     except CommandFailed as failed:
         print(f"{failed}\n{options.folder}/commands.log and the other logs beside it say more", file=sys.stderr)
         return 1

@@ -9,14 +9,22 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
+from fl_client.site import Site
 from fl_server.live import Now
 from fl_server.record import Record
+from simulation.faults.coordinator import CoordinatorKilled, SuperLinkKilled
+from simulation.faults.crashes import CrashInTraining
+from simulation.faults.fault import Fault
+from simulation.faults.house import InHouse
+from simulation.faults.plan import Plan
+from simulation.faults.wire import Offline
 from simulation.federation.programs import CommandFailed, Daemon, konsil_study
 
 READY = "certificate valid until"
@@ -30,7 +38,6 @@ class Supervised:
         self.folder, self.log = folder, log
         self.starts = 0
         self.daemon = self._start()
-        self.daemon.wait_for(READY)
 
     def supervise(self) -> None:
         """Start it again if it has ended."""
@@ -96,6 +103,69 @@ class Supervised:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.daemon.stop()
+
+
+class Breaking:
+    """A plan's faults, made on the processes and folders of a town while a study of it runs.
+
+    They begin when the coordinator's process says that it has asked for the round, and end when it asks for a later one: real
+    hospitals may be a little before or behind that. `daemons` are the hospitals' processes, by name, without those that are
+    switched off.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        coordinator: Supervised,
+        study: str,
+        settings: Mapping[str, Path],
+        daemons: MutableMapping[str, Daemon],
+        start: Callable[[str], Daemon],
+    ) -> None:
+        self.plan, self.coordinator, self.study = plan, coordinator, study
+        self.settings, self.daemons, self.start = settings, daemons, start
+        self.made: list[Fault] = []
+        self._open: dict[int, ExitStack] = {}
+        self._begun: set[int] = set()
+
+    def step(self) -> None:
+        """Look where the study is, and do what is due."""
+        now = self.coordinator.now(self.study)
+        if now is None or now.phase != "round" or not now.alive:
+            return
+        for place, fault in enumerate(self.plan.plan):
+            if place not in self._begun and now.round >= fault.rounds[0]:
+                self._begun.add(place)
+                self._open[place] = self._begin(fault)
+                self.made.append(fault)
+            elif place in self._open and now.round > fault.rounds[1]:
+                self._open.pop(place).close()
+
+    def close(self) -> None:
+        """Mend what is still broken."""
+        for stack in self._open.values():
+            stack.close()
+        self._open.clear()
+
+    def _begin(self, fault: Fault) -> ExitStack:
+        mending = ExitStack()
+        if isinstance(fault, InHouse):
+            mending.enter_context(fault.made(Site.load(self.settings[fault.site])))
+        elif isinstance(fault, Offline):
+            self.daemons.pop(fault.site).stop()
+            mending.callback(self._switch_on, fault.site)
+        elif isinstance(fault, SuperLinkKilled):
+            self.coordinator.kill_superlink()
+        elif isinstance(fault, CoordinatorKilled):
+            self.coordinator.kill_study(self.study)
+        elif isinstance(fault, CrashInTraining):
+            kill_worker(self.settings[fault.site])
+        else:
+            raise CommandFailed(f"nobody knows how to make {fault.fault} of real processes")
+        return mending
+
+    def _switch_on(self, site: str) -> None:
+        self.daemons[site] = self.start(site)
 
 
 def kill_worker(settings: Path) -> None:

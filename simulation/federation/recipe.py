@@ -25,7 +25,9 @@ import yaml
 from fl_client.audit import AuditLog
 from fl_client.cohort import Cohort
 from fl_server.record import Record
+from simulation.faults.plan import NO_FAULTS, Plan
 from simulation.federation.archive import generate, send, sunnybrook
+from simulation.federation.breaking import READY, Breaking, Supervised
 from simulation.federation.programs import Daemon, free_port, konsil_site, konsil_study, run
 from simulation.settings import GeneratedHospital
 
@@ -48,6 +50,7 @@ class Town:
     studies: tuple[str, ...] = ("segmentation", "radiomics")
     epsilon: float | None = 8.0  # of each study; None: without noise, to compare
     rounds: int = 3
+    faults: Plan = NO_FAULTS  # of the study of masks
     oversampling: int = 1
     subslices: int = 1
 
@@ -67,12 +70,25 @@ class House:
         """Where its settings, cohort and books lie."""
         return self.settings.parent
 
+    def switch_on(self) -> Daemon:
+        """Start its daemon."""
+        log = self.folder.parent / f"{self.name}.log"
+        self.daemon = Daemon(self.name, konsil_site(self.settings, "start"), log=log)
+        return self.daemon
+
+    def switch_off(self) -> None:
+        """Stop the daemon that it has now."""
+        if self.daemon is not None:
+            self.daemon.stop()
+
 
 def federation(town: Town, *, tell: Tell = print) -> dict[str, Record]:
     """Build the town, run its studies, end it; the studies' records by name.
 
     Raises `CommandFailed` if a command doesn't do what it was asked. All processes have ended when this returns.
     """
+    everybody = (*town.generated, *(["sunnybrook"] if town.real else []))
+    town.faults.require(sites=everybody, rounds=town.rounds, processes=True)
     shutil.rmtree(town.folder, ignore_errors=True)
     town.folder.mkdir(parents=True)
     log = town.folder / "commands.log"
@@ -80,22 +96,20 @@ def federation(town: Town, *, tell: Tell = print) -> dict[str, Record]:
     coordinator = town.folder / "coordinator"
     with ExitStack() as alive:
         run(konsil_study("init", str(coordinator), "--host", "localhost", "--port", str(port)), log=log)
-        serving = alive.enter_context(
-            Daemon("the coordinator", konsil_study("serve", "--folder", str(coordinator)), log=town.folder / "coordinator.log")
-        )
-        houses = [_build(town, name, log=log) for name in (*town.generated, *(["sunnybrook"] if town.real else []))]
-        serving.wait_for("certificate valid until")
+        serving = alive.enter_context(Supervised(coordinator, log=town.folder / "coordinator.log"))
+        houses = [_build(town, name, log=log) for name in everybody]
+        serving.daemon.wait_for(READY)
         tell(f"the coordinator serves at localhost:{port}, over TLS; hospitals reach Flower's fleet API and nothing else")
         for house in houses:
             _join(house, coordinator, port, log=log)
-            house.daemon = alive.enter_context(
-                Daemon(house.name, konsil_site(house.settings, "start"), log=town.folder / f"{house.name}.log")
-            )
+            alive.callback(house.switch_off)
+            house.switch_on()
         for house in houses:
             _fill(town, house, log=log, tell=tell)
         records = {}
         for study in _studies(town, houses):
-            records[study["name"]] = _study(town, study, houses, coordinator, log=log, tell=tell)
+            faults = town.faults if study["name"] == "segmentation" else NO_FAULTS
+            records[study["name"]] = _study(town, study, houses, serving, faults, log=log, tell=tell)
         for house in houses:
             tell(_books(house, log=log))
     tell("all processes have ended")
@@ -207,7 +221,9 @@ def _studies(town: Town, houses: list[House]) -> list[dict[str, Any]]:
     return [study for study in (segmentation, radiomics) if study["name"] in town.studies]
 
 
-def _study(town: Town, settings: Mapping[str, Any], houses: list[House], coordinator: Path, *, log: Path, tell: Tell) -> Record:
+def _study(
+    town: Town, settings: Mapping[str, Any], houses: list[House], serving: Supervised, faults: Plan, *, log: Path, tell: Tell
+) -> Record:
     """Persons approve; the coordinator starts the study and waits for its verdict."""
     from conf.study import Study
     from tasks.task import settled
@@ -221,13 +237,43 @@ def _study(town: Town, settings: Mapping[str, Any], houses: list[House], coordin
             said = run(konsil_site(house.settings, "approve", str(file), "--who", f"Dr. {house.name.title()}"), log=log)
             tell(f"{house.name}: {said.strip().splitlines()[-1]}")
     begun = time.monotonic()
-    command = konsil_study("start", str(file), "--folder", str(coordinator), "--wait")
-    said = run(command, log=log, expect=(0, 3, 4), timeout_s=1800.0)
-    record = Record.read(coordinator / "runs" / study.name / "record.json")
+    command = konsil_study("start", str(file), "--folder", str(serving.folder), *([] if faults else ["--wait"]))
+    run(command, log=log, expect=(0, 3, 4), timeout_s=1800.0)
+    path = serving.folder / "runs" / study.name / "record.json"
+    if faults:
+        _break(faults, study.name, houses, serving)
+        record = Record.read(path)
+        record.faults = faults.told()
+        record.write(path)
+    record = Record.read(path)
     tell(f"study {study.name}: {record.verdict}, {len(record.rounds)} rounds in {time.monotonic() - begun:.0f} s")
     for reason in record.reasons:
         tell(f"  {reason}")
     return record
+
+
+def _break(faults: Plan, study: str, houses: list[House], serving: Supervised) -> None:
+    """Make the faults while the study runs, and wait for its end."""
+    by_name = {house.name: house for house in houses}
+    daemons = {house.name: house.daemon for house in houses if house.daemon is not None}
+
+    breaking = Breaking(
+        faults,
+        serving,
+        study,
+        {name: house.settings for name, house in by_name.items()},
+        daemons,
+        lambda name: by_name[name].switch_on(),
+    )
+
+    def over() -> bool:
+        breaking.step()
+        return serving.finished(study)
+
+    try:
+        serving.until(over, what=f"the end of study {study}", timeout_s=1800.0)
+    finally:
+        breaking.close()
 
 
 def _books(house: House, *, log: Path) -> str:
