@@ -138,7 +138,8 @@ def _answers(findings: Findings) -> list[Block]:
     text = f"The study planned {count(planned, 'answer')} of hospitals ({findings.planned_rounds} rounds of "
     text += f"{len(findings.hospitals)}): {listed(parts) or 'none came'}."
     blocks: list[Block] = [Text(text)]
-    if findings.record.rounds and set(kinds) != {"used"}:
+    shown = not any((findings.folder / "overlays").glob("*.npz"))  # on the first page, where there is no picture of patients
+    if findings.record.rounds and set(kinds) != {"used"} and not shown:
         legend = "One square for each hospital and round. Why an answer was not used stands in the reasons on the first page."
         blocks.append(Figure(charts.rounds(findings.answers()), answers_in_words(findings), legend))
     if findings.record.resumed:
