@@ -43,6 +43,8 @@ def summary_lines(folder: Path) -> list[str]:
     lines += [f"  {reason}" for reason in run.record.reasons[:5]]
     if len(run.record.reasons) > 5:
         lines.append(f"  and {len(run.record.reasons) - 5} more, in the report")
+    if made := words.faults(run):
+        lines.append(f"  {len(made)} faults were made on purpose; the report names them")
     if banner := words.rehearsal_banner(run):
         lines.append(banner)
     width = max((len(name) for role in ("site", "held_out", "real") for name in run.hospitals(role)), default=0)

@@ -42,6 +42,7 @@ def page(run: Run) -> str:
         "record": record,
         "run": run,
         "verdict": words.VERDICTS[record.verdict],
+        "faults": words.faults(run),
         "banner": words.rehearsal_banner(run),
         "result": words.result(run),
         "privacy": words.privacy(run),

@@ -24,6 +24,17 @@ LEAST_PATIENTS, LEAST_ROUNDS = 30, 10
 study have 40 to 60 patients and train for 24 rounds."""
 
 
+def faults(run: Run) -> list[str]:
+    """What went wrong on purpose: where, in which rounds, and what that is; in the order of the plan."""
+    told = []
+    for fault in run.record.faults:
+        first, last = fault["rounds"]
+        when = f"round {first}" if first == last else f"rounds {first} to {last}"
+        where = fault.get("site") or ", ".join(fault.get("sites", ())) or "coordinator"
+        told.append(f"{when}, {where}: {str(fault['fault']).replace('_', ' ')}. {fault.get('words', '')}".strip())
+    return told
+
+
 def rehearsal_banner(run: Run) -> str:
     """What a small run's figures are, or an empty string for a study of full size with at least three seeds.
 

@@ -6,6 +6,7 @@ import pytest
 
 from simulation.__main__ import main
 from simulation.arms import Arm
+from simulation.report import summary_lines
 
 PLAN = "faults.plan=[{fault: nan_update, site: donau, rounds: 1}, {fault: coordinator_killed, rounds: 2, answers: 1}]"
 
@@ -56,3 +57,12 @@ def test_a_wrong_plan_is_refused_before_anything_runs(tiny, capsys):
     assert main([*tiny.overrides, "name=wrong", "faults=no_such_week"]) == 2
     assert "faults is one of" in capsys.readouterr().err
     assert not (tiny.folder.parent / "wrong").exists()
+
+
+def test_report_and_screen_tell_what_was_made_on_purpose(broken):
+    folder, _, _ = broken
+    report = (folder / "report.html").read_text()
+    assert "2 faults made on purpose" in report
+    assert "round 1, donau: nan update. One number of the update is not a number." in report
+    assert "round 2, coordinator: coordinator killed." in report
+    assert "  2 faults were made on purpose; the report names them" in summary_lines(folder)
