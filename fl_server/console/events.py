@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict
 
 from fl_server.console.files import Found
-from fl_server.console.words import spoken
+from fl_server.console.words import scored, spoken
 from fl_server.live import Now
 from fl_server.record import Evaluation, Record, SiteRound
 from fl_server.runs import Standing
@@ -129,8 +129,9 @@ def _present(record: Record, now: Now) -> Iterator[Event]:
     yield _event(f"{now.phase} asked", number, when=when, text=f"{what}: asking {asked or 'nobody'}")
     for site, heard in sorted(now.heard.items(), key=lambda item: item[1].at):
         took = spoken(heard.at - now.asked[site]) if site in now.asked else "some time"
-        reason = f" ({heard.reason})" if heard.reason else ""
-        text = f"{what}: {site} has answered after {took}" + (f": {heard.answer}{reason}" if heard.answer != "used" else "")
+        text = f"{what}: {site} has answered after {took}"
+        if heard.answer not in ("used", "late"):  # whether it counts is decided when the round is over
+            text += f": {heard.answer}" + (f" ({heard.reason})" if heard.reason else "")
         yield _event(f"{now.phase} heard", number, site, when=_iso(heard.at), text=text)
 
 
@@ -146,7 +147,7 @@ def _answers(sites: dict[str, SiteRound]) -> str:
 
 
 def _scores(evaluation: Evaluation) -> str:
-    said = ", ".join(f"{name} {value:.3f}" for name, value in evaluation.scores.items())
+    said = ", ".join(scored(evaluation.scores))
     used = sum(site.answer == "used" for site in evaluation.sites.values())
     return f"{said or 'no scores'} from {used} of {len(evaluation.sites)} hospitals"
 

@@ -24,6 +24,12 @@ State = Literal[
 ]
 """`waiting`: it was started and has not said anything yet. `interrupted`: its process is gone, and nobody has said stop."""
 
+NOISE = "noise_sd/"
+"""Before a score's name: what the noise alone may have added (`tasks.task.NOISE_SD`, whose import takes seconds)."""
+
+ABOUT_SCORES = (NOISE, "patients/")
+"""How names begin that say something about a score and are none."""
+
 RUNNING = ("waiting", "enrolling", "round", "validation", "scores", "matrix")
 
 

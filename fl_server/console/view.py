@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fl_server.console.picture import LAST, RUNNING, Picture, SitePicture
-from fl_server.console.words import judged, spoken
+from fl_server.console.words import judged, scored, spoken
 
 MARKS = {
     "used": ("●", "u", "green"),
@@ -48,7 +48,9 @@ class View:
         plain = options.ascii_only
         picture, room = self.picture, (options.height or console.height or 24)
         scores = list(_scores(picture, plain=plain))[: max(1, room // 4)]
-        reasons = [Text(f"  {reason}", style="yellow", no_wrap=True) for reason in picture.reasons[-SHOWN_REASONS:]]
+        reasons = [
+            Text(f"  {reason}", style="yellow", no_wrap=True, overflow="crop") for reason in picture.reasons[-SHOWN_REASONS:]
+        ]
         left = room - HEAD_LINES - len(scores) - len(reasons)
         yield Group(
             _title(picture),
@@ -79,7 +81,7 @@ def spark(values: Sequence[float], *, plain: bool = False, width: int = WIDEST_S
 
 def _title(picture: Picture) -> Text:
     run = f"  run {picture.run}" if picture.run is not None else ""
-    return Text.assemble((picture.name, "bold"), f"  {picture.study_hash[:12]}{run}", no_wrap=True, overflow="ellipsis")
+    return Text.assemble((picture.name, "bold"), f"  {picture.study_hash[:12]}{run}", no_wrap=True, overflow="crop")
 
 
 def _where(picture: Picture) -> Text:
@@ -102,15 +104,14 @@ def _verdict(picture: Picture) -> Text:
 def _legend(picture: Picture, *, plain: bool) -> Text:
     shown = [kind for kind in MARKS if kind == "used" or any(kind in site.last for site in picture.sites.values())]
     marks = "  ".join(f"{MARKS[kind][1 if plain else 0]} {kind}" for kind in shown)
-    return Text(f"{marks}; epsilon is that of each hospital's whole ledger", style="dim", no_wrap=True, overflow="ellipsis")
+    return Text(f"{marks}; epsilon is that of each hospital's whole ledger", style="dim", no_wrap=True, overflow="crop")
 
 
 def _sites(picture: Picture, *, most: int, narrow: bool, plain: bool) -> Table:
     table = Table(box=None, pad_edge=False, expand=False, header_style="dim")
-    table.add_column("hospital", no_wrap=True, max_width=24)
-    table.add_column("latest rounds", no_wrap=True)
-    table.add_column("now", no_wrap=True, min_width=16)
-    table.add_column("epsilon" if picture.promise is None else f"epsilon (promise {picture.promise:g})", no_wrap=True)
+    price = "epsilon" if picture.promise is None else f"epsilon (promise {picture.promise:g})"
+    for heading in ("hospital", "latest rounds", "now", price):
+        table.add_column(heading, no_wrap=True, overflow="crop", min_width=16 if heading == "now" else None)
     shown = _worth_a_line(picture, most)
     for name in shown:
         site = picture.sites[name]
@@ -168,6 +169,6 @@ def _scores(picture: Picture, *, plain: bool) -> list[Text]:
     for name, values in picture.scores.items():
         numbers = [value for _, value in values]
         best = max(values, key=lambda pair: pair[1])
-        row = Text(f"{name}  ").append(spark(numbers, plain=plain), style="cyan")
+        row = Text(f"{name}  ", no_wrap=True, overflow="crop").append(spark(numbers, plain=plain), style="cyan")
         found.append(row.append(f"  {numbers[-1]:.3f}, best {best[1]:.3f} in round {best[0]}"))
-    return [*found, *(Text(f"{name}  {value:.3f} in the end") for name, value in picture.final_scores.items())]
+    return [*found, *(Text(f"{line} in the end") for line in scored(picture.final_scores))]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from fl_server.console.picture import RUNNING, Picture, SitePicture
+from fl_server.console.picture import ABOUT_SCORES, NOISE, RUNNING, Picture, SitePicture
 
 MOST_REASONS = 12
 MOST_SITES = 40
@@ -65,8 +65,8 @@ def told(picture: Picture) -> Iterator[str]:
         yield f"  awaited: {', '.join(some)}{more}{until}"
     for name, values in picture.scores.items():
         yield f"  {name}: {values[-1][1]:.3f} after round {values[-1][0]}, best {max(value for _, value in values):.3f}"
-    for name, value in picture.final_scores.items():
-        yield f"  {name}: {value:.3f} on patients that nobody chose by"
+    for line in scored(picture.final_scores):
+        yield f"  {line} on patients that nobody chose by"
     if picture.selected_round is not None:
         yield f"  the model of round {picture.selected_round} is the best so far"
     yield from _sites(picture)
@@ -74,6 +74,18 @@ def told(picture: Picture) -> Iterator[str]:
         yield f"  {reason}"
     if len(picture.reasons) > MOST_REASONS:
         yield f"  and {len(picture.reasons) - MOST_REASONS} more reasons (--json has them all)"
+
+
+def scored(scores: Mapping[str, float]) -> Iterator[str]:
+    """Scores in words, each with what the noise on the sum may have added to it, one standard deviation.
+
+    >>> list(scored({"dice": 0.8371, "noise_sd/dice": 0.06, "patients/myocardium": 43.8}))
+    ['dice 0.837 (noise 0.060)']
+    """
+    for name, value in scores.items():
+        if not name.startswith(ABOUT_SCORES):
+            noise = scores.get(f"{NOISE}{name}")
+            yield f"{name} {value:.3f}" + (f" (noise {noise:.3f})" if noise is not None else "")
 
 
 def _sites(picture: Picture) -> Iterator[str]:
