@@ -239,6 +239,9 @@ def _epsilon(course: Course) -> Chart | None:
     promise = privacy.get("epsilon") if privacy.get("kind") == "patient" else None
     level = ("promised", float(promise)) if isinstance(promise, int | float) else None
     title = "Epsilon in the hospitals' ledgers"
+    values = told.epsilon[:, known]
+    if len(known) > 1 and np.array_equal(values, np.broadcast_to(values[:, :1], values.shape), equal_nan=True):
+        return chart(title, told.numbers, [(f"all {len(known)} hospitals", values[:, 0].tolist())], level=level)
     if len(known) <= MOST_LINES:
         lines = [(course.sites[column], told.epsilon[:, column].tolist()) for column in known]
         return chart(title, told.numbers, lines, level=level)

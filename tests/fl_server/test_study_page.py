@@ -554,7 +554,8 @@ def test_a_planned_answer_that_is_missing_is_called_missing(browser, real, runs)
     assert page.cells == [] or "the record says nothing" in str(page.tags)
 
 
-def test_scores_matrix_counts_faults_and_interruptions_are_told(browser, real, runs):
+def rich(runs):
+    """A study with scores, a matrix, counts, faults and an interruption."""
     said = {name: {"answer": "used"} for name in ("north", "south", "west")}
     record = of(["UUUU"] * 3, sites=["north", "south", "west"])
     for number, dice in ((2, 0.61), (4, 0.58)):
@@ -581,7 +582,11 @@ def test_scores_matrix_counts_faults_and_interruptions_are_told(browser, real, r
     record["faults"] = [{"fault": "slow", "site": "west", "rounds": [2, 3], "factor": 3.0}]
     record["resumed"] = [{"after_round": 3, "when": "2026-11-22T09:00:00Z", "engine": "flower"}]
     record["profile"] = "small"
-    write(runs, "rich", record)
+    return write(runs, "rich", record)
+
+
+def test_scores_matrix_counts_faults_and_interruptions_are_told(browser, real, runs):
+    rich(runs)
     page = browser.settled("/study/rich")
     assert "The result is the model of round 2" in page.text
     assert "dice, on validation patients" in page.text
@@ -598,6 +603,17 @@ def test_scores_matrix_counts_faults_and_interruptions_are_told(browser, real, r
     assert "A rehearsal in the size small" in page.text
     site = browser.settled("/study/rich/site/west")
     assert "L validation after rounds 2, 4: late (4 s after the end)" in site.text
+
+
+def test_what_nobody_foresaw_is_a_number_on_the_page_and_the_rest_in_the_log(browser, real, monkeypatch, caplog):
+    def fail(course):
+        raise RuntimeError("the secret of north")
+
+    monkeypatch.setattr("fl_server.page.app.views.facts", fail)
+    page = browser.read("/study/pilot", status=500)
+    number = re.search(r"Failure ([0-9a-f]{8}) in the page's log", page.text)[1]
+    assert "secret" not in page.text
+    assert (f"failure {number}" in caplog.text, "the secret of north" in caplog.text) == (True, True)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -776,6 +792,22 @@ def test_curves_lie_where_their_values_do():
     assert [text for _, text in drawn.up] == ["0", "10", "20"]
 
 
+def test_ledgers_that_say_the_same_are_one_line_and_many_are_a_range(real, runs):
+    def lines(record):
+        (drawn,) = [one for one in curves.of_study(read(write(runs, "x", record) / "record.json")) if "Epsilon" in one.title]
+        return [line.name for line in drawn.lines], bool(drawn.band)
+
+    def apart(record):
+        for entry in record["rounds"]:
+            for place, said in enumerate(entry["sites"].values()):
+                said["epsilon"] = 1.0 + place
+        return record
+
+    assert lines(of(["UU", "UU"])) == (["all 2 hospitals"], False)
+    assert lines(apart(of(["UU", "UU"]))) == (["hospital-0", "hospital-1"], False)
+    assert lines(apart(of(["UU"] * 7))) == (["median hospital"], True)
+
+
 def test_curves_break_where_there_is_no_value_and_nothing_draws_nothing():
     nan, inf = float("nan"), float("inf")
     (line,) = curves.chart("t", range(1, 7), [("a", [1.0, 2.0, nan, 4.0, inf, 6.0])]).lines
@@ -930,6 +962,14 @@ HEADINGS = {
     ],
     "/study/hospital-week/site/isar": ["isar in the study hospital-week", "Round by round"],
     "/study/pilot": ["Study pilot ended", "Over the rounds"],
+    "/study/rich": [
+        *(
+            "Scores",
+            "Who gave no scores between rounds",
+            "Every model at every hospital dice; the stronger the colour, the higher",
+        ),
+        *("How many patients by sex", "How many patients", "Faults that were made on purpose", "Interruptions"),
+    ],
     "/study/crowd": ["Study crowd interrupted"],
 }
 
@@ -938,6 +978,7 @@ def test_a_browser_shows_every_view_within_its_margins_and_complains_of_nothing(
     if chromium.program() is None:
         pytest.skip("no chromium on this machine")
     week(house.runs)
+    rich(house.runs)
     record = crowd(120, 200)
     write(house.runs, "crowd", {**record, "study": {**record["study"], "rounds": 300}, "ended": ""})
     process, address, _ = started("--folder", house.folder)
