@@ -127,16 +127,22 @@ def test_what_was_measured_is_believed_for_a_day_on_the_same_device(two, monkeyp
     assert calls == ["few", "few"]
 
 
-def test_more_views_and_a_larger_declared_size_take_longer(two):
-    study = two.study(training={"views": 1, "steps": 10, "work_s": 6.0})
-    more = two.study(training={"views": 64, "steps": 10, "work_s": 6.0})
-    task, site = load(study.task), two.site("few").model_copy(update={"declared_size": 200})
+def test_a_step_takes_what_it_takes_without_anybody_and_as_much_more_as_the_declared_patients_add(two, monkeypatch):
+    study = two.study(training={"views": 2, "steps": 10, "work_s": 6.0, "sample_rate": 0.5})
+    monkeypatch.setattr(pace, "_timed", lambda site, study, task, model, drawn: 0.5 + 0.25 * len(drawn.patients))
+    site = two.site("few").model_copy(update={"declared_size": 200})
+    assert pace.measured(site, study, load(study.task)) == pytest.approx(0.5 + 0.25 * 100)
+
+
+def test_what_is_measured_is_the_studys_own_loop_and_draws_nothing_from_torchs_generator(two, monkeypatch):
+    handed, real = [], pace.dp_sgd
+    monkeypatch.setattr(pace, "dp_sgd", lambda *a, **k: handed.append((len(a[1].patients), k["views"])) or real(*a, **k))
+    study = two.study(training={"views": 3, "steps": 10, "work_s": 6.0})
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    assert pace.measured(site, more, task) > 2 * pace.measured(site, study, task)
+    assert pace.measured(two.site("few"), study, load(study.task)) > 0
     assert torch.equal(torch.get_rng_state(), before)
-    larger = site.model_copy(update={"declared_size": 20000})
-    assert pace.measured(larger, study, task) > 10 * pace.measured(site, study, task)
+    assert handed == [(1, 3), (0, 3), (4, 3)]
 
 
 def test_a_task_of_which_no_pace_can_be_told_is_refused_in_words(two):

@@ -304,6 +304,15 @@ def test_the_price_of_a_study_that_goes_on_is_that_of_its_rounds_still_to_come(h
     assert enrol(house, study, **{"first-round": 3})["epsilon"] == pytest.approx(whole)
 
 
+def test_a_budget_that_is_enough_for_the_rest_lets_a_study_go_on_and_not_begin_anew(house):
+    study = house.study(seed=1)  # about which nobody has said anything
+    house.save(house.site("a").model_copy(update={"budget": Budget(epsilon=8.0), "approve_all": True}))
+    ask(house, study, number=1)
+    the_file(house, study).unlink()
+    assert enrol(house, study, **{"first-round": 2})["takes-part"]
+    assert "over this hospital's 8" in enrol(house, study)["reason"]
+
+
 @pytest.mark.parametrize("first", [0, 4, -1, "2", 2.0])
 def test_a_beginning_that_the_study_does_not_have_is_refused(house, first):
     reason = enrol(house, house.study(), **{"first-round": first})["reason"]
