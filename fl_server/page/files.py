@@ -32,6 +32,8 @@ class Kind:
 
 
 FILES = {
+    "clinical_report.html": Kind("the report for clinicians", "text/html; charset=utf-8", shown=True),
+    "clinical_report.pdf": Kind("the report for clinicians, to print (PDF)", "application/pdf"),
     "report.html": Kind("the report", "text/html; charset=utf-8", shown=True),
     "report.pdf": Kind("the report to print (PDF)", "application/pdf"),
     "record.json": Kind("the record, for programs", "application/json"),

@@ -620,12 +620,15 @@ def test_what_nobody_foresaw_is_a_number_on_the_page_and_the_rest_in_the_log(bro
 
 
 def test_listed_files_are_served_safely_and_no_others(browser, real, tmp_path):
+    (real / "clinical_report.html").write_text("<p>for clinicians")
     (real / "report.html").write_text("<style>p{}</style><script>alert(1)</script><p>report")
     (real / "report.pdf").write_bytes(b"%PDF-1.7")
     (real / "model.pt").write_bytes(b"weights")
     page = browser.settled("/study/pilot")
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a" and "/file/" in attributes["href"]]
-    assert links == [f"/study/pilot/file/{name}" for name in ("report.html", "report.pdf", "record.json")]
+    assert links == [
+        f"/study/pilot/file/{name}" for name in ("clinical_report.html", "report.html", "report.pdf", "record.json")
+    ]
     report = browser.get("/study/pilot/file/report.html")
     assert report.headers["content-type"] == "text/html; charset=utf-8"
     assert "sandbox" in report.headers["content-security-policy"]
