@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from pathlib import Path
 
@@ -25,6 +26,9 @@ def write(model: torch.nn.Module, example: torch.Tensor, path: Path) -> float:
         import onnxscript  # noqa: F401  # torch needs it, and would say so less plainly
     except ModuleNotFoundError as error:
         raise ValueError(f"ONNX needs the package {error.name}: pip install 'konsil[export]'") from None
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)  # it warns of packages that are not needed
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torch tells its steps there
         warnings.simplefilter("ignore")  # deprecations inside torch's own exporter
         torch.onnx.export(
@@ -39,6 +43,7 @@ def write(model: torch.nn.Module, example: torch.Tensor, path: Path) -> float:
             external_data=False,
             verbose=False,
         )
+    log.setLevel(before)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
