@@ -33,6 +33,15 @@ def test_the_exit_status_says_that_the_study_was_degraded_and_the_record_what_wa
     assert any("donau quarantined" in reason for reason in record["reasons"])
 
 
+def test_report_and_screen_tell_what_was_made_on_purpose(broken):
+    folder, _, _ = broken
+    report = (folder / "report.html").read_text()
+    assert "2 faults made on purpose" in report
+    assert "round 1, donau: nan update. One number of the update is not a number." in report
+    assert "round 2, coordinator: coordinator killed." in report
+    assert "  2 faults were made on purpose; the report names them" in summary_lines(folder)
+
+
 def test_comparisons_are_spared(broken):
     folder, _, _ = broken
     for name in ("donau", "rhein"):
@@ -57,12 +66,3 @@ def test_a_wrong_plan_is_refused_before_anything_runs(tiny, capsys):
     assert main([*tiny.overrides, "name=wrong", "faults=no_such_week"]) == 2
     assert "faults is one of" in capsys.readouterr().err
     assert not (tiny.folder.parent / "wrong").exists()
-
-
-def test_report_and_screen_tell_what_was_made_on_purpose(broken):
-    folder, _, _ = broken
-    report = (folder / "report.html").read_text()
-    assert "2 faults made on purpose" in report
-    assert "round 1, donau: nan update. One number of the update is not a number." in report
-    assert "round 2, coordinator: coordinator killed." in report
-    assert "  2 faults were made on purpose; the report names them" in summary_lines(folder)
