@@ -38,6 +38,7 @@ from fl_server import certificates, keeper, superexec, superlink, tracking
 from fl_server.control import Refused, Unreachable, control, key_fingerprint, public_key_pem
 from fl_server.gate import Gate
 from fl_server.house import LOOPBACK, SETTINGS, House
+from fl_server.page.beside import page_beside
 from fl_server.tokens import SiteName, TokenRefused, Tokens
 
 START_S = 90.0
@@ -60,7 +61,7 @@ def serve(house: House) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     stop = _Stop()
-    with stop.heard(), _parts(house) as parts:
+    with stop.heard(), _parts(house) as parts, page_beside(house):
         start = time.monotonic()
         with control(house) as talk:
             while True:
