@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,7 @@ def write(model: torch.nn.Module, example: torch.Tensor, path: Path) -> float:
         import onnxscript  # noqa: F401  # torch needs it, and would say so less plainly
     except ModuleNotFoundError as error:
         raise ValueError(f"ONNX needs the package {error.name}: pip install 'konsil[export]'") from None
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)  # it warns of packages that are not needed
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torch tells its steps there
-        warnings.simplefilter("ignore")  # deprecations inside torch's own exporter
+    with _quiet():
         torch.onnx.export(
             model,
             (example,),
@@ -43,7 +40,6 @@ def write(model: torch.nn.Module, example: torch.Tensor, path: Path) -> float:
             external_data=False,
             verbose=False,
         )
-    log.setLevel(before)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -55,3 +51,17 @@ def write(model: torch.nn.Module, example: torch.Tensor, path: Path) -> float:
     if not worst <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise RuntimeError(f"{path} differs from the model by {worst:g} in a logit")
     return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says of its steps, of packages that aren't needed, and of its own deprecated parts."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
