@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import yaml
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, SerializeAsAny
 
 import conf
 from conf.study import Frozen
@@ -43,7 +43,7 @@ def fault_of(settings: Any) -> Fault:
 class Plan(Frozen):
     """The faults of a study."""
 
-    plan: tuple[Annotated[Fault, BeforeValidator(fault_of)], ...] = ()
+    plan: tuple[Annotated[SerializeAsAny[Fault], BeforeValidator(fault_of)], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.plan)

@@ -29,7 +29,7 @@ from fl_server.weights import State, initial_state
 from simulation.__main__ import settings_of
 from simulation.arms import Arm
 from simulation.faults.accounting import Account, Cases, account, cases
-from simulation.faults.plan import KNOWN, Plan
+from simulation.faults.plan import KNOWN, Plan, planned
 from simulation.grid import FIRST_NODE, InProcessGrid
 from simulation.settings import read, sentences
 
@@ -306,6 +306,12 @@ def test_the_bad_week_has_every_fault_that_the_simulator_can_make():
     week = settings_of(["faults=hospital_week"])
     assert {fault.fault for fault in week.faults.plan} == set(KNOWN) - {"superlink_killed"}
     assert (settings_of([]).faults.plan, week.strategy.quorum) == ((), 2)
+
+
+def test_a_plan_keeps_everything_when_it_is_written_down():
+    week = planned("hospital_week")
+    assert Plan.model_validate_json(week.model_dump_json()) == week
+    assert week.model_dump(mode="json")["plan"][0] == {"fault": "offline", "site": "donau", "rounds": [1, 2]}
 
 
 def test_an_arm_with_other_faults_is_another_arm(world, tmp_path):
