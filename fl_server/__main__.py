@@ -22,6 +22,7 @@ Studies
   run             study.json --superlink NAME: start it with Flower's own command on a SuperLink of yours
 Results
   record          runs/NAME/record.json: what came of it; the exit status is the verdict
+  track           STUDY [--mlflow URI] [--tensorboard]: write it into MLflow or TensorBoard, as it is now
   report          RUN_OR_FOLDER [--to DIR]: the report for clinicians, as a page and as a PDF
 Models
   models          list, show, verify, register RUN, withdraw, key: the registry of signed versions, with cards
@@ -48,7 +49,20 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conf.study import words
-from fl_server.commands import coordinator, export, hospitals, looking, models, page, report, results, resume, studies, transfer
+from fl_server.commands import (
+    coordinator,
+    export,
+    hospitals,
+    looking,
+    models,
+    page,
+    report,
+    results,
+    resume,
+    studies,
+    track,
+    transfer,
+)
 
 MODULES = (
     coordinator,
@@ -58,6 +72,7 @@ MODULES = (
     looking,
     results,
     report,
+    track,
     models,
     export,
     transfer,

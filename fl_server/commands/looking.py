@@ -49,7 +49,7 @@ def status(options: argparse.Namespace) -> int:
         if not pictures:
             print("no study has been started yet")
         return 0
-    folder, name = _study(options)
+    folder, name = study_of(options)
     found = picture(Files(folder), name)
     print(found.model_dump_json(indent=1) if options.json else "\n".join(told(found)))
     return watch.status(found)
@@ -90,7 +90,7 @@ def log(options: argparse.Namespace) -> int:
         else:
             print(event.line, flush=True)
 
-    folder, name = _study(options)
+    folder, name = study_of(options)
     files = Files(folder)
     if options.follow:
         return watch.watch(files, name, patient=options.runs is None, live=False, tell=tell)
@@ -105,7 +105,7 @@ def watch(options: argparse.Namespace) -> int:
     from fl_server.console import watch
     from fl_server.console.files import Files
 
-    folder, name = _study(options)
+    folder, name = study_of(options)
     return watch.watch(Files(folder), name, patient=options.runs is None, live=sys.stdout.isatty())
 
 
@@ -118,7 +118,8 @@ def _studies(options: argparse.Namespace) -> dict[str, Path]:
     return {folder.name: folder for folder in folders(_house_runs(options))}
 
 
-def _study(options: argparse.Namespace) -> tuple[Path, str]:
+def study_of(options: argparse.Namespace) -> tuple[Path, str]:
+    """Folder and name of the study that `--runs` or `--folder` and `study` mean. Raises `ValueError` if there is none."""
     from fl_server.console.files import study
     from fl_server.runs import find
 
