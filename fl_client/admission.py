@@ -174,6 +174,9 @@ def cohort(site: Site, *, everybody: bool = False) -> int:
     for which in ("train", "test"):
         side = inside.split(which, test_fraction=site.test_fraction)
         print(f"  {which}: {len([patient for patient in side if patient not in damaged])}")
+    choose = inside.split("validation", test_fraction=site.test_fraction, validation_fraction=site.validation_fraction)
+    if there := len([patient for patient in choose if patient not in damaged]):
+        print(f"  of the first, {there} choose among models and don't train where a study validates")
     for series in sorted(images):
         print(f"  {series}: {images[series]} images, {masks[series]} with a mask")
     print(f"{len(inside.refused)} lines in {inside.folder / 'refused.jsonl'} say what stayed outside, and why")

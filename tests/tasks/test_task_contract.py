@@ -162,17 +162,40 @@ class TestCountingContract:
         assert task.counted
 
 
-@pytest.mark.parametrize(("name", "example"), [entry for entry in ALL if entry.values[0] == "radiomics"])
+@pytest.mark.parametrize(("name", "example"), [entry for entry in ALL if entry.values[0] != "count"])
 class TestJudgedContract:
-    def test_a_patient_adds_a_judgement_of_length_one_at_most(self, task, name, example):
-        assert isinstance(task, JudgedTask)
+    @pytest.fixture
+    def judged(self, task, example):
+        """A model and the vector of the example's patient."""
         arrays = task.prepare(example.case)
         state = first_state(task)
         if isinstance(task, CountingTask):
             state = {"total": torch.from_numpy(task.contribution(arrays)), "noise_variance": torch.zeros(1)}
-        vector = task.judgement(state, arrays)
-        assert vector.shape == (task.judgement_length,)
-        assert 0 < np.linalg.norm(vector) <= np.abs(vector).sum() <= 1
+        return state, task.judgement(state, arrays)
+
+    def test_a_patient_adds_a_judgement_of_length_one_at_most(self, task, judged):
+        assert isinstance(task, JudgedTask)
+        assert judged[1].shape == (task.judgement_length,)
+        assert 0 < np.linalg.norm(judged[1]) <= 1
+
+    def test_cohorts_that_differ_in_one_patient_differ_in_that_vector_alone(self, task, example, judged):
+        """Exactly, not nearly: whole steps add up without rounding, in any order."""
+        state, one = judged
+        other = task.judgement(
+            state, {key: array[::2] if key == "rows" else array for key, array in task.prepare(example.case).items()}
+        )
+        without = np.sum([other] * 50, axis=0)
+        assert np.array_equal(np.sum([*[other] * 30, one, *[other] * 20], axis=0) - without, one)
+
+    def test_scores_are_finite_numbers_whose_first_ones_can_choose_and_nothing_is_said_of_nobody(self, task, judged):
+        told = task.scores(200 * judged[1], 0.5)
+        assert all(isinstance(value, float) and np.isfinite(value) for value in told.values())
+        assert next(iter(told)) == task.metrics[0]
+        assert all(told[f"noise_sd/{metric}"] >= 0 for metric in task.metrics if metric in told)
+        assert task.scores(np.zeros(task.judgement_length), 0.0) == {}
+        assert task.scores(judged[1], 100.0) == {}
+        with pytest.raises(ValueError, match="finite numbers"):
+            task.scores(np.zeros(task.judgement_length + 1), 0.0)
 
 
 @pytest.mark.parametrize(("name", "example"), GRADIENT)
