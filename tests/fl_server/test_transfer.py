@@ -6,14 +6,16 @@ import torch
 from learned_runs import HEART, generated, learn, write_run
 from small import SMALL_TASK
 
-from conf.study import Study
+from conf.study import LocalTraining, Study
 from fl_server.app import start_of
 from fl_server.registry.card import card_of
 from fl_server.registry.export import export
 from fl_server.registry.learned import of_run
 from fl_server.registry.shelf import Shelf
+from fl_server.rounds import run
 from fl_server.transfer import prepare, read_source, renaming, transfer
 from fl_server.weights import initial_state
+from simulation.grid import InProcessGrid
 from tasks.fingerprint import fingerprint
 from tasks.task import load
 
@@ -206,3 +208,19 @@ def test_a_study_of_late_enhancement_starts_from_what_cine_taught(tmp_path, monk
     ended = write_run(tmp_path / "runs" / "lge", lge, start, initial_model_sha256=name)
     card = card_of(of_run(ended, models=tmp_path / "models"), name="lge", version=1)
     assert card.started_from["source"] == "the registered model cine:1"
+
+
+def test_hospitals_leave_the_frozen_part_as_it_came(hospitals, tmp_path):
+    Shelf(tmp_path).register(of_run(write_run(tmp_path / "cine", SMALL_TASK, weights(seed=5))))
+    frozen = ("body.model.0.*",)  # the way down
+    asked = hospitals.study(rounds=1, training=LocalTraining(views=2, frozen=frozen))
+    name, _ = prepare(asked, read_source("cine", folder=tmp_path), models=tmp_path / "models", fresh=["head.*"])
+    asked = asked.model_copy(update={"initial_model_sha256": name})
+    start = torch.load(tmp_path / "models" / f"{name}.pt", weights_only=True)
+    grid = InProcessGrid("fl_client.app:app", hospitals.nodes, {"study": asked.to_json()})
+    state, record = run(grid, asked, start, folder=tmp_path / "run")
+    assert record.verdict == "complete", record.reasons
+    for array, tensor in state.items():
+        if array.startswith("body.model.0."):
+            assert torch.equal(tensor, weights(seed=5)[array]), array
+    assert not torch.equal(state["head.weight"], start["head.weight"])
