@@ -1,9 +1,6 @@
 """A question that was answered gets the same bytes and costs nothing; whatever a crash leaves, the ledger never undercounts."""
 
 import os
-import subprocess
-import sys
-import textwrap
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_client import app as hospital
-from fl_client import sent
+from fl_client import release, sent
 from fl_client.approval import Approvals
 from fl_client.audit import AuditLog
 from fl_client.cohort import Cohort
@@ -194,44 +191,41 @@ def test_on_a_full_disk_the_answer_leaves_and_its_repetition_costs_again(house, 
 
 # -- kills ----------------------------------------------------------------------------------------------------------------
 
-CHILD = textwrap.dedent("""
-    import os, sys
-    sys.path[:0] = sys.argv[5:]
-    from conf.study import Study
-    from fl_client import app as hospital, release, sent
-    from fl_client.egress import egress
-    import test_sent
 
-    class Houses:
-        nodes = [{"site": sys.argv[1]}]
+def die(*args, **settings):
+    os._exit(9)  # nothing is cleaned up, as after a kill
 
-    def dies(*args, **settings):
-        os._exit(9)
 
-    real = sent._write
-    def dies_after(path, parts):
-        real(path, parts)
-        os._exit(9)
+def written_then_dies(path, parts):
+    _write(path, parts)
+    die()
 
-    def dies_within(path, parts):
-        real(path.with_suffix(".half"), list(parts)[:2])  # some bytes are on the disk
-        os._exit(9)
 
-    where = sys.argv[3]
-    if where == "before the ledger":
-        hospital.pay = dies
-    elif where == "after the ledger":
-        hospital.usable_patients = dies
-    elif where == "after training":
-        release.keep = dies
-    elif where == "while keeping":
-        sent._write = dies_within
-    elif where == "after keeping":
-        sent._write = dies_after
-    elif where == "before leaving":
-        release.AuditLog.append = dies
-    test_sent.ask(Houses, Study.from_json(open(sys.argv[2]).read()), number=1)
-""")
+def half_written_then_dies(path, parts):
+    _write(path.with_suffix(".half"), list(parts)[:2])  # some bytes are on the disk
+    die()
+
+
+_write = sent._write
+INSTANTS = {
+    "before the ledger": (hospital, "pay", die),
+    "after the ledger": (hospital, "usable_patients", die),
+    "after training": (release, "keep", die),
+    "while keeping": (sent, "_write", half_written_then_dies),
+    "after keeping": (sent, "_write", written_then_dies),
+    "before leaving": (release.AuditLog, "append", die),
+}
+
+
+def asked_and_killed(houses, study, where):
+    """A process of its own that dies at that instant of its work on round 1."""
+    if (child := os.fork()) == 0:
+        try:
+            setattr(*INSTANTS[where])
+            ask(houses, study, number=1)
+        finally:
+            os._exit(1)  # it should have been dead
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
 @pytest.mark.parametrize(
@@ -245,14 +239,9 @@ CHILD = textwrap.dedent("""
         ("before leaving", 1, True),
     ],
 )
-def test_a_kill_at_any_instant_leaves_a_ledger_that_counts_enough_and_bytes_that_are_equal(
-    house, tmp_path, where, paid_by_then, is_kept
-):
+def test_a_kill_at_any_instant_leaves_a_ledger_that_counts_enough_and_bytes_that_are_equal(house, where, paid_by_then, is_kept):
     study = house.study()
-    (tmp_path / "study.json").write_text(study.to_json())
-    command = [sys.executable, "-c", CHILD, str(house.sites["a"]), str(tmp_path / "study.json"), where, "x"]
-    died = subprocess.run([*command, *sys.path], cwd=tmp_path, capture_output=True, text=True)
-    assert died.returncode == 9, died.stderr
+    asked_and_killed(house, study, where)
     assert paid(house) == [1] * paid_by_then
     assert left(house) == []
     asked = question(house, study)[1]
