@@ -84,8 +84,7 @@ def checklist(findings: Findings) -> Section:
             rows.append((str(number), item, known.get(number) or AUTHORS))
     filled = sum(1 for n in range(1, number + 1) if known.get(n))
     text = f"{filled} of the {number} items of the {SOURCE} are filled by the software, in part or whole, from what it "
-    text += "recorded; authors "
-    text += "have to check each of them. The items are named in our words."
+    text += "recorded; authors have to check each of them. The items are named in our words."
     return Section("Checklist for authors", (Text(text), Table(("Item", "What", "Answer"), tuple(rows), (0.5, 2, 5), words=3)))
 
 

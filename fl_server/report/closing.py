@@ -20,9 +20,9 @@ def limits(findings: Findings) -> Section:
     ]
     if findings.rehearsal:
         lines.append(
-            "The hospitals of this study are simulated on one computer. Generated scans are cleaner and more alike than real "
-            "ones, and "
-            "generated readers and second scans are the same program's work as the patients: agreement with them flatters."
+            "The hospitals of this study are simulated on one computer. Generated scans are cleaner and more alike than "
+            "real ones, and generated readers and second scans are the same program's work as the patients: agreement "
+            "with them flatters."
         )
         if findings.patients:
             lines.append(
@@ -30,9 +30,8 @@ def limits(findings: Findings) -> Section:
             )
     else:
         lines.append(
-            "No coordinator of a real federation sees a single patient. What needs single patients (subgroups, calibration, "
-            "doubt, "
-            "readers, repeatability) has to be measured inside a hospital, by that hospital."
+            "No coordinator of a real federation sees a single patient. What needs single patients (subgroups, "
+            "calibration, doubt, readers, repeatability) has to be measured inside a hospital, by that hospital."
         )
     if findings.record.verdict != "complete":
         lines.append(

@@ -101,8 +101,8 @@ def _hospitals(findings: Findings) -> list[Block]:
     return [
         Figure(flow(steps), alt, "From the hospitals that were asked to those whose answers made the model."),
         Text(
-            "How many patients each hospital expected, let in and refused is not told: exact counts stay in the house, and "
-            "every hospital can read its own in its ledger and on its page. Declared sizes are rounded and public.",
+            "How many patients each hospital expected, let in and refused is not told: exact counts stay in the house, "
+            "and every hospital can read its own in its ledger and on its page. Declared sizes are rounded and public.",
             "missing",
         ),
     ]

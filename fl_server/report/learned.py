@@ -87,8 +87,8 @@ def _classified(findings: Findings) -> list[str]:
     low, high = found.auc.low, found.auc.high
     ci = f" (95% interval {number(low)} to {number(high)})" if low is not None and high is not None else ""
     return [
-        f"Its answers put a positive before a negative case with a probability of {number(found.auc.value)}{ci}: "
-        "the area under the ROC curve, 0.5 by guessing and 1 without an error."
+        f"Its answers put a positive before a negative case with a probability of {number(found.auc.value)}{ci}: the area "
+        "under the ROC curve, 0.5 by guessing and 1 without an error."
     ]
 
 

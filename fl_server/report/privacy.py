@@ -20,9 +20,9 @@ def privacy(findings: Findings) -> Section:
     title = "Privacy: what this means for one patient"
     settings: dict[str, Any] = findings.record.study.get("privacy", {})
     if not findings.private:
-        text = "This study made no privacy promise: what the hospitals sent was neither limited for each patient nor hidden in "
-        text += "noise. "
-        text += "Images stayed in the houses, but such updates can reveal images they were computed from."
+        text = "This study made no privacy promise: what the hospitals sent was neither limited for each patient nor "
+        text += "hidden in noise. Images stayed in the houses, but such updates can reveal images they were computed "
+        text += "from."
         return Section(title, (Text(text, "warning"),))
     delta = float(settings.get("delta", 0.0))
     rows, worst = [], 0.0
@@ -36,21 +36,16 @@ def privacy(findings: Findings) -> Section:
     promised = settings.get("epsilon")
     limit = f"Promised was ε of at most {epsilon(float(promised))} at δ = {delta:g}. " if promised is not None else ""
     meaning = (
-        f"{limit}The unit is the patient: all images of one patient together. ε (epsilon) says how much more anybody who sees "
-        "all "
-        "that a hospital sent, and knows whatever else there is to know, can learn about whether one patient took part: the "
-        "odds "
-        f"can grow by at most the factor in the table. δ (delta) = {delta:g} is a small allowance by which this bound may be "
-        "missed. "
-        "ε = 0 would tell nothing; smaller is better."
+        f"{limit}The unit is the patient: all images of one patient together. ε (epsilon) says how much more anybody who "
+        "sees all that a hospital sent, and knows whatever else there is to know, can learn about whether one patient "
+        f"took part: the odds can grow by at most the factor in the table. δ (delta) = {delta:g} is a small allowance by "
+        "which this bound may be missed. ε = 0 would tell nothing; smaller is better."
     )
     head = ("Hospital", "ε spent", "Odds grow at most", "Best guess is right", f"From {share(PRIOR)} to at most")
     columns = (
         "Best guess is right: how often somebody who at first thinks both equally likely can at most be right about one "
-        "patient "
-        f"(50 % is a coin). Last column: how far a suspicion of {share(PRIOR)} can grow, δ left out. Both are limits over all "
-        "attacks and all "
-        "patients; attacks that are known reach less."
+        f"patient (50 % is a coin). Last column: how far a suspicion of {share(PRIOR)} can grow, δ left out. Both are "
+        "limits over all attacks and all patients; attacks that are known reach less."
     )
     blocks: list[Block] = [Text(meaning), Table(head, tuple(rows), (2, 1, 1.6, 1.6, 1.7)), Text(columns, "fine")]
     blocks.append(
@@ -59,9 +54,8 @@ def privacy(findings: Findings) -> Section:
     if findings.rehearsal and findings.seeds > 1:
         blocks.append(
             Text(
-                f"The study was rehearsed {findings.seeds} times with other random numbers; this is the price of one run. In "
-                "earnest, "
-                f"{findings.seeds} runs would cost up to {findings.seeds} times as much.",
+                f"The study was rehearsed {findings.seeds} times with other random numbers; this is the price of one run. "
+                f"In earnest, {findings.seeds} runs would cost up to {findings.seeds} times as much.",
             )
         )
     blocks.append(Bullets(_not_promised(findings)))
@@ -85,14 +79,13 @@ def _strength(worst: float) -> str:
 
 def _not_promised(findings: Findings) -> tuple[str, ...]:
     lines = [
-        "Not promised: that nothing is learned about patients of a kind. That people with a disease have such hearts is what "
-        "the "
-        "study is for, and it would come out the same without any one of them.",
+        "Not promised: that nothing is learned about patients of a kind. That people with a disease have such hearts is "
+        "what the study is for, and it would come out the same without any one of them.",
         "Not promised: protection from the hospital's own staff, who see the images as always, or from what is published "
         "elsewhere.",
         "Not covered: a patient treated in two of the hospitals. The ε of both add up for that person.",
-        "Not covered: other studies. Each hospital's ledger adds up what all of them spent and refuses what is over its own "
-        "limit.",
+        "Not covered: other studies. Each hospital's ledger adds up what all of them spent and refuses what is over its "
+        "own limit.",
     ]
     if findings.rehearsal:
         lines.append(

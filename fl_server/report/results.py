@@ -87,11 +87,10 @@ def _covers(findings: Findings) -> str:
         luck = f"the luck of which patients were tested and of {count(seeds, 'training run')} with other random numbers"
     else:
         luck = "the luck of which patients were tested; that of the one training run is not in them"
-    text = f"The intervals cover {luck}. They come from a bootstrap (patients are drawn again and again from those tested), "
-    text += "widened "
-    text += "to Student's t in groups. Hospitals were not sampled: no interval tells of a further hospital. "
-    text += "Groups overlap and none is corrected for the number of comparisons: a group's lower mean is a reason to look, no "
-    text += "proof."
+    text = f"The intervals cover {luck}. They come from a bootstrap (patients are drawn again and again from those "
+    text += "tested), widened to Student's t in groups. Hospitals were not sampled: no interval tells of a further "
+    text += "hospital. Groups overlap and none is corrected for the number of comparisons: a group's lower mean is a "
+    text += "reason to look, no proof."
     if 1 < seeds < LEAST_SEEDS:
         text += f" With {seeds} training runs their luck is known poorly."
     return text
@@ -156,11 +155,10 @@ def _from_sums(findings: Findings) -> list[Block]:
         answered = [name for name, site in evaluation.sites.items() if site.answer == "used"]
         blocks.append(
             Text(
-                f"One sum over the patients held back at {listed(answered) or 'no hospital'}, with noise on it that protects "
-                "each of "
-                "them. The first interval covers the privacy noise alone. The second also covers which patients happened to "
-                "be there; how much they differ can't be read from a sum, so it takes the largest difference possible and is "
-                "wider than it would have to be. The number of patients is noisy, too.",
+                f"One sum over the patients held back at {listed(answered) or 'no hospital'}, with noise on it that "
+                "protects each of them. The first interval covers the privacy noise alone. The second also covers which "
+                "patients happened to be there; how much they differ can't be read from a sum, so it takes the largest "
+                "difference possible and is wider than it would have to be. The number of patients is noisy, too.",
                 "fine",
             )
         )
@@ -169,16 +167,16 @@ def _from_sums(findings: Findings) -> list[Block]:
     else:
         blocks.append(
             Text(
-                "How good the model is was not measured: the study set nothing of its privacy promise aside for scores, or no "
-                "hospital gave any.",
+                "How good the model is was not measured: the study set nothing of its privacy promise aside for scores, "
+                "or no hospital gave any.",
                 "missing",
             )
         )
     blocks += _matrix(findings)
     blocks.append(
         Text(
-            "Results by scanner, sex, age band and disease group can't be told: each would be a further release about few "
-            "patients, with a price of its own, and none was made.",
+            "Results by scanner, sex, age band and disease group can't be told: each would be a further release about "
+            "few patients, with a price of its own, and none was made.",
             "missing",
         )
     )

@@ -52,10 +52,9 @@ def calibration(findings: Findings) -> Section:
         )
         figures.append(Figure(drawn, "Share of voxels drawn by the reader by predicted probability.", caption))
         head = ("Structure", "Calibration error", "Mean excess", "In words", "Voxels")
-        note = f"A voxel is a point of the image. Counted are those within {margin:g} mm of what was drawn or predicted, in "
-        note += f"{count(len(sites), 'test patient')}; voxels of one patient are alike, so no interval is given. Calibration "
-        note += "error: "
-        note += "mean distance between probability and drawn share, 0 at best."
+        note = f"A voxel is a point of the image. Counted are those within {margin:g} mm of what was drawn or predicted, "
+        note += f"in {count(len(sites), 'test patient')}; voxels of one patient are alike, so no interval is given. "
+        note += "Calibration error: mean distance between probability and drawn share, 0 at best."
         blocks += [
             Table(head, tuple(rows), (2, 1.4, 1.2, 2, 1.2), also=(3,), caption="Probability of a voxel"),
             Text(note, "fine"),
@@ -63,10 +62,8 @@ def calibration(findings: Findings) -> Section:
     volumes = _volumes(findings)
     blocks = [*([Figures((*figures, *volumes))] if figures or volumes else []), *blocks]
     if volumes:
-        text = (
-            "Volumes: one mark per test patient of the hospitals that trained (mean over the series). Line: mean difference; "
-        )
-        text += "dashed: limits of agreement, between which 95% of patients are expected (Bland and Altman)."
+        text = "Volumes: one mark per test patient of the hospitals that trained (mean over the series). Line: mean "
+        text += "difference; dashed: limits of agreement, between which 95% of patients are expected (Bland and Altman)."
         blocks.insert(1, Text(text, "fine"))
     return Section(title, tuple(blocks) or (_missing(findings),))
 
@@ -174,8 +171,8 @@ def uncertainty(findings: Findings) -> Section:
 
 
 def _whom(looked: int, of: int, caught: int, low: float, high: float) -> str:
-    text = f"A person who looks at the {looked} of {of} patients with the most doubt finds {caught} of the {looked} worst "
-    text += "outlines. "
+    text = f"A person who looks at the {looked} of {of} patients with the most doubt finds {caught} of the {looked} "
+    text += "worst outlines. "
     if isfinite(low) and low > 0:
         return text + "More doubt does go with more error here, so doubt can decide whom a person looks at first."
     if isfinite(high) and high < 0:
@@ -187,9 +184,8 @@ def _how(findings: Findings) -> str:
     methods = findings.measured.methods if findings.measured else None
     text = "Patients of all hospitals that trained and of those that took no part; the first training run's model. "
     if methods and methods.passes:
-        text += f"Monte Carlo dropout: {methods.passes} passes, in each of which {100 * methods.dropout:g} % of the network's "
-        text += "channels are "
-        text += "left out at random; doubt is how far the passes' outlines disagree (1 − Dice). "
+        text += f"Monte Carlo dropout: {methods.passes} passes, in each of which {100 * methods.dropout:g} % of the "
+        text += "network's channels are left out at random; doubt is how far the passes' outlines disagree (1 − Dice). "
         if not methods.trained_with_dropout:
             text += "The network was trained without dropout, so doubt ranks patients and its size means nothing by itself. "
     return text + "Entropy: how undecided the probabilities of a single pass are, 0 to 1, mean over what was outlined."
@@ -233,13 +229,10 @@ def readers(findings: Findings) -> Section:
     if not rows:
         return Section(title, (_missing(findings),))
     names = findings.measured.methods.readers if findings.measured else []
-    text = f"The same scans were read by {count(len(names), 'generated reader')} (the hospitals' own, each with habits of "
-    text += "contouring; "
-    text += "they are programs, not people). "
-    text += (
-        "Between the readers: mean Dice over all pairs; with the model: mean Dice of the model with each of them, on the same "
-    )
-    text += "patients. The interval is over patients, for these readers and the first training run's model."
+    text = f"The same scans were read by {count(len(names), 'generated reader')} (the hospitals' own, each with habits "
+    text += "of contouring; they are programs that agree more than people may). Between the readers: mean Dice over all pairs; with the "
+    text += "model: mean Dice of the model with each of them, on the same patients. The interval is over patients, for "
+    text += "these readers and the first training run's model."
     head = ("Structure", "n", "Readers among themselves", "Model with readers", "Difference (95%)", "In words")
     return Section(title, (Table(head, tuple(rows), (1.6, 0.5, 1.4, 1.3, 2.3, 2.4), also=(5,)), Text(text, "fine")))
 
@@ -284,14 +277,10 @@ def rescans(findings: Findings) -> Section:
     )
     head = ("Structure", "Series", "n", "Mean change (ml)", "Model: coefficient (95%)", "Reader: coefficient")
     table = Table(head, tuple(rows), (1.7, 1.2, 0.6, 1.4, 2.2, 1.5), words=2, caption="Change of volume between two scans")
-    note = "Each generated patient was scanned a second time on the same scanner: planned, breathed and received anew. The "
-    note += "coefficient "
-    note += "of repeatability is the change that 95% of patients stay below when nothing but the scan has changed; a smaller "
-    note += "change at "
-    note += (
-        "follow-up can't be told from chance. The reader's holds the same two scans drawn by the same generated reader: what "
-    )
-    note += "planning and slices alone do to a volume. "
+    note = "Each generated patient was scanned a second time on the same scanner: planned, breathed and received anew. "
+    note += "The coefficient of repeatability is the change that 95% of patients stay below when nothing but the scan "
+    note += "has changed; a smaller change at follow-up can't be told from chance. The reader's holds the same two scans "
+    note += "drawn by the same generated reader: what planning and slices alone do to a volume. "
     return Section(
         title,
         (

@@ -168,7 +168,7 @@ def test_the_drawn_volume_is_that_of_the_cohorts_mask(measured):
 def test_the_measured_report_fills_every_section(measured):
     page = (measured / "clinical_report.html").read_text()
     assert "This was not measured" not in page
-    for words in (
+    for text in (
         "Monte Carlo dropout",
         "Readers among themselves",
         "coefficient (95%)",
