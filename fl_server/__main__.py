@@ -88,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         return code
+    except BrokenPipeError:  # whoever read along has enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ValidationError as error:
         print(f"{about}: {words(error)}", file=sys.stderr)
     except (OSError, ValueError) as error:

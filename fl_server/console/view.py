@@ -6,10 +6,9 @@ is awaited, and whose latest answers were not used. In a terminal without Unicod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -54,7 +53,7 @@ class View:
         left = room - HEAD_LINES - len(scores) - len(reasons)
         yield Group(
             _title(picture),
-            ProgressBar(total=max(1, picture.rounds), completed=picture.ended_rounds, width=min(60, options.max_width)),
+            _bar(picture, width=min(60, options.max_width), plain=plain),
             _where(picture),
             Text(),
             _sites(picture, most=max(FEWEST_SITES, left), narrow=options.max_width < NARROW, plain=plain),
@@ -94,6 +93,21 @@ def _where(picture: Picture) -> Text:
         parts.append(f"went on after {picture.interruptions} interruption(s)")
     text = Text(", ".join(parts))
     return text.append(f"\n{picture.said}", style="" if picture.state in RUNNING else "bold")
+
+
+def _bar(picture: Picture, *, width: int, plain: bool) -> Text:
+    """The rounds that are over, out of all."""
+    full, empty = ("#", ".") if plain else ("━", "╌")
+    filled = round(width * picture.ended_rounds / max(1, picture.rounds))
+    return Text().append(full * filled, style="cyan").append(empty * (width - filled), style="dim")
+
+
+def _reasons(picture: Picture) -> Iterator[Text]:
+    shown = picture.reasons if len(picture.reasons) <= SHOWN_REASONS else picture.reasons[: SHOWN_REASONS - 1]
+    for reason in shown:
+        yield Text(f"  {reason}", style="yellow", no_wrap=True, overflow="crop")
+    if rest := len(picture.reasons) - len(shown):
+        yield Text(f"  and {rest} more: konsil-study status {picture.name}", style="dim", no_wrap=True, overflow="crop")
 
 
 def _verdict(picture: Picture) -> Text:
@@ -166,9 +180,10 @@ def _epsilon(site: SitePicture, promise: float | None, *, bar: bool, plain: bool
 
 def _scores(picture: Picture, *, plain: bool) -> list[Text]:
     found = []
+    widest = max(map(len, picture.scores), default=0)
     for name, values in picture.scores.items():
         numbers = [value for _, value in values]
         best = max(values, key=lambda pair: pair[1])
-        row = Text(f"{name}  ", no_wrap=True, overflow="crop").append(spark(numbers, plain=plain), style="cyan")
+        row = Text(f"{name:<{widest}}  ", no_wrap=True, overflow="crop").append(spark(numbers, plain=plain), style="cyan")
         found.append(row.append(f"  {numbers[-1]:.3f}, best {best[1]:.3f} in round {best[0]}"))
     return [*found, *(Text(f"{line} in the end") for line in scored(picture.final_scores))]

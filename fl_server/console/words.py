@@ -68,7 +68,7 @@ def told(picture: Picture) -> Iterator[str]:
     for line in scored(picture.final_scores):
         yield f"  {line} on patients that nobody chose by"
     if picture.selected_round is not None:
-        yield f"  the model of round {picture.selected_round} is the best so far"
+        yield f"  chosen: the model of round {picture.selected_round}"
     yield from _sites(picture)
     for reason in picture.reasons[:MOST_REASONS]:
         yield f"  {reason}"
@@ -98,7 +98,7 @@ def _sites(picture: Picture) -> Iterator[str]:
 
 
 def _answers(site: SitePicture) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in site.answers.items()) or "not asked yet"
+    return ", ".join(f"{count} {kind}" for kind, count in site.answers.items()) or "no round yet"
 
 
 def price(site: SitePicture, promise: float | None) -> str:
