@@ -7,6 +7,7 @@ needs (fl_server/spool.py). It can be used in any Flower app.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -31,6 +32,10 @@ DECLINED = 100  # error code of a site that says no, in words (fl_client/release
 
 FEWEST = 4
 """Answers among which one can be said to be far from the others."""
+
+LITTER = 64 * 1024**2
+"""Bytes of answers after which Python looks for what nobody needs any more: each `Array` of Flower's that is made from numbers
+lies in a circle of functions that know one another, with its bytes, until then."""
 
 log = logging.getLogger("konsil.rounds")
 
@@ -141,6 +146,7 @@ class Rounds(Strategy):
         self._open: dict[str, tuple[int, str, int]] = {}  # of rounds before: question -> round, site, node
         self._spool = Spool({})
         self._full = ""  # why the round's answers could not all be kept
+        self._litter = 0  # bytes of answers since Python last cleaned up
 
     def summary(self) -> None:
         """Log the settings of the strategy inside."""
@@ -189,6 +195,10 @@ class Rounds(Strategy):
 
         `seconds` is how long the answer took. An answer to a question of an earlier round is noted as `late` does.
         """
+        self._litter += self._spool.block_bytes
+        if self._litter > LITTER:
+            self._litter = 0
+            gc.collect()
         asked = reply.metadata.reply_to_message_id
         place = self._place_of(asked)
         if place is None:
