@@ -47,9 +47,7 @@ class View:
         plain = options.ascii_only
         picture, room = self.picture, (options.height or console.height or 24)
         scores = list(_scores(picture, plain=plain))[: max(1, room // 4)]
-        reasons = [
-            Text(f"  {reason}", style="yellow", no_wrap=True, overflow="crop") for reason in picture.reasons[-SHOWN_REASONS:]
-        ]
+        reasons = list(_reasons(picture))
         left = room - HEAD_LINES - len(scores) - len(reasons)
         yield Group(
             _title(picture),
