@@ -72,7 +72,7 @@ def test_the_record_says_who_took_part_and_what_it_cost(tiny):
     assert set(record.held_out) == {"held_out"}
     assert record.held_out["held_out"]["limmat"]["cases_used"] == 4
     assert set(record.baselines) == ARMS
-    phases = {"hospitals", "pretraining", "federation", "comparisons", "scores", "model and pictures"}
+    phases = {"hospitals", "pretraining", "federation", "comparisons", "scores", "model and pictures", "test patients"}
     assert set(record.timings) == phases | {"total"}
     assert record.timings["total"] == pytest.approx(sum(record.timings[phase] for phase in phases), abs=0.1)
     assert 100 < record.peak_memory_mb < 8_000
