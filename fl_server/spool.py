@@ -23,7 +23,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 IN_MEMORY = 256 * 1024**2
 """Bytes of answers of one round that are kept in memory, if nothing else is said."""
 
-COLUMNS = 64 * 1024**2
+COLUMNS = 32 * 1024**2
 """Bytes of one batch of columns, over all hospitals."""
 
 
