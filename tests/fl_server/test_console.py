@@ -12,10 +12,12 @@ import pytest
 
 from fl_server.__main__ import main
 from fl_server.commands import UNDECIDED
+from fl_server.commands.studies import _require_rest
 from fl_server.console.events import Teller, events
 from fl_server.console.files import Files, studies
 from fl_server.console.picture import drawn, picture
 from fl_server.console.words import spoken, told
+from fl_server.house import House
 from fl_server.live import Heard, Now
 from fl_server.record import Record
 from fl_server.rounds import run
@@ -246,3 +248,41 @@ def test_many_hospitals_are_counted(runs):
 @pytest.mark.parametrize(("seconds", "words"), [(-3, "0 s"), (89, "89 s"), (3599, "1 h 0 min"), (86400, "1 d 0 h")])
 def test_times_are_said_as_people_say_them(seconds, words):
     assert spoken(seconds) == words
+
+
+@pytest.fixture
+def idle_house(runs, tmp_path):
+    """A coordinator's folder whose server does not run, with a study that was interrupted and one that is over."""
+    house = House.create(tmp_path / "house", hosts=["localhost"])
+    record = interrupted(runs / "whole", after=1)
+    Standing(study_hash=record.study_hash, run=77, started="2026-11-01T08:00:00Z").write(runs / "whole")
+    shutil.copytree(runs, house.runs)
+    return house
+
+
+def test_a_study_is_stopped_by_name_number_or_hash_even_while_the_coordinator_is_down(idle_house, capsys):
+    folder = idle_house.runs / "whole"
+    wanted = Standing.read(folder)
+    for name in ("whole", "77", wanted.study_hash[:8]):
+        wanted.write(folder)
+        assert main(["stop", name, "--folder", str(idle_house.folder)]) == 0
+        assert Standing.read(folder).wanted == "stopped"  # so that nobody takes it up again
+        assert "whole will not be taken up again" in capsys.readouterr().err
+    assert main(["status", "whole", "--folder", str(idle_house.folder)]) == 4
+
+
+def test_what_is_over_is_not_stopped(idle_house, capsys):
+    assert main(["stop", "parted", "--folder", str(idle_house.folder)]) == 1
+    assert "study parted is over (degraded); there is nothing to stop" in capsys.readouterr().err
+
+
+def test_a_study_that_was_put_aside_is_not_listed(idle_house, capsys):
+    (idle_house.runs / "parted").rename(idle_house.runs / ".parted.replaced")
+    assert main(["list", "--folder", str(idle_house.folder), "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["whole"]
+
+
+def test_no_second_study_of_a_name_is_started_beside_the_first(idle_house):
+    with pytest.raises(ValueError, match=r"study whole runs \(run 77\); konsil-study stop whole ends it"):
+        _require_rest(idle_house.runs / "whole")
+    _require_rest(idle_house.runs / "parted")
