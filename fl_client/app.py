@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from conf.study import Study, words
 from fl_client import personal, release, sent
-from fl_client.approval import Declined, require_approval
+from fl_client.approval import Declined, require_approval, rounds_left
 from fl_client.device import device_of
 from fl_client.pace import steps_of
 from fl_client.packed import packed_mod
@@ -268,6 +268,10 @@ def to_come(site: Site, study: Study, question: Message) -> tuple[int, bool]:
     rounds = study.rounds - first + 1
     if rounds and first == sent.answered(site, study, kind="train"):
         rounds -= 1
+    if first > 1 and rounds:
+        # a crash of the hospital's own has paid for a round in vain: the last one will be declined, and not all that are left
+        left = rounds_left(site, study, paid=rounds_paid(study, ledger_of(site).events))
+        rounds = min(rounds, max(1, left))
     given = first > study.rounds and sent.answered(site, study, kind="evaluate") > 0
     return rounds, study.privacy.evaluation_share > 0 and not given
 

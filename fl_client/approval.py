@@ -171,6 +171,12 @@ def require_approval(site: Site, study: Study, *, paid: int, wanted: int) -> Non
         )
 
 
+def rounds_left(site: Site, study: Study, *, paid: int) -> int:
+    """Rounds of the study that the hospital's yes still covers, when `paid` stand in the ledger. Raises `Declined` without a yes."""
+    approval = _decision(site, study)
+    return study.rounds if approval is None else max(0, approval.paid + study.rounds - paid)
+
+
 def require_approved_scores(site: Site, study: Study, *, scored: int) -> None:
     """Return if the hospital gives the study's scores; otherwise raise `Declined`. `scored` of them stand in the ledger."""
     if not study.privacy.evaluation_share:

@@ -283,6 +283,18 @@ def test_a_study_that_goes_on_wants_the_rounds_that_are_still_to_come(house):
     assert "0 are left; 1 need another approval" in enrol(house, study, **{"first-round": 2})["reason"]
 
 
+def test_a_hospital_that_crashed_goes_on_with_the_rounds_that_it_can_still_pay(house):
+    study = house.study(rounds=3)
+    Approvals(house.site("a").folder).decide(study, "approved", who="Dr A", epsilon=8.0)
+    ask(house, study, number=1)
+    the_file(house, study).unlink()  # killed between the ledger and the answer: the first round is paid twice
+    ask(house, study, number=1)
+    assert enrol(house, study, **{"first-round": 2})["takes-part"]
+    assert not ask(house, study, number=2).has_error()
+    assert "0 are left; 1 need another approval" in ask(house, study, number=3).error.reason
+    assert "0 are left; 1 need another approval" in enrol(house, study, **{"first-round": 3})["reason"]
+
+
 def test_the_price_of_a_study_that_goes_on_is_that_of_its_rounds_still_to_come(house):
     study = house.study(rounds=2)
     whole = enrol(house, study)["epsilon"]
