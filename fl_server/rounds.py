@@ -71,6 +71,8 @@ def run(
     with alone_in(folder):
         course = _Course.resumed(study, folder, initial, engine) if resume else _Course.begun(study, folder, initial, engine)
         course.grid, course.observer, course.run_id = grid, observer, run_id
+        if course.record.finished:
+            return course.model, course.record
         return course.follow(enrol_timeout_s)
 
 
@@ -114,9 +116,10 @@ class _Course:
             if before.rounds:
                 raise
             return cls.begun(study, folder, initial, engine)
-        if progress.record.finished:
+        if progress.record.finished and before.finished:
             raise ValueError(f"study {study.name} is over ({progress.record.verdict}); there is nothing to go on with")
-        progress.record.resumed.append(Resumption(after_round=len(progress.record.rounds), when=moment(), engine=engine))
+        if not progress.record.finished:  # else it was killed between its last checkpoint and its last record
+            progress.record.resumed.append(Resumption(after_round=len(progress.record.rounds), when=moment(), engine=engine))
         course = cls(study, folder, progress)
         course._write()
         return course

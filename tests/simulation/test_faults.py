@@ -235,6 +235,22 @@ def test_a_coordinator_that_is_killed_in_a_round_ends_where_an_undisturbed_one_d
     assert [ended.paid(name) for name in NAMES] == [3, 3, 3, 3]
 
 
+def test_a_study_that_was_killed_before_its_last_record_is_over_all_the_same(world):
+    ended = world.without()
+    folder = ended.hospitals.folder / "run"
+    path = folder / "record.json"
+    whole = path.read_text()
+    path.write_text(whole.replace(f'"ended": "{ended.record.ended}"', '"ended": ""'))  # the checkpoint is written before it
+    (folder / "model.pt").unlink()
+    grid = InProcessGrid("fl_client.app:app", ended.hospitals.nodes, {"study": world.study.to_json()})
+    state, _ = run(grid, world.study, world.start, folder=folder, resume=True)
+    assert same(state, ended.state)
+    assert path.read_text() == whole
+    assert (folder / "model.pt").exists()
+    with pytest.raises(ValueError, match="is over"):
+        run(grid, world.study, world.start, folder=folder, resume=True)
+
+
 def test_a_damaged_case_costs_the_hospital_one_patient_and_no_more(world):
     def without_the_first(hospitals):
         cohort = Cohort(hospitals.site("d").cohort_folder)
