@@ -15,6 +15,8 @@ from fl_server.report.findings import Findings
 __all__ = ["HTML", "PDF", "compose", "write"]
 
 HTML, PDF = "clinical_report.html", "clinical_report.pdf"
+MOST_REASONS = 12
+"""Of a verdict that is not complete, in the report's first lines."""
 
 
 def write(folder: Path, *, to: Path | None = None) -> list[Path]:
@@ -58,7 +60,7 @@ def compose(findings: Findings) -> Document:
         kicker=printable(kicker),
         outcome=record.verdict,
         verdict=VERDICTS[record.verdict],
-        reasons=tuple(printable(reason) for reason in record.reasons),
+        reasons=_first(record.reasons),
         sections=(
             learned(findings),
             cohort(findings),
@@ -73,3 +75,9 @@ def compose(findings: Findings) -> Document:
             provenance(findings),
         ),
     )
+
+
+def _first(reasons: list[str]) -> tuple[str, ...]:
+    """The first reasons, and how many more there are."""
+    rest = len(reasons) - MOST_REASONS
+    return (*reasons[:MOST_REASONS], *([f"and {rest} more, in record.json"] if rest > 0 else []))

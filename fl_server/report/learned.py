@@ -52,7 +52,9 @@ def _sentences(findings: Findings) -> list[str]:
     record = findings.record
     asked = count(len(findings.hospitals), "hospital")
     if not any(site.answer == "used" for entry in record.rounds for site in entry.sites.values()):
-        return [f"Nothing was learned: {asked} were asked to take part, and no answer was used, so there is no model."]
+        return [f"Nothing was learned: {asked} were asked to take part, and no answer was used."]
+    if record.counts:
+        return [f"{asked} counted their training patients together; no model was trained, and no image left a hospital."]
     run = len(record.rounds)
     rounds = count(run, "round") if run == findings.planned_rounds else f"{run} of {findings.planned_rounds} planned rounds"
     what = listed([f"the {structure(name).lower()}" for name in findings.structures])

@@ -143,7 +143,7 @@ def _from_sums(findings: Findings) -> list[Block]:
     """What a real federation tells: noisy sums over all hospitals' patients, or by hospital, and nothing finer."""
     record, blocks = findings.record, list[Block]()
     if record.counts:
-        blocks.append(Text("The study counted patients; its counts stand in record.json."))
+        return _counts(findings)
     evaluation = record.evaluation
     if evaluation and evaluation.scores:
         rows = [_sum_row(name, value, evaluation.scores) for name, value in evaluation.scores.items() if "/" not in name]
@@ -180,6 +180,25 @@ def _from_sums(findings: Findings) -> list[Block]:
             "missing",
         )
     )
+    return blocks
+
+
+def _counts(findings: Findings) -> list[Block]:
+    """The tables of a study that counted patients."""
+    blocks: list[Block] = []
+    for table in findings.record.counts:
+        head = (*(table.fields or ["who"]), "Training patients")
+        rows = tuple(
+            (*(cells or ["everybody"]), f"fewer than {table.fewer_than}" if n is None else str(n))
+            for cells, n in zip(table.cells, table.counts, strict=True)
+        )
+        caption = "Training patients of all hospitals together"
+        blocks.append(Table(head, rows, (1.0,) * len(head), words=len(head) - 1, caption=caption))
+        told = "The counts are exact."
+        if table.noise_sd:
+            told = f"On each number lies noise with a standard deviation of {number(table.noise_sd, 1)}: 95% of numbers are "
+            told += f"within {number(Z * table.noise_sd, 0)} of the truth."
+        blocks.append(Text(told, "fine"))
     return blocks
 
 

@@ -22,6 +22,10 @@ NOT_ASKED = "This was not measured in this run; `python -m simulation.clinical R
 
 
 def _missing(findings: Findings) -> Text:
+    if findings.measured and findings.measured.classifier:
+        return Text("This is measured for models that draw outlines, and not for a classifier.", "missing")
+    if findings.record.counts:
+        return Text("This study counted patients and trained no model.", "missing")
     return Text(NOT_ASKED if findings.patients else NOT_MEASURED, "missing")
 
 
@@ -230,9 +234,9 @@ def readers(findings: Findings) -> Section:
         return Section(title, (_missing(findings),))
     names = findings.measured.methods.readers if findings.measured else []
     text = f"The same scans were read by {count(len(names), 'generated reader')} (the hospitals' own, each with habits "
-    text += "of contouring; they are programs that agree more than people may). Between the readers: mean Dice over all pairs; with the "
-    text += "model: mean Dice of the model with each of them, on the same patients. The interval is over patients, for "
-    text += "these readers and the first training run's model."
+    text += "of contouring; they are programs that agree more than people may). Between the readers: mean Dice over all "
+    text += "pairs; with the model: mean Dice of the model with each of them, on the same patients. The interval is over "
+    text += "patients, for these readers and the first training run's model."
     head = ("Structure", "n", "Readers among themselves", "Model with readers", "Difference (95%)", "In words")
     return Section(title, (Table(head, tuple(rows), (1.6, 0.5, 1.4, 1.3, 2.3, 2.4), also=(5,)), Text(text, "fine")))
 

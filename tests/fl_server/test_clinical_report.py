@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import measured_run as runs
 import pytest
 
+from fl_server.record import CountTable
 from fl_server.report import HTML, PDF, compose, write
 from fl_server.report.checklist import ITEMS, answers, checklist
 from fl_server.report.document import Table, Text
@@ -288,3 +289,26 @@ def test_an_area_under_the_curve_takes_the_place_of_dice(tmp_path):
     assert "0.790 (95% interval 0.700 to 0.860)" in words
     assert "0.170" in page
     assert Page(page).headings == SECTIONS
+
+
+def test_a_study_that_counts_shows_its_counts_and_speaks_of_no_model(tmp_path):
+    about = runs.record()
+    table = CountTable(fields=["sex"], cells=[["F"], ["M"]], counts=[31, None], fewer_than=5, noise_sd=2.0)
+    everybody = CountTable(fields=[], cells=[[]], counts=[60], fewer_than=5, noise_sd=0.0)
+    about.counts = [table, everybody]
+    place = runs.folder(tmp_path, about)
+    page, words = both(place)
+    assert "counted their training patients together" in words
+    assert "everybody | 60" in told(place, "Results")
+    assert "F | 31\nM | fewer than 5" in told(place, "Results")
+    assert "within 4 of the truth" in told(place, "Results")
+    assert Page(page).headings == SECTIONS
+
+
+def test_of_very_many_reasons_the_first_stand_in_front(tmp_path):
+    about = runs.record()
+    about.reasons = [f"reason {n}" for n in range(40)]
+    page = both(runs.folder(tmp_path, about))[0]
+    assert "reason 11<" in page
+    assert "reason 12" not in page
+    assert "and 28 more, in record.json" in page
