@@ -88,7 +88,7 @@ class InProcessGrid(Grid):
         self._workers, self._threads = workers, threads
         self._in_processes = bool(workers or pool)
         self._run = Run.create_empty(run_id=run_id)
-        self._messages: dict[str, tuple[Message, float]] = {}  # id -> not yet answered, and the seconds it may take
+        self._messages: dict[str, tuple[Message, int, float]] = {}  # id -> not yet answered, its node, the seconds it may take
         self._turns: dict[int, deque[str]] = {}  # node -> ids of its messages; the first is the one that it is at
         self._at_work: dict[Future[_Answer], tuple[str, Executor | None]] = {}
         self._replies: dict[str, Message] = {}
@@ -137,8 +137,9 @@ class InProcessGrid(Grid):
             asked = message.metadata.__dict__["_message_id"] = uuid4().hex  # as Flower's own grids do
             left = message.metadata.created_at + message.metadata.ttl - time.time()
             if left >= 0:
-                self._messages[asked] = message, left
-                self._turns.setdefault(message.metadata.dst_node_id, deque()).append(asked)
+                node = message.metadata.dst_node_id
+                self._messages[asked] = message, node, left
+                self._turns.setdefault(node, deque()).append(asked)
         return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -165,16 +166,15 @@ class InProcessGrid(Grid):
 
     def _next_of(self, wanted: list[str]) -> list[str]:
         """What the nodes have to do first, so that the wanted answers come."""
-        nodes = [self._messages[asked][0].metadata.dst_node_id for asked in wanted if asked in self._messages]
+        nodes = [self._messages[asked][1] for asked in wanted if asked in self._messages]
         return [self._turns[node][0] for node in dict.fromkeys(nodes)]
 
     def _work_in_turn(self, wanted: list[str]) -> bool:
         """One site answers one message; whether there was one."""
         first = self._next_of(wanted)
         if first:
-            message, _ = self._messages[first[0]]
-            context = self.contexts[message.metadata.dst_node_id]
-            self._answered(first[0], _work(self._app, self._threads, message, context))
+            message, node, _ = self._messages[first[0]]
+            self._answered(first[0], _work(self._app, self._threads, message, self.contexts[node]))
         return bool(first)
 
     def _work_in_workers(self, wanted: list[str]) -> bool:
@@ -196,15 +196,14 @@ class InProcessGrid(Grid):
                 self._given_broke = self._given is not None
                 if pool is self._pool:
                     self.close()  # the next message starts a new pool
-                message, _ = self._messages[asked]
+                message, node, _ = self._messages[asked]
                 error = Message(Error(ErrorCode.CLIENT_APP_CRASHED, DIED), reply_to=message)
-                self._answered(asked, (error, self.contexts[message.metadata.dst_node_id], 0.0))
+                self._answered(asked, (error, self.contexts[node], 0.0))
         return True
 
     def _answered(self, asked: str, answer: _Answer) -> None:
         reply, context, seconds = answer
-        message, left = self._messages.pop(asked)
-        node = message.metadata.dst_node_id
+        _, node, left = self._messages.pop(asked)
         self._turns[node].popleft()
         self.contexts[node] = context
         if seconds <= left:
@@ -212,11 +211,11 @@ class InProcessGrid(Grid):
             self._replies[asked], self._seconds[asked] = reply, seconds
 
     def _submit(self, asked: str) -> None:
-        message, _ = self._messages[asked]
+        message, node, _ = self._messages[asked]
         pool: Executor | None = None
         try:
             pool = self._pool_of_workers()
-            future = pool.submit(_work, self._app, self._threads, message, self.contexts[message.metadata.dst_node_id])
+            future = pool.submit(_work, self._app, self._threads, message, self.contexts[node])
         except BrokenProcessPool as error:  # it was noticed before this message was handed over
             future = Future()
             future.set_exception(error)
