@@ -135,7 +135,7 @@ def _answers(findings: Findings) -> list[Block]:
     not_run = planned - sum(kinds.values())
     parts = [f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda item: (item[0] != "used", item[0]))]
     parts += [f"{not_run} in rounds that were not run"] if not_run > 0 else []
-    text = f"The study planned {count(planned, 'answer')} of hospitals ({findings.planned_rounds} rounds of "
+    text = f"The study planned {count(planned, 'answer')} of hospitals ({count(findings.planned_rounds, 'round')} of "
     text += f"{len(findings.hospitals)}): {listed(parts) or 'none came'}."
     blocks: list[Block] = [Text(text)]
     shown = not any((findings.folder / "overlays").glob("*.npz"))  # on the first page, where there is no picture of patients

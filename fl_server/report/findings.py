@@ -80,9 +80,15 @@ class Findings:
         return bool(self.record.study.get("privacy", {}).get("kind") != "none")
 
     @property
+    def tested(self) -> int:
+        """How many patients of the hospitals that trained the figures are about."""
+        classifier = self.measured.classifier if self.measured else None
+        return len(self.of(SITE)) or sum(area.patients or 0 for area in (classifier.by_hospital if classifier else {}).values())
+
+    @property
     def small(self) -> bool:
         """Whether this rehearsal is too small for its figures to be evidence of anything."""
-        few = len(self.of(SITE)) < LEAST_PATIENTS or len(self.record.rounds) < LEAST_ROUNDS
+        few = self.tested < LEAST_PATIENTS or len(self.record.rounds) < LEAST_ROUNDS
         return few or self.seeds < LEAST_SEEDS or self.record.profile not in ("", "standard")
 
     def of(self, role: Role, keep: Callable[[Patient], bool] = lambda _: True) -> list[Patient]:

@@ -41,7 +41,7 @@ def _rehearsed(findings: Findings) -> str:
     text = "This is a rehearsal: the hospitals are simulated on one computer"
     text += ", and the patients do not exist. " if generated else ". "
     if findings.small:
-        tested = count(len(findings.of(SITE)), "test patient")
+        tested = count(findings.tested, "test patient")
         rounds, seeds = count(len(findings.record.rounds), "round"), count(findings.seeds, "training run")
         text += f"Its figures ({tested}, {rounds}, {seeds}) show that the software works; "
         return f"{text}they are no evidence of anything else."

@@ -240,7 +240,10 @@ def _classifier(findings: Findings) -> list[Block]:
     found = findings.measured.classifier if findings.measured else None
     if found is None:
         return []
-    areas: Sequence[tuple[str, Area]] = [("All hospitals", found.auc), *found.by_hospital.items()]
+    areas: Sequence[tuple[str, Area]] = [
+        ("All hospitals", found.auc.model_copy(update={"patients": findings.tested})),
+        *found.by_hospital.items(),
+    ]
     rows = [Row("Area under the ROC curve", nan, nan, nan, None, "")]
     for name, area in areas:
         value, low, high = (nan if bound is None else bound for bound in (area.value, area.low, area.high))
@@ -250,7 +253,7 @@ def _classifier(findings: Findings) -> list[Block]:
         Figure(
             charts.forest(rows, unit="area under the ROC curve (0.5: guessing)"),
             "Area under the ROC curve by hospital.",
-            "Patients of n; the interval resamples whole patients, because rows of one patient are alike.",
+            "n: patients, whom the interval resamples whole, because what is said of one patient is alike.",
         ),
         Text("Results by scanner, sex, age band and disease group were not computed for this classifier.", "missing"),
     ]
