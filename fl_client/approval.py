@@ -172,7 +172,7 @@ def require_approval(site: Site, study: Study, *, paid: int, wanted: int) -> Non
 
 
 def rounds_left(site: Site, study: Study, *, paid: int) -> int:
-    """Rounds of the study that the hospital's yes still covers, when `paid` stand in the ledger. Raises `Declined` without a yes."""
+    """Rounds of the study that the yes still covers, when `paid` stand in the ledger. Raises `Declined` without a yes."""
     approval = _decision(site, study)
     return study.rounds if approval is None else max(0, approval.paid + study.rounds - paid)
 

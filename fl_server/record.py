@@ -126,26 +126,26 @@ class SiteRecord(_Part):
     dice: dict[str, float] = {}  # structure -> mean over the hospital's test patients, private federation, mean over seeds
 
 
-def _in_rounds(rounds: Sequence[Round]) -> Iterator[str]:
+def _stretches(rounds: Sequence[tuple[int, dict[str, SiteRound]]], one: str, several: str) -> Iterator[str]:
     """A sentence for every hospital and stretch of rounds in which its answer was not used, for one reason."""
     found: list[tuple[int, int, str]] = []  # first round, last round, what
     open_now: dict[str, int] = {}  # what -> place in `found`
-    for entry in rounds:
+    for number, sites in rounds:
         now: dict[str, int] = {}
-        for name, site in entry.sites.items():
+        for name, site in sites.items():
             if site.answer == "used":
                 continue
             what = f"{name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
             place = open_now.get(what)
             if place is None:
                 now[what] = len(found)
-                found.append((entry.round, entry.round, what))
+                found.append((number, number, what))
             else:
                 now[what] = place
-                found[place] = (found[place][0], entry.round, what)
+                found[place] = (found[place][0], number, what)
         open_now = now
     for first, last, what in found:
-        yield f"round {first}: {what}" if first == last else f"rounds {first} to {last}: {what}"
+        yield f"{one} {first}: {what}" if first == last else f"{several} {first} to {last}: {what}"
 
 
 class Record(_Part):
@@ -215,7 +215,7 @@ class Record(_Part):
 
     def judge(self) -> None:
         """Set `verdict` and `reasons` from the rounds: complete only if every planned site was used in every round."""
-        self.reasons = [*_in_rounds(self.rounds), *self._of_scores()]
+        self.reasons = [*_stretches([(r.round, r.sites) for r in self.rounds], "round", "rounds"), *self._of_scores()]
         if len(self.rounds) < self.planned_rounds:
             self.reasons.append(f"{len(self.rounds)} of {self.planned_rounds} rounds were run")
         used = any(site.answer == "used" for r in self.rounds for site in r.sites.values())
@@ -226,10 +226,9 @@ class Record(_Part):
 
     def _of_scores(self) -> Iterator[str]:
         """Why the scores that the study pays for are not complete."""
-        asked: list[tuple[str, dict[str, SiteRound]]] = [
-            (f"validation after round {r.round}", r.validation.sites) for r in self.rounds if r.validation
-        ]
-        asked += [("scores", self.evaluation.sites)] if self.evaluation else []
+        validated = [(r.round, r.validation.sites) for r in self.rounds if r.validation]
+        yield from _stretches(validated, "validation after round", "validations after rounds")
+        asked: list[tuple[str, dict[str, SiteRound]]] = [("scores", self.evaluation.sites)] if self.evaluation else []
         asked += [("matrix", self.matrix.sites)] if self.matrix else []
         for what, sites in asked:
             for name, site in sites.items():

@@ -330,10 +330,9 @@ class _Course:
         self._enter(phase, number, asked=nodes, timeout_s=self.study.strategy.round_timeout_s)
 
     def _heard(self, site: str) -> None:
-        entry = self.strategy.answers.get(self.now.round, {}).get(site)
-        self.now.heard[site] = Heard(
-            answer=entry.answer if entry else "late", at=time.time(), reason=entry.reason if entry else ""
-        )
+        entry = self.strategy.outcome(site)
+        if entry is not None:
+            self.now.heard[site] = Heard(answer=entry.answer, at=time.time(), reason=entry.reason)
         if time.time() - self.now.updated > 0.5 or not self.now.awaited:
             self.now.write(self.folder)
 

@@ -1,26 +1,16 @@
-"""Starting a study on the running coordinator, and following it until its verdict.
-
-What comes of a study stands in its record, which the study's own process writes after every round; following is reading that
-file, so that whoever stops following stops nothing.
-"""
+"""What is asked before a study is started on the running coordinator: is it one, is there room, are its weights there."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from conf.study import Study
-from fl_server.control import Control
 from fl_server.house import House
-from fl_server.record import Record, Round
-
-LOOK_S = 1.0
-"""Seconds between two looks at a record."""
 
 
 def study_of(settings: Mapping[str, Any], *, registered: list[str], models: Path) -> Study:
@@ -85,42 +75,3 @@ def require_weights(house: House, study: Study, given: Path | None) -> None:
         shutil.copyfile(given, place)
     if not place.exists():
         raise ValueError(f"the study starts from weights {wanted}; --initial FILE says where they are")
-
-
-def follow(
-    house: House, talk: Control, study: Study, run: int, *, before: int | None, tell: Callable[[str], None] = print
-) -> Record:
-    """Tell of every round as it ends, and return the record when Flower says that the run has ended.
-
-    `before` is what `written` said before the study was started. Raises `ValueError` if it ended without a record.
-    """
-    path = house.runs / study.name / "record.json"
-    seen, told = before, 0
-    while True:
-        status, details = talk.run_status(run)  # before the look: what is written until it ends is seen
-        if (now := written(path)) not in (seen, None):
-            seen = now
-            record = Record.read(path)
-            for entry in record.rounds[told:]:
-                tell(_sentence(entry, study.rounds))
-            told = len(record.rounds)
-        if status == "finished":
-            if seen == before:
-                raise ValueError(f"the study ended before its first round ({details or 'no reason'}); {house.folder / 'log'}")
-            return Record.read(path)
-        time.sleep(LOOK_S)
-
-
-def written(path: Path) -> int | None:
-    """When a file was written, in nanoseconds since 1970; None if there is none."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-def _sentence(entry: Round, rounds: int) -> str:
-    answers = ", ".join(
-        f"{name} {site.answer}" + (f" ({site.reason})" if site.reason else "") for name, site in entry.sites.items()
-    )
-    return f"round {entry.round} of {rounds}, {entry.seconds:.1f} s: {answers}"

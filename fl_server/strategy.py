@@ -253,6 +253,11 @@ class Rounds(Strategy):
             self.take(reply)
         return self.finish(server_round)
 
+    def outcome(self, site: str) -> SiteRound | None:
+        """What is known of a site's answer before the round is over; None if nothing has come."""
+        place = self._places.get(site)
+        return None if place is None else place.outcome
+
     def waiting(self) -> list[str]:
         """Ids of this round's questions to which nothing has come back, of sites without a sound answer."""
         return [
