@@ -138,7 +138,7 @@ class InProcessGrid(Grid):
             left = message.metadata.created_at + message.metadata.ttl - time.time()
             if left >= 0:
                 node = message.metadata.dst_node_id
-                self._messages[asked] = message, node, left
+                self._messages[asked] = copy.copy(message), node, left  # its sender may put other content into it
                 self._turns.setdefault(node, deque()).append(asked)
         return [message.metadata.message_id for message in messages]
 

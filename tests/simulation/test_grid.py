@@ -153,6 +153,15 @@ def test_a_site_works_when_its_answer_is_asked_for_and_one_answer_is_there_at_a_
     assert grid.pull_messages(ids) == []
 
 
+def test_a_message_says_what_it_said_when_it_was_sent():
+    grid = InProcessGrid(echo, NODES[:1])
+    sent = messages(grid)
+    ids = grid.push_messages(sent)
+    sent[0].content = RecordDict()
+    [reply] = grid.pull_messages(ids)
+    assert reply.content.array_records["arrays"]["0"].numpy().tolist() == [1.0, 1.0, 1.0]
+
+
 def test_with_workers_every_answer_comes_once_and_nobody_works_twice(two_workers):
     grid = InProcessGrid(APP, NODES * 4, pool=two_workers)
     ids = grid.push_messages(messages(grid))
