@@ -72,6 +72,7 @@ def main() -> int:
         for key, value in week(place / "week").items():
             figures[key] = figures[key] + value if key in figures else value
         if options.network:
+            figures["faults"] += int(options.network > 1)  # the SuperLink's
             for key, value in network_kills(place / "network", options.network, random.Random(options.seed)).items():
                 figures[key] = figures[key] + value if key in figures else value
     figures |= {"seed": options.seed, "cores": os.cpu_count()}

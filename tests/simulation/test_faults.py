@@ -287,7 +287,8 @@ def test_all_faults_together_lose_nobody_without_a_word(world):
         if name not in ("superlink_killed", "budget_spent")
     ]
     plan.append({"fault": "budget_spent", "rounds": [8, 8], "site": "a"})
-    study = world.study.model_copy(update={"rounds": 8})
+    alone = world.study.strategy.model_copy(update={"quorum": 1})  # in round 1 three of four crash
+    study = world.study.model_copy(update={"rounds": 8, "strategy": alone})
     ended = world.with_faults(*plan, study=study)
     assert (ended.record.verdict, len(ended.record.rounds)) == ("degraded", 8)
     assert account(ended.record) == Account(planned=32, accounted=32, silent=())
