@@ -1,7 +1,8 @@
 """A trained model as the hospital gets it back: `model.pt` of a run, and the study that says which network it belongs to.
 
 The weights alone don't say what they segment. That stands in the study: in `record.json` beside the model, in a file, or among
-those that were put down here. A record also tells the fingerprint of the run's last model, and other weights are refused.
+those that were put down here. A record also tells the fingerprint of the run's result, and other weights are refused: the model
+after the last round, or after the round that validation chose.
 Weights are read as numbers only (`weights_only`), so that a file can't bring code.
 """
 
@@ -35,7 +36,7 @@ class Trained:
     fingerprint: str  # of the weights, as a record tells it; empty for a number type that konsil doesn't save
     study_name: str
     study_hash: str  # as the record tells it; empty where nothing does
-    is_recorded: bool  # whether a run's record knows these weights as its last
+    is_recorded: bool  # whether a run's record knows these weights as its result
 
 
 def load_trained(path: Path, study: str | None, site: Site) -> Trained:
@@ -104,37 +105,45 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _require_recorded(state: Mapping[str, torch.Tensor], path: Path, said: str | None) -> tuple[str, bool]:
-    """The weights' fingerprint, and whether a record tells it: `ValueError` if a record tells another after its last round."""
+    """The weights' fingerprint, and whether a record tells it: `ValueError` if a record tells another of its result."""
     try:
         found = fingerprint(state)
     except TypeError:
         found = ""
     given = [Path(said)] if said is not None else []
     for file in (*given, path.with_name("record.json")):
-        rounds = _fingerprints(file) if file.is_file() else []
+        rounds, chosen = _fingerprints(file) if file.is_file() else ([], None)
         if rounds:
             break
     else:
         return found, False
-    if found == rounds[-1]:
+    number = len(rounds) if chosen is None else chosen
+    wanted, which = rounds[number - 1], "last" if chosen is None else "chosen"
+    if found == wanted:
         return found, True
     found = found or "no number type that konsil saves"
     after = f"; they are those after round {rounds.index(found) + 1}" if found in rounds else ""
     raise ValueError(
         f"{path} holds other weights than {file} tells of: their fingerprint is {found[:16]}..., and the model after the "
-        f"record's last round ({len(rounds)}) has {rounds[-1][:16]}...{after}. Somebody may have changed or exchanged one of "
+        f"record's {which} round ({number}) has {wanted[:16]}...{after}. Somebody may have changed or exchanged one of "
         "the two, or the run stopped between them; where the weights are known to be right, keep them apart from this record "
         "and name the study with --study"
     )
 
 
-def _fingerprints(file: Path) -> list[str]:
-    """The model's fingerprint after each round, as a record tells it; none for a study."""
-    rounds = _object(file).get("rounds")
+def _fingerprints(file: Path) -> tuple[list[str], int | None]:
+    """The model's fingerprint after each round, and the round that was chosen, as a record tells them; none for a study."""
+    record = _object(file)
+    rounds, chosen = record.get("rounds"), record.get("selected_round")
+    if not isinstance(rounds, list):
+        return [], None
     try:
-        return [str(entry["arrays_sha256"]) for entry in rounds] if isinstance(rounds, list) else []
+        found = [str(entry["arrays_sha256"]) for entry in rounds]
     except (KeyError, TypeError):
         raise ValueError(f"{file} is not a run's record: a round of it tells no fingerprint of its model") from None
+    if chosen is not None and not (isinstance(chosen, int) and 1 <= chosen <= len(found)):
+        raise ValueError(f"{file} is not a run's record: it has {len(found)} rounds, and chose the model of round {chosen!r}")
+    return found, chosen
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -246,7 +246,7 @@ def _code(known: Known) -> Answer:
 def _model(known: Known) -> Answer:
     if not known.record.rounds:
         return Answer(False)
-    sha = known.record.rounds[-1].arrays_sha256
+    sha = known.record.rounds[(known.record.selected_round or 0) - 1].arrays_sha256  # of the last round, unless one was chosen
     private = known.world.simulation.privacy.kind == "patient"
     free = "; made of noisy sums, it can be given away without further cost in privacy" if private else ""
     return Answer(False, f"The federation's model is model.pt in the run's folder, fingerprint {sha[:16]}{free}.")

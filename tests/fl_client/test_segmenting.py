@@ -336,9 +336,9 @@ def test_a_damaged_folder_of_the_cohort_is_refused_and_the_others_get_their_mask
     assert str(cases) not in (tmp_path / "out" / "masks.csv").read_text()
 
 
-def recorded(run: Path, *rounds: str) -> None:
-    """Let the run's record tell these fingerprints of its model, round by round."""
-    record = json.loads((run / "record.json").read_text())
+def recorded(run: Path, *rounds: str, **said: int) -> None:
+    """Let the run's record tell these fingerprints of its model, round by round, and what else is said."""
+    record = json.loads((run / "record.json").read_text()) | said
     record["rounds"] = [{"round": n, "arrays_sha256": sha} for n, sha in enumerate(rounds, 1)]
     (run / "record.json").write_text(json.dumps(record))
 
@@ -380,6 +380,26 @@ def test_weights_of_an_earlier_round_are_refused_as_such(run, segment, capsys):
     recorded(run, fingerprint(torch.load(run / "model.pt", weights_only=True)), "0" * 64)
     assert segment(run) == 1
     assert "they are those after round 1" in capsys.readouterr().err
+
+
+def test_the_model_of_the_round_that_validation_chose_is_taken(run, segment, tmp_path):
+    recorded(run, fingerprint(torch.load(run / "model.pt", weights_only=True)), "0" * 64, selected_round=1)
+    assert segment(run, "--patient", "p0-0") == 0
+    assert (tmp_path / "out" / "p0-0" / "cine_ed.nii.gz").exists()
+
+
+def test_the_model_of_the_last_round_is_refused_where_another_was_chosen(run, segment, capsys):
+    recorded(run, "0" * 64, fingerprint(torch.load(run / "model.pt", weights_only=True)), selected_round=1)
+    assert segment(run) == 1
+    said = capsys.readouterr().err
+    assert "the model after the record's chosen round (1) has 0000000000000000..." in said
+    assert "they are those after round 2" in said
+
+
+def test_a_record_that_chose_a_round_it_has_not_is_refused(run, segment, capsys):
+    recorded(run, "0" * 64, selected_round=2)
+    assert segment(run) == 1
+    assert "it has 1 rounds, and chose the model of round 2" in capsys.readouterr().err
 
 
 def test_weights_of_a_type_that_no_run_saves_are_refused_in_words(run, segment, capsys):

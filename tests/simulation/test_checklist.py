@@ -195,6 +195,15 @@ def test_whatever_is_missing_makes_items_open_and_never_an_error(told):
     assert [number for number in unscored if items[number]["filled"]] == []
 
 
+def test_the_model_that_others_can_have_is_that_of_the_round_that_was_chosen(told):
+    record, facts = told
+    first, last = record.rounds[0], record.rounds[0].model_copy(update={"round": 2, "arrays_sha256": "cd" * 32})
+    changes = {"rounds": [first, last]}
+    for chosen, sha in ((None, "cd" * 8), (1, "ab" * 8), (2, "cd" * 8)):
+        one = record.model_copy(update={**changes, "selected_round": chosen})
+        assert f"fingerprint {sha};" in by_number(checklist(world_of("radiomics"), one, facts))["30"]["text"]
+
+
 def test_a_study_without_images_says_so_of_every_item_about_images(told):
     items = by_number(checklist(world_of("heart_disease"), *told))
     for number in ("5", "6", "8", "9", "10", "11", "12", "13", "14", "15", "17", "23"):
