@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
 
-from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from conf.frozen import Frozen as Frozen
@@ -24,6 +24,18 @@ from conf.selection import Selection
 SCHEMA = 1
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """What a study or a hospital is called: it is shown on screens and becomes a folder."""
+
+
+def _hospitals_own(name: str) -> str:
+    if name == "global":
+        raise ValueError("no hospital can be called 'global': that is the study's own model among those of the hospitals")
+    if name.endswith(".part"):
+        raise ValueError(f"'{name}' can't be a hospital's name: files that end in .part are only half written")
+    return name
+
+
+SiteName = Annotated[Name, AfterValidator(_hospitals_own)]
+"""What a hospital is called."""
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?\[\]-]{1,200}$")]
 """Parameters of a network by name, as `fnmatch` reads it: `encoder.*`, `*.norm.*`."""
 
@@ -130,7 +142,7 @@ class Study(Frozen):
     konsil_version: str
     task: dict[str, JsonValue]  # {"name": folder of tasks/, ...its settings}
     rounds: Annotated[int, Field(ge=1, le=10_000)]
-    sites: Annotated[tuple[Name, ...], Field(max_length=1000)]  # hospitals asked to take part, by name
+    sites: Annotated[tuple[SiteName, ...], Field(max_length=1000)]  # hospitals asked to take part, by name
     seed: Annotated[int, Field(ge=0)] = 0  # initial weights and sampling order; never the privacy noise
     # of the arrays that round 1 starts from, when they were pre-trained
     initial_model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from conf.study import Frozen
+from conf.study import Frozen, SiteName
 from fl_client.yaml_file import read_yaml
 
 AETitle = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,16}$")]
@@ -150,7 +150,7 @@ class DicomWeb(Frozen):
 class Site(Frozen):
     """One hospital, as it describes itself. Relative paths are relative to the settings file's folder."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    name: SiteName
     folder: Path  # holds cohort/, ledger.jsonl, approvals.jsonl and what the site keeps between rounds
     key_file: Path = Path("pseudonym.key")  # at least 16 random bytes, mode 0600; makes the pseudonyms
     declared_size: Annotated[int, Field(ge=1)]  # public: a round number near the cohort's size, never the exact count

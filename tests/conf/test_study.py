@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from conf.study import Study, words
+from fl_client.site import Site
 
 STUDY = {
     "konsil_version": "0.1.0",
@@ -80,6 +81,24 @@ def test_nothing_that_could_hide_or_imitate_a_line_of_the_contract_is_a_study(ch
     with pytest.raises(ValidationError) as error:
         Study.from_json(json.dumps({**STUDY, **change}))
     assert words(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("global", "no hospital can be called 'global': that is the study's own model"),
+        ("clinic.part", "'clinic.part' can't be a hospital's name: files that end in .part are only half written"),
+    ],
+)
+def test_a_hospital_has_no_name_that_means_something_else_where_it_is_used(name, reason, tmp_path):
+    with pytest.raises(ValidationError) as error:
+        Study.from_json(json.dumps({**STUDY, "sites": ["north", name]}))
+    assert words(error.value).startswith("sites.1: ")
+    assert reason in words(error.value)
+    with pytest.raises(ValidationError) as error:
+        Site(name=name, folder=tmp_path, declared_size=10)
+    assert reason in words(error.value)
+    assert Study.from_json(json.dumps({**STUDY, "sites": ["globalis", "part"]})).sites == ("globalis", "part")
 
 
 @pytest.mark.parametrize(
