@@ -21,15 +21,19 @@ from flwr.serverapp import Grid
 from conf.study import Study
 from fl_server.asking import Asking
 from fl_server.enrolment import Enrolment
+from fl_server.promised import Kind, noise_variance
 from fl_server.record import Evaluation, Matrix, Record, SiteRound
 from fl_server.strategy import Rounds, Sum
 from fl_server.weights import State
 from tasks.task import NOISE_SD, JudgedTask, load
 
-Purpose = Literal["scores", "validation", "matrix"]
+Purpose = Literal["scores", "validation"]
 
 GLOBAL = "global"
 """What the study's own model is called among those of the matrix; the others have their hospital's name."""
+
+ALIKE = 0.01
+"""What a hospital says of its noise's variance may differ by so much of it: hospitals seek their noise to 1e-3 of itself."""
 
 TOLD_APART = 2.0
 """Two scores differ if they lie further apart than so many standard deviations of the noise on their difference."""
@@ -48,7 +52,7 @@ def judge(
     start = time.monotonic()
     number = study.rounds if number is None else number
     task = _task(study)
-    sites, sums = _ask(grid, study, task, model, enrolment, ConfigRecord({"purpose": purpose}), number)
+    sites, sums = _ask(grid, study, task, model, enrolment, purpose, number)
     total = np.sum([one["total"] for one in sums.values()], axis=0) if sums else np.zeros(0)
     noise_std = math.sqrt(sum(float(one["noise_variance"][0]) for one in sums.values()))
     scores = task.scores(total, noise_std) if sums else {}
@@ -77,8 +81,7 @@ def matrix(grid: Grid, study: Study, models: Mapping[str, State], enrolment: Enr
     noise_std: dict[str, float] = {}
     answers: dict[str, dict[str, SiteRound]] = {}
     for name in [name for name in (GLOBAL, *study.sites) if name in models]:
-        config = ConfigRecord({"purpose": "matrix", "model": name})
-        answers[name], sums = _ask(grid, study, task, models[name], enrolment, config, study.rounds)
+        answers[name], sums = _ask(grid, study, task, models[name], enrolment, "matrix", study.rounds, name)
         scores[name], noise_sd[name] = {}, {}
         for site, one in sums.items():
             noise_std[site] = math.sqrt(float(one["noise_variance"][0]))
@@ -95,14 +98,15 @@ def matrix(grid: Grid, study: Study, models: Mapping[str, State], enrolment: Enr
     )
 
 
-def require_noise(study: Study) -> Callable[[Mapping[str, npt.NDArray[Any]]], None]:
-    """A check of the variance that a hospital says its noise has: it follows from the study, where there is any."""
+def require_noise(study: Study, kind: Kind = "round") -> Callable[[Mapping[str, npt.NDArray[Any]]], None]:
+    """A check of the variance that a hospital says its noise has: it follows from the study."""
 
     def check(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        variance = float(arrays["noise_variance"][0])
-        if (variance <= 0) if study.privacy.kind == "patient" else (variance != 0):
-            promise = "has privacy" if study.privacy.kind == "patient" else "has none"
-            raise ValueError(f"noise of variance {variance:g} is said to lie on each number; the study {promise}")
+        said = float(arrays["noise_variance"][0])
+        promised = noise_variance(study, kind)
+        if not abs(said - promised) <= ALIKE * promised:
+            right = f"by the study it is {promised:.4g}" if promised else "the study has none"
+            raise ValueError(f"noise of variance {said:.4g} is said to lie on each number; {right}")
 
     return check
 
@@ -115,9 +119,12 @@ def _task(study: Study) -> JudgedTask:
 
 
 def _ask(
-    grid: Grid, study: Study, task: JudgedTask, model: State, enrolment: Enrolment, config: ConfigRecord, number: int
+    grid: Grid, study: Study, task: JudgedTask, model: State, enrolment: Enrolment, kind: Kind, number: int, name: str = ""
 ) -> tuple[dict[str, SiteRound], dict[str, dict[str, npt.NDArray[np.float64]]]]:
-    """What became of each planned hospital, and the sums of those whose answers were sound, in the study's order."""
+    """What became of each planned hospital, and the sums of those whose answers were sound, in the study's order.
+
+    `name` is the model's among those of a matrix.
+    """
     sums: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
     strategy = Rounds(
         Sum(),
@@ -126,11 +133,11 @@ def _ask(
         ttl_s=study.strategy.round_timeout_s,
         deadline_s=study.strategy.round_timeout_s,
         expected={"total": np.zeros(task.judgement_length), "noise_variance": np.zeros(1)},
-        check=require_noise(study),
+        check=require_noise(study, kind),
         kind=MessageType.EVALUATE,
         used=lambda site, arrays: sums.update({site: {name: np.array(array) for name, array in arrays.items()}}),
     )
-    config["study-hash"] = study.hash
+    config = ConfigRecord({"purpose": kind, "study-hash": study.hash, **({"model": name} if name else {})})
     questions = strategy.configure_train(number, ArrayRecord(dict(model)), config, grid)
     unseen: dict[str, SiteRound] = {}
     if questions:

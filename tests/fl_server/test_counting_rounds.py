@@ -129,8 +129,8 @@ def test_a_sum_that_does_not_fit_is_quarantined_and_the_others_are_added_up(tota
     assert set(sums) == set(expected)
 
 
-@pytest.mark.parametrize("variance", [-5.0, 0.0])
-def test_a_hospital_that_says_its_noise_is_none_or_less_is_quarantined(tables, monkeypatch, variance):
+@pytest.mark.parametrize("variance", [-5.0, 0.0, 1e-300, 1.0, 1e12, 1e308])
+def test_a_hospital_that_says_its_noise_is_another_than_the_studys_is_quarantined(tables, monkeypatch, variance):
     from fl_client import release
 
     real = release.total
@@ -146,8 +146,12 @@ def test_a_hospital_that_says_its_noise_is_none_or_less_is_quarantined(tables, m
     study = counting_study(tables, privacy={"epsilon": 3.0, "evaluation_share": 0.3})
     state, record = over(tables, study)
     assert record.rounds[0].sites["b"].answer == record.evaluation.sites["b"].answer == "quarantined"
-    assert f"noise of variance {variance:g} is said to lie on each number" in record.rounds[0].sites["b"].reason
-    assert float(state["noise_variance"][0]) > 0
+    said = record.rounds[0].sites["b"].reason
+    assert said.startswith(f"noise of variance {variance:.4g} is said to lie on each number; by the study it is ")
+    alone = 1.0386  # as above
+    assert float(said.split()[-1]) == pytest.approx(alone**2 / 0.7, rel=0.01)
+    assert float(state["noise_variance"][0]) == pytest.approx(2 * alone**2 / 0.7, rel=0.01)  # of the two others
+    assert record.evaluation.noise_std == pytest.approx(alone * (2 / 0.3) ** 0.5, rel=0.01)
     assert record.verdict == "degraded"
 
 
