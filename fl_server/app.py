@@ -27,7 +27,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the study over the connected hospitals; write `record.json` and `model.pt`.
+    """Run the study over the connected hospitals; write `record.json`, `model.pt` and the clinician's report.
 
     Environment: `KONSIL_RUNS` (default `runs`) is the folder that gets a folder for this study; a study with
     `initial_model_sha256` starts from the file `KONSIL_INITIAL_MODEL` or else from `<that hash>.pt` in `KONSIL_MODELS`.
@@ -48,10 +48,21 @@ def main(grid: Grid, context: Context) -> None:
             run_id=context.run_id,
             observer=tracker.after_round,
         )
+    _report(folder)
     told = "\n".join([f"study {study.name}: {record.verdict}; {folder / 'record.json'}", *record.reasons])
     if record.verdict == "failed":
         raise RuntimeError(told)
     logging.getLogger("flwr").info(told)
+
+
+def _report(folder: Path) -> None:
+    """The clinician's report. A study whose report can't be written has ended all the same."""
+    from fl_server import report  # here: drawings take time to import, and nobody waits for them before a study
+
+    try:
+        report.write(folder)
+    except Exception:
+        logging.getLogger("konsil").exception("no report could be written; konsil-study report %s tries again", folder.name)
 
 
 def study_of(context: Context) -> Study:

@@ -7,19 +7,30 @@ round is over is never used, and told as late.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import httpx
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from fl_server.prompt_grid import PromptGrid
 from fl_server.record import SiteRound
 from fl_server.strategy import Rounds
 
-LOST = (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
+log = logging.getLogger("konsil.rounds")
+
+LOST = (
+    ErrorCode.MESSAGE_UNAVAILABLE,  # parts of the answer never came
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
 """Flower's errors after which the same question may find an answer; a hospital that has one keeps it (fl_client/sent.py)."""
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 2.0
@@ -30,6 +41,9 @@ SHARE = 0.02
 
 REST_S = 5.0
 """Before a hospital is asked again whose machine was lost."""
+
+BACK_S = 180.0
+"""How long a round waits for machines that are offline when everybody else has answered: longer than a restart takes."""
 
 AT_ONCE = 64 * 2**20
 """Bytes of answers that are pulled in one look, or one answer if that is larger."""
@@ -49,7 +63,18 @@ class Simulated(Protocol):
 @dataclass(frozen=True)
 class _Question:
     site: str
+    node: int
     asked: float
+
+
+@dataclass
+class _UnderWay:
+    """A round's questions: those that are waited for, and what else is known."""
+
+    waiting: dict[str, _Question]
+    attempts: dict[int, int]  # node -> how often it was asked
+    lost: dict[int, tuple[Message, float]] = field(default_factory=dict)  # node -> the error, when it came
+    unseen: dict[str, SiteRound] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,57 +101,101 @@ class Asking:
         """
         start = self.clock()
         simulated = self.grid if isinstance(self.grid, Simulated) else None
-        unseen: dict[str, SiteRound] = {}
-        lost: dict[int, tuple[Message, float]] = {}  # node -> the error, when it came
-        attempts = {question.metadata.dst_node_id: 1 for question in questions}
+        under_way = _UnderWay(self._push(strategy, questions), {q.metadata.dst_node_id: 1 for q in questions})
         batch = max(1, AT_ONCE // max(1, _size(questions)))
-        waiting = self._push(strategy, questions)
-        nodes = {question.metadata.message_id: question.metadata.dst_node_id for question in questions}
-        while waiting or lost:
-            found = 0
-            for some in _batches(list(waiting), batch):
-                for reply in self.grid.pull_messages(some):
-                    question = waiting.pop(reply.metadata.reply_to_message_id, None)
-                    if question is None:  # a second answer to one question
-                        strategy.take(reply)
-                        continue
-                    found += 1
-                    node = nodes[reply.metadata.reply_to_message_id]
-                    seconds = self.clock() - question.asked
-                    if simulated is not None:
-                        seconds = simulated.took(reply.metadata.reply_to_message_id)
-                    if _is_lost(reply) and attempts[node] <= retries:
-                        lost[node] = (reply, self.clock())
-                        continue
-                    strategy.take(reply, seconds=seconds)
-                    if _is_lost(reply) and reply.error.code != ErrorCode.CLIENT_APP_CRASHED:
-                        unseen[question.site] = _gone(reply, attempts[node])
-                    heard(question.site)
-            again = [node for node in lost if self._may_be_asked(node, lost[node][1], rest=0.0 if simulated else REST_S)]
+        others_done = None  # when nobody was waited for but machines that are offline
+        while under_way.waiting or under_way.lost:
+            left = timeout_s - (self.clock() - start)
+            found, looked = self._look(strategy, under_way, batch, left, retries, heard, simulated), self.clock()
+            again = [node for node in under_way.lost if self._may_be_asked(under_way, node, rest=0.0 if simulated else REST_S)]
             for node in again:
-                del lost[node]
-                attempts[node] += 1
-                repeated = strategy.ask_again(strategy.site(node))
-                waiting |= self._push(strategy, [repeated])
-                nodes[repeated.metadata.message_id] = node
+                del under_way.lost[node]
+                under_way.attempts[node] += 1
+                repeated = strategy.ask_again(strategy.site(node), left_s=left)
+                under_way.waiting |= self._push(strategy, [repeated])
+            if simulated is not None:  # its clock is not this one, and nobody waits in it
+                if not found and not again:
+                    break
+                continue
             passed = self.clock() - start
-            if passed >= timeout_s or (simulated is not None and not found and not again):
+            if passed >= timeout_s:
+                if self.clock() - looked > LONGEST_WAIT_S or looked - start > timeout_s:
+                    # one answer took until now to come in; the others were not looked for meanwhile, and are not late for that
+                    self._look(strategy, under_way, batch, LONGEST_WAIT_S, 0, heard, None, at=start + timeout_s)
                 break
-            if not found and simulated is None:
+            others_done = (others_done or self.clock()) if not under_way.waiting else None
+            if others_done is not None and self.clock() - others_done > BACK_S:
+                break
+            if not found:
                 time.sleep(min(max(FIRST_WAIT_S, SHARE * passed), LONGEST_WAIT_S, timeout_s - passed))
-        for node, (reply, _) in lost.items():  # it did not come back in time
+        for node, (reply, _) in under_way.lost.items():  # it did not come back in time
             strategy.take(reply)
             if reply.error.code != ErrorCode.CLIENT_APP_CRASHED:
-                unseen[strategy.site(node)] = _gone(reply, attempts[node])
+                under_way.unseen[strategy.site(node)] = _gone(reply, under_way.attempts[node])
         until = start + timeout_s + min(timeout_s, LATE_S)
-        self._over |= {question: (strategy, asked, until) for question, asked in waiting.items()}
-        return unseen
+        self._over |= {question: (strategy, asked, until) for question, asked in under_way.waiting.items()}
+        return under_way.unseen
+
+    def _look(
+        self,
+        strategy: Rounds,
+        under_way: _UnderWay,
+        batch: int,
+        left_s: float,
+        retries: int,
+        heard: Callable[[str], None],
+        simulated: Simulated | None,
+        *,
+        at: float | None = None,
+    ) -> int:
+        """Take what is there; how many questions were answered. `at` is when it came, if not now."""
+        found = 0
+        for some in _batches(list(under_way.waiting), batch):
+            now = self.clock() if at is None else at
+            replies, unreadable = self._pulled(some, left_s)
+            for question_id in unreadable:
+                question = under_way.waiting.pop(question_id)
+                found += 1
+                under_way.unseen[question.site] = SiteRound(answer="quarantined", reason="its answer can't be read")
+                heard(question.site)
+            for reply in replies:
+                asked = under_way.waiting.pop(reply.metadata.reply_to_message_id, None)
+                if asked is None:  # a second answer to one question
+                    strategy.take(reply)
+                    continue
+                found += 1
+                seconds = now - asked.asked
+                if simulated is not None:
+                    seconds = simulated.took(reply.metadata.reply_to_message_id)
+                if _is_lost(reply) and under_way.attempts[asked.node] <= retries:
+                    under_way.lost[asked.node] = (reply, self.clock())
+                    continue
+                strategy.take(reply, seconds=seconds)
+                if _is_lost(reply) and reply.error.code != ErrorCode.CLIENT_APP_CRASHED:
+                    under_way.unseen[asked.site] = _gone(reply, under_way.attempts[asked.node])
+                heard(asked.site)
+        return found
+
+    def _pulled(self, questions: list[str], left_s: float) -> tuple[list[Message], list[str]]:
+        """The answers that are there, and the questions whose answers are so malformed that Flower can't read them."""
+        if isinstance(self.grid, PromptGrid):
+            self.grid.within(left_s)
+        try:
+            return list(self.grid.pull_messages(questions)), []
+        except (BrokenProcessPool, httpx.HTTPError):  # this machine's trouble, no hospital's
+            raise
+        except Exception as error:
+            if len(questions) == 1:
+                log.warning("an answer can't be read: %s", type(error).__name__)
+                return [], questions
+        each = [self._pulled([question], left_s) for question in questions]
+        return [reply for replies, _ in each for reply in replies], [one for _, bad in each for one in bad]
 
     def late(self) -> Iterator[tuple[int, str, SiteRound]]:
         """Round, hospital and entry of every answer that has come since its round was over."""
         now = self.clock()
         for some in _batches(list(self._over), 1):  # one by one: what comes is not used, and need not fit into memory
-            for reply in self.grid.pull_messages(some):
+            for reply in self._pulled(some, LONGEST_WAIT_S)[0]:
                 strategy, question, _ = self._over.pop(some[0], (None, None, 0.0))
                 if strategy is not None and question is not None:
                     told = strategy.late(reply, seconds=now - question.asked)
@@ -138,16 +207,19 @@ class Asking:
         now = self.clock()
         self.grid.push_messages(questions)
         return {
-            question.metadata.message_id: _Question(strategy.site(question.metadata.dst_node_id), now) for question in questions
+            question.metadata.message_id: _Question(
+                strategy.site(question.metadata.dst_node_id), question.metadata.dst_node_id, now
+            )
+            for question in questions
         }
 
-    def _may_be_asked(self, node: int, since: float, *, rest: float) -> bool:
-        return self.clock() - since >= rest and node in set(self.grid.get_node_ids())
+    def _may_be_asked(self, under_way: _UnderWay, node: int, *, rest: float) -> bool:
+        return self.clock() - under_way.lost[node][1] >= rest and node in set(self.grid.get_node_ids())
 
 
 def _gone(reply: Message, attempts: int) -> SiteRound:
     """The entry of a hospital that was lost on the way; one whose work crashed has failed, which `strategy` says."""
-    offline = reply.error.code == ErrorCode.NODE_UNAVAILABLE
+    offline = reply.error.code == ErrorCode.NODE_UNAVAILABLE  # else parts of an answer, or all of it, did not come
     reason = "its machine went offline during the round" if offline else "its answer was lost on the way"
     return SiteRound(answer="absent", reason=reason + (f" (asked {attempts} times)" if attempts > 1 else ""), attempts=attempts)
 

@@ -7,10 +7,10 @@ is kept as `checkpoint.previous.pt`. A file that was torn or changed is not beli
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ class Progress:
         """Write the checkpoint: a crash at any instant leaves this one or the one before. Raises `OSError`."""
         whole = io.BytesIO()
         plain: dict[str, Any] = {
-            "study_hash": self.record.study_hash,
             "record": self.record.model_dump_json(),
             "state": self.state,
             "mean": None if self.mean is self.state else self.mean,
@@ -66,8 +65,11 @@ class Progress:
             raise
         previous = folder / f"{PREVIOUS}.part"
         previous.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.link(path, previous)  # at no instant is there none
+        if path.exists():
+            try:
+                os.link(path, previous)  # at no instant is there none
+            except OSError:  # many network shares have no hard links
+                shutil.copyfile(path, previous)
             previous.replace(folder / PREVIOUS)
         part.replace(path)
         directory = os.open(folder, os.O_RDONLY)
@@ -95,18 +97,23 @@ class Progress:
             head, data = file.readline(len(MAGIC) + 65), file.read()
         if head != MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n":
             raise NoCheckpoint(f"{path} was torn or changed: it does not have the SHA-256 that it begins with")
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if found["study_hash"] != study.hash:
-            raise NoCheckpoint(f"{path} is of the study {found['study_hash'][:12]}, not of {study.name} ({study.hash[:12]})")
-        state: State = found["state"]
-        return cls(
-            record=Record.model_validate_json(found["record"]),
-            state=state,
-            mean=state if found["mean"] is None else found["mean"],
-            weight=found["weight"],
-            strategy=found["strategy"],
-            best=found["best"],
-        )
+        try:
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            record = Record.model_validate_json(found["record"])
+            state: State = found["state"]
+            progress = cls(
+                record=record,
+                state=state,
+                mean=state if found["mean"] is None else found["mean"],
+                weight=found["weight"],
+                strategy=found["strategy"],
+                best=found["best"],
+            )
+        except Exception as error:  # whole, and yet no checkpoint: another konsil's; the one before may be better
+            raise NoCheckpoint(f"{path} can't be read ({type(error).__name__})") from None
+        if record.study_hash != study.hash:
+            raise NoCheckpoint(f"{path} is of the study {record.study_hash[:12]}, not of {study.name} ({study.hash[:12]})")
+        return progress
 
 
 def remove(folder: Path) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
 
+import httpx
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
@@ -45,6 +47,8 @@ class Enrolment:
         self._registered: dict[int, str] = {}  # node -> the name that its key is registered under; empty: none is
         self._open: dict[str, tuple[int, float]] = {}  # question without an answer -> node, when it was asked
         self._failed: dict[int, float] = {}  # node -> when its error was heard
+        self._twice: set[str] = set()  # names that more than one node has said
+        self._there: set[int] = set()  # nodes that were connected when last looked at
 
     @property
     def complete(self) -> bool:
@@ -62,8 +66,10 @@ class Enrolment:
             self._hear(grid)
 
     def before_round(self, grid: Grid) -> None:
-        """Hear who has answered since, ask who is new and whose answer was an error; wait `LATE_S` for these at most."""
+        """Hear who has answered since, ask who is new, whose answer was an error or a no; wait `LATE_S` for these at most."""
         self._failed.clear()
+        for node in [node for node, name in self._names.items() if name in self.reasons and name not in self._twice]:
+            del self._names[node]  # a person may have said yes since
         self._ask(grid)
         self._hear(grid)
         while not self.complete and (left := self._last_asked() + LATE_S - time.monotonic()) > 0:
@@ -75,14 +81,15 @@ class Enrolment:
 
     def _ask(self, grid: Grid) -> None:
         """Send the question to every node that has said no name, unless it has one already or has just failed."""
-        if self.complete:
-            return
         now, ttl = time.monotonic(), self.study.strategy.round_timeout_s
         self._open = {question: (node, asked) for question, (node, asked) in self._open.items() if now < asked + ttl}
         asked_already = {node for node, _ in self._open.values()}
         resting = {node for node, heard in self._failed.items() if now < heard + LATE_S}
         names = grid.names() if isinstance(grid, PromptGrid) else dict.fromkeys(grid.get_node_ids(), "")
         self._registered |= names
+        self._there = set(names)
+        if self.complete and self._there >= {node for node, name in self._names.items() if name in self.study.sites}:
+            return  # one that is away may come back under another number
         content = RecordDict({"config": ConfigRecord({"study-hash": self.study.hash, "first-round": self.first_round})})
         questions = [
             Message(content, node, f"{MessageType.QUERY}.enroll", ttl=ttl)
@@ -94,8 +101,29 @@ class Enrolment:
         self._open |= {question.metadata.message_id: (question.metadata.dst_node_id, now) for question in questions}
 
     def _hear(self, grid: Grid) -> None:
-        while self._open and (replies := list(grid.pull_messages(list(self._open)))):  # a simulated grid gives one at a time
+        while self._open:
+            try:
+                replies = list(grid.pull_messages(list(self._open)))
+            except (BrokenProcessPool, httpx.HTTPError):  # this machine's trouble, no hospital's
+                raise
+            except Exception:  # somebody's answer is so malformed that Flower can't read it: whose?
+                replies = self._readable(grid)
+            if not replies:  # a simulated grid gives one at a time
+                return
             self._take(replies)
+
+    def _readable(self, grid: Grid) -> list[Message]:
+        replies: list[Message] = []
+        for question in list(self._open):
+            try:
+                replies += grid.pull_messages([question])
+            except (BrokenProcessPool, httpx.HTTPError):
+                raise
+            except Exception as error:
+                node, _ = self._open.pop(question)
+                self.failures[node] = f"node {node}: its answer can't be read ({type(error).__name__})"
+                self._failed[node] = time.monotonic()
+        return replies
 
     def _take(self, replies: list[Message]) -> None:
         for reply in replies:
@@ -112,7 +140,12 @@ class Enrolment:
 
     def _enter(self, node: int, answer: Mapping[str, object]) -> None:
         said, size = str(answer.get("site", "")), answer.get("declared-size")
-        self._names[node] = name = self._registered.get(node) or said
+        name = self._registered.get(node) or said
+        for other in [other for other, known in self._names.items() if known == name and other not in self._there]:
+            del self._names[other]  # it has come back under another number
+            self.nodes.pop(other, None)
+        self._names[node] = name
+        self.reasons.pop(name, None)
         if name not in self.study.sites:
             return
         if name != said:
@@ -121,6 +154,7 @@ class Enrolment:
             )
             return
         if list(self._names.values()).count(name) > 1:
+            self._twice.add(name)
             self.reasons[name] = f"more than one node says it is {name}; none of them is asked"
             self.nodes = {n: site for n, site in self.nodes.items() if site != name}
         elif answer.get("takes-part") is not True:
@@ -137,11 +171,13 @@ class Enrolment:
     def missing(self, site: str) -> SiteRound:
         """The entry of a planned hospital that was not asked in a round."""
         if site in self.reasons:
-            return SiteRound(answer="declined", reason=self.reasons[site])
+            return SiteRound(answer="declined", reason=self.reasons[site], attempts=0)
         if site in self.nodes.values():
             found, wanted = len(self.nodes), self.study.strategy.quorum
             return SiteRound(
-                answer="absent", reason=f"not asked: {found} of the {wanted} hospitals that a round needs take part"
+                answer="absent",
+                reason=f"not asked: {found} of the {wanted} hospitals that a round needs take part",
+                attempts=0,
             )
         unnamed = f"; without a name answered {', '.join(self.failures.values())}" if self.failures else ""
-        return SiteRound(answer="absent", reason=f"no node has enrolled under this name{unnamed}")
+        return SiteRound(answer="absent", reason=f"no node has enrolled under this name{unnamed}", attempts=0)

@@ -9,7 +9,7 @@ to a person.
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from conf.study import Study
@@ -17,7 +17,8 @@ from fl_server.control import Control, Refused, control
 from fl_server.house import House
 from fl_server.live import Now
 from fl_server.record import moment
-from fl_server.runs import Standing, folders, record_of
+from fl_server.run_lock import RunFolderInUse, in_use
+from fl_server.runs import Standing, folders, in_hand, record_of
 
 STUDY = "study.json"
 """The study's own text, in its folder from the start on."""
@@ -36,17 +37,27 @@ def begin(
 ) -> int:
     """Start a study, or start it again from its checkpoint; returns the number of Flower's run.
 
-    Written down first: a coordinator that dies in between starts it when it is back. Raises `Refused`.
+    Written down first: a coordinator that dies in between starts it when it is back. Whoever calls has the study in hand
+    (`runs.in_hand`). Raises `Refused`; a study that was to begin then is not wanted any more, since somebody was told.
     """
     folder = house.runs / study.name
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{STUDY}.part"
     part.write_text(study.to_json())
     part.replace(folder / STUDY)
-    standing = Standing(study_hash=study.hash, started=moment(), interruptions=interruptions, rounds_then=rounds_then)
+    before = Standing.read(folder) if resume else None
+    standing = Standing(study_hash=study.hash, started=moment())
+    if before is not None:
+        standing = before.model_copy(update={"wanted": "running", "why": "", "started": moment(), "run": None})
     standing.write(folder)
-    run = talk.start(study, enrol_timeout_s=house.enrol_timeout_s, resume=resume)
-    standing.model_copy(update={"run": run}).write(folder)
+    try:
+        run = talk.start(study, enrol_timeout_s=house.enrol_timeout_s, resume=resume)
+    except Refused as error:
+        if not resume:
+            standing.model_copy(update={"wanted": "stopped", "why": str(error)}).write(folder)
+        raise
+    counted = {"run": run, "interruptions": interruptions, "rounds_then": rounds_then}
+    standing.model_copy(update=counted).write(folder)
     return run
 
 
@@ -63,16 +74,20 @@ def look(house: House) -> list[str]:
     told = []
     for folder in folders(house.runs):
         try:
-            standing = Standing.read(folder)
-            if standing is None or standing.wanted != "running":
-                continue
-            with control(house) as talk:
-                if sentence := _look_at(house, talk, folder, standing):
-                    told.append(sentence)
+            with in_hand(house.runs, folder.name, patience_s=0.0):
+                standing = Standing.read(folder)
+                if standing is None or standing.wanted != "running":
+                    continue
+                with control(house) as talk:
+                    sentence = _look_at(house, talk, folder, standing)
+            if sentence:
+                told.append(sentence)
+        except RunFolderInUse:
+            continue  # somebody starts or stops it at this moment
         except Refused as error:
             log.warning("study %s is not taken up now: %s", folder.name, error)
-        except (OSError, ValueError) as error:
-            told.append(f"study {folder.name} can't be looked after: {error}")
+        except Exception as error:  # one study that can't be read keeps nobody from the others
+            told.append(f"study {folder.name} can't be looked after: {type(error).__name__}: {error}")
     for sentence in told:
         log.warning("%s", sentence)
     return told
@@ -80,27 +95,29 @@ def look(house: House) -> list[str]:
 
 def _look_at(house: House, talk: Control, folder: Path, standing: Standing) -> str:
     record = record_of(folder)
-    if record is not None and record.finished:
+    if record is not None and record.finished and record.study_hash == standing.study_hash:
         standing.model_copy(update={"wanted": "ended"}).write(folder)
         return ""
-    if standing.run is not None:
-        status, _ = talk.run_status(standing.run)
-        if status != "finished":
-            now = Now.read(folder)
-            if now is None or now.run != standing.run or now.alive:
-                return ""
-            talk.stop(standing.run)  # its process is gone, which Flower would notice a minute later
+    if in_use(folder):  # its process is there, whatever Flower says
+        return ""
+    if standing.run is not None and talk.run_status(standing.run)[0] != "finished":
+        now = Now.read(folder)
+        if now is None or now.run != standing.run:  # it has not begun yet
+            return ""
+        talk.stop(standing.run)  # its process is gone, which Flower would notice a minute later
     rounds = len(record.rounds) if record is not None else 0
     tries = 0 if rounds > standing.rounds_then else standing.interruptions
     if tries >= GIVE_UP:
         why = f"it ended {tries} times without one more round; look at its log, then konsil-study resume {folder.name}"
         standing.model_copy(update={"wanted": "stopped", "why": why}).write(folder)
         return f"study {folder.name} is left alone: {why}"
-    if datetime.now(UTC) < _when(standing.started) + timedelta(seconds=2.0**tries):
+    waited = (datetime.now(UTC) - _when(standing.started)).total_seconds()
+    if 0 <= waited < 2.0**tries:  # a clock that was set back holds nothing up
         return ""
     run = begin(house, talk, study_in(folder), resume=True, interruptions=tries + 1, rounds_then=rounds)
     return f"study {folder.name} was interrupted after round {rounds} and goes on as run {run}"
 
 
 def _when(text: str) -> datetime:
-    return datetime.fromisoformat(text) if text else datetime.fromtimestamp(0, UTC)
+    found = datetime.fromisoformat(text) if text else datetime.fromtimestamp(0, UTC)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -66,10 +66,10 @@ class PromptGrid(Grid):
         """Send, and return the messages' ids. The messages themselves stay as they are."""
         messages = list(messages)
         plain = [message.content for message in messages]
-        blocks = {id(content): _packed(content) for content in plain}  # messages of a round share one
+        blocks: dict[int, ArrayRecord] = {}  # messages of a round share their arrays
         try:
             for message in messages:
-                message.content = blocks[id(message.content)]
+                message.content = _packed(message.content, blocks)
             return list(self.inside.push_messages(messages))
         finally:
             for message, content in zip(messages, plain, strict=True):
@@ -82,6 +82,10 @@ class PromptGrid(Grid):
             if not answer.has_error():
                 _unpack(answer.content)
         return answers
+
+    def within(self, seconds: float) -> None:
+        """Wait no longer than this for the parts of an answer that is on its way; what is not whole then counts as lost."""
+        pull_objects.__kwdefaults__ = {**(pull_objects.__kwdefaults__ or {}), "max_time": max(1.0, seconds)}
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send, and return what was answered within `timeout` seconds; as soon as all have answered."""
@@ -99,12 +103,14 @@ class PromptGrid(Grid):
             time.sleep(min(max(FIRST_WAIT_S, SHARE * passed), LONGEST_WAIT_S, left))
 
 
-def _packed(content: RecordDict) -> RecordDict:
-    """The same content with every ArrayRecord as one block."""
+def _packed(content: RecordDict, blocks: dict[int, ArrayRecord]) -> RecordDict:
+    """The same content with every ArrayRecord as one block; `blocks` knows those that were made already."""
     packed = RecordDict(dict(content.items()))
     for name, record in content.array_records.items():
-        block = pack({key: array.numpy() for key, array in record.items()})
-        packed[name] = ArrayRecord({BLOCK: Array("uint8", (len(block),), BLOCK, block)})
+        if id(record) not in blocks:
+            block = pack({key: array.numpy() for key, array in record.items()})
+            blocks[id(record)] = ArrayRecord({BLOCK: Array("uint8", (len(block),), BLOCK, block)})
+        packed[name] = blocks[id(record)]
     return packed
 
 

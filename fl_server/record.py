@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ def moment() -> str:
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
 class SiteRound(_Part):
@@ -168,6 +169,7 @@ class Record(_Part):
     matrix: Matrix | None = None
     selected_round: int | None = None  # whose model is the result, where validation chose it; None: the last round's
     stopped_early: str = ""  # why there are fewer rounds than planned, where validation or a person said so
+    identity: str = ""  # of this run of the study, drawn by chance: its checkpoints have the same
     started: str = ""  # ISO 8601, UTC
     ended: str = ""  # when there was nothing left to ask; empty: it runs, or was interrupted
     resumed: list[Resumption] = []
@@ -184,7 +186,7 @@ class Record(_Part):
     def begin(cls, study: Study, **fields: Any) -> Record:
         """A record of a study that has not run yet; its verdict is `failed` until rounds say otherwise."""
         sites = {name: SiteRecord() for name in study.sites}
-        given: dict[str, Any] = {"started": moment(), **fields}
+        given: dict[str, Any] = {"identity": secrets.token_hex(8), "started": moment(), **fields}
         return cls(
             name=study.name, study=study.model_dump(mode="json"), study_hash=study.hash, seed=study.seed, sites=sites, **given
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from fl_server.counts import counts_of
 from fl_server.enrolment import Enrolment
 from fl_server.live import Heard, Now, Phase
 from fl_server.record import Record, Resumption, Round, SiteRound, moment
-from fl_server.run_lock import alone_in
+from fl_server.run_lock import PATIENCE_S, alone_in
 from fl_server.spool import Arrays
 from fl_server.strategies import aggregator
 from fl_server.strategy import Rounds
@@ -68,7 +69,7 @@ def run(
     over or another study's; the folder is as it was then. So it is after a `RunFolderInUse`.
     """
     aggregator(study)  # says here what is wrong with it
-    with alone_in(folder):
+    with alone_in(folder, patience_s=PATIENCE_S if resume else 0.0):
         course = _Course.resumed(study, folder, initial, engine) if resume else _Course.begun(study, folder, initial, engine)
         course.grid, course.observer, course.run_id = grid, observer, run_id
         if course.record.finished:
@@ -94,11 +95,12 @@ class _Course:
         if study.initial_model_sha256 not in (None, fingerprint(state)):
             raise ValueError(f"the study starts from weights {study.initial_model_sha256}, but was given {fingerprint(state)}")
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.remove(folder)
         record = Record.begin(study, versions=versions(), engine=engine)
         record.judge()
-        record.write(folder / "record.json")
+        record.write(folder / "record.json")  # first: whose identity no checkpoint has that is still there
+        checkpoint.remove(folder)
         (folder / "model.pt").unlink(missing_ok=True)
+        shutil.rmtree(folder / "local", ignore_errors=True)
         return cls(study, folder, Progress(record, state, {name: tensor.clone() for name, tensor in state.items()}))
 
     @classmethod
@@ -110,14 +112,16 @@ class _Course:
         before = Record.read(path)
         if before.study_hash != study.hash:
             raise ValueError(f"{folder} holds the study {before.study_hash[:12]}, not {study.name} ({study.hash[:12]})")
+        if before.finished:
+            raise ValueError(f"study {study.name} is over ({before.verdict}); there is nothing to go on with")
         try:
             progress = Progress.load(folder, study)
+            if progress.record.identity != before.identity:
+                raise NoCheckpoint(f"the checkpoint in {folder} is of an earlier run of this study")
         except NoCheckpoint:
             if before.rounds:
                 raise
             return cls.begun(study, folder, initial, engine)
-        if progress.record.finished and before.finished:
-            raise ValueError(f"study {study.name} is over ({progress.record.verdict}); there is nothing to go on with")
         if not progress.record.finished:  # else it was killed between its last checkpoint and its last record
             progress.record.resumed.append(Resumption(after_round=len(progress.record.rounds), when=moment(), engine=engine))
         course = cls(study, folder, progress)
@@ -129,6 +133,9 @@ class _Course:
     def follow(self, enrol_timeout_s: float) -> tuple[State, Record]:
         """Everything that is left to do, in order."""
         study, record = self.study, self.record
+        if record.finished:  # killed between its last checkpoint and its record
+            self._write()
+            return self.model, record
         self.strategy = Rounds(
             aggregator(study),
             quorum=study.strategy.quorum,
@@ -166,6 +173,7 @@ class _Course:
         if study.strategy.name == "sum" and self._has_model:
             record.counts = counts_of(study, self.model)
         self._score()
+        self._hear_late()
         record.ended = moment()
         self._write()
         self._enter("ended")
@@ -232,7 +240,7 @@ class _Course:
         if study.validation is None or not record.rounds or len(record.rounds) % study.validation.every:
             return
         entry = record.rounds[-1]
-        if entry.validation is not None or not self._has_model:
+        if entry.validation is not None or not entry.moved:  # the model of a round that did not move it is judged already
             return
         self._judged("validation", entry.round)
         entry.validation = judging.judge(
@@ -294,8 +302,11 @@ class _Course:
         save({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}, folder / f"{site}.pt")
 
     def _hear_late(self) -> None:
-        for number, site, entry in self.asking.late():
+        late = list(self.asking.late())
+        for number, site, entry in late:
             self.record.rounds[number - 1].sites[site] = entry
+        if late:
+            self._write()
 
     def _note_sites(self, answers: Mapping[str, SiteRound]) -> None:
         for name, answer in answers.items():

@@ -7,12 +7,15 @@ started, so that a coordinator that comes back after a power cut knows what to t
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fl_server.record import Record
+from fl_server.run_lock import locked
 
 FILE = "run.json"
 Wanted = Literal["running", "stopped", "ended"]
@@ -49,6 +52,17 @@ class Standing(BaseModel):
             return None
         except ValidationError:
             raise ValueError(f"{folder / FILE} can't be read; a person has to look") from None
+
+
+@contextmanager
+def in_hand(runs: Path, name: str, *, patience_s: float = 30.0) -> Iterator[None]:
+    """Hold a study's `run.json` from reading it until what follows is done: `start`, `stop`, `resume` and the keeper do.
+
+    Raises `RunFolderInUse` if somebody else has it in hand for longer.
+    """
+    runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(runs / f".{name}.hand", f"study {name} is being started or stopped by somebody else", patience_s=patience_s):
+        yield
 
 
 def folders(runs: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from conf.study import Study
 from fl_server.house import House
+from fl_server.run_lock import in_use
 
 
 def study_of(settings: Mapping[str, Any], *, registered: list[str], models: Path) -> Study:
@@ -43,6 +44,8 @@ def put_away(house: House, study: Study) -> Path | None:
     folder = house.runs / study.name
     if not folder.exists():
         return None
+    if in_use(folder):
+        raise ValueError(f"a process still runs a study in {folder}; konsil-study stop {study.name}, and try again")
     aside = house.runs / f".{study.name}.replaced"
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)

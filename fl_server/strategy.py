@@ -165,9 +165,14 @@ class Rounds(Strategy):
         if self.nodes is None:
             asked = list(self.aggregator.configure_train(server_round, arrays, config, grid))
         else:
-            content = RecordDict({self.aggregator.arrayrecord_key: arrays, self.aggregator.configrecord_key: config})
-            group = str(server_round)
-            asked = [Message(content, node, self.kind, ttl=self.ttl_s, group_id=group) for node in self.nodes]
+            keys, group = (self.aggregator.arrayrecord_key, self.aggregator.configrecord_key), str(server_round)
+            asked = []
+            for node, site in self.nodes.items():
+                own = ConfigRecord(dict(config))
+                if site in (self.weights or {}):  # a hospital that has changed it since declines before it pays
+                    own["declared-size"] = (self.weights or {})[site]
+                content = RecordDict({keys[0]: arrays, keys[1]: own})  # the arrays are one object for all
+                asked.append(Message(content, node, self.kind, ttl=self.ttl_s, group_id=group))
         if self.ttl_s is not None:
             for message in asked:
                 message.metadata.ttl = self.ttl_s
@@ -177,14 +182,19 @@ class Rounds(Strategy):
         self._spool = Spool(self._wanted, folder=self.folder, in_memory=self.in_memory)
         return asked
 
-    def ask_again(self, site: str) -> Message:
-        """The round's question to this site once more, as a new message. Raises `KeyError` for a site that was not asked."""
+    def ask_again(self, site: str, *, left_s: float | None = None) -> Message:
+        """The round's question to this site once more, as a new message; `left_s` seconds are left for an answer that counts.
+
+        Raises `KeyError` for a site that was not asked.
+        """
         place = self._places[site]
         first = place.questions[0]
-        metadata = first.metadata
-        again = Message(
-            first.content, metadata.dst_node_id, metadata.message_type, ttl=metadata.ttl, group_id=metadata.group_id
-        )
+        metadata, content = first.metadata, first.content
+        if left_s is not None:
+            content = RecordDict(dict(content.items()))
+            key = self.aggregator.configrecord_key
+            content[key] = ConfigRecord({**dict(content.config_records.get(key, {})), "left-s": float(left_s)})
+        again = Message(content, metadata.dst_node_id, metadata.message_type, ttl=metadata.ttl, group_id=metadata.group_id)
         place.questions.append(again)
         return again
 
@@ -306,6 +316,12 @@ class Rounds(Strategy):
             reason = f"sound, but the coordinator could not read the round's answers back: {error.strerror or error}"
             self._discard(answers, reason)
             return None, None
+        while made is None and len(sound) > self.quorum:  # one whose numbers are too large for the sum voids nobody else's
+            longest = max(sound, key=lambda site: self._places[site].norm)
+            sound.remove(longest)
+            reason = f"the update has a length of {self._places[longest].norm:.3g}: with it the sum is not finite"
+            answers[longest] = answers[longest].model_copy(update={"answer": "quarantined", "reason": reason})
+            made = self._combine(number, sound)
         if made is None:
             self._discard(answers, "sound alone, but the aggregation of this round was not finite")
             return None, None

@@ -257,7 +257,9 @@ def _work(client_app: ClientApp | str, threads: int, message: Message, context: 
     context = copy.deepcopy(context)
     try:
         app = _load(client_app) if isinstance(client_app, str) else client_app
-        reply = app(copy.deepcopy(message), context)  # a wire copies; without it a site could change the server's arrays
+        copied = copy.deepcopy(message)  # a wire copies; without it a site could change the server's arrays
+        copied.metadata.created_at = time.time()  # real sites work side by side: none has waited for those before it
+        reply = app(copied, context)
     except Exception as error:
         reason = f"{type(error)}:<'{error}'>"
         reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

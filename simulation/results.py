@@ -224,6 +224,7 @@ def study_record(simulation: Simulation, arms: Sequence[Arm], world: World, fold
             len(hospital.cohort),
             len(hospital.refused),
         )
+        site.cases_withdrawn = len(hospital.cohort.withdrawn)
         scores = means(final.name, "site", name)
         site.dice = {key.removeprefix("dice/"): value for key, value in scores.items() if key.startswith("dice/")}
     names = sorted({row["arm"] for row in rows})

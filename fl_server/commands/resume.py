@@ -20,19 +20,22 @@ def resume(options: argparse.Namespace) -> int:
     from fl_server.house import House
     from fl_server.keeper import begin, study_in
     from fl_server.live import Now
-    from fl_server.runs import Standing, find, record_of
+    from fl_server.run_lock import in_use
+    from fl_server.runs import Standing, find, in_hand, record_of
 
     house = House.load(options.folder)
     folder = find(house.runs, options.study)
-    record, standing, study = record_of(folder), Standing.read(folder), study_in(folder)
-    if record is not None and record.finished:
-        raise ValueError(f"study {study.name} is over ({record.verdict}); there is nothing to go on with")
-    with control(house) as talk:
+    with in_hand(house.runs, folder.name), control(house) as talk:
+        record, standing, study = record_of(folder), Standing.read(folder), study_in(folder)
+        if record is not None and record.finished:
+            raise ValueError(f"study {study.name} is over ({record.verdict}); there is nothing to go on with")
+        if in_use(folder):
+            raise ValueError(f"study {study.name} runs; konsil-study status {study.name}")
         if standing is not None and standing.run is not None and talk.run_status(standing.run)[0] != "finished":
             now = Now.read(folder)
-            if now is None or now.run != standing.run or now.alive:
-                raise ValueError(f"study {study.name} runs (run {standing.run}); konsil-study status {study.name}")
-            talk.stop(standing.run)
+            if now is None or now.run != standing.run:
+                raise ValueError(f"study {study.name} is just starting (run {standing.run})")
+            talk.stop(standing.run)  # its process is gone
         rounds = 0 if record is None else len(record.rounds)
         run = begin(house, talk, study, resume=True, rounds_then=rounds)
     print(f"{study.name} goes on as run {run}, after round {rounds} of {study.rounds}")

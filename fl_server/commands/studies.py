@@ -65,7 +65,9 @@ def start(options: argparse.Namespace) -> int:
     from fl_server.control import control
     from fl_server.house import House
     from fl_server.keeper import begin
+    from fl_server.runs import in_hand
     from fl_server.start import put_away, require_room, require_weights, study_of
+    from fl_server.strategies import aggregator
 
     house = House.load(options.folder)
     with control(house) as talk:
@@ -76,17 +78,19 @@ def start(options: argparse.Namespace) -> int:
                 f"no hospital is registered as {', '.join(strangers)}; there are {', '.join(registered) or 'none'}"
             )
         folder = house.runs / study.name
-        _require_rest(folder)
-        require_room(house, study, replace=options.replace)
-        require_weights(house, study, options.initial)
-        aside = put_away(house, study)
-        try:
-            run = begin(house, talk, study)
-        except ValueError:
-            if aside is not None:  # nobody was asked, and the earlier study's results stay where they were
-                shutil.rmtree(folder, ignore_errors=True)
-                aside.rename(folder)
-            raise
+        aggregator(study)  # says here what is wrong with its strategy
+        with in_hand(house.runs, study.name):
+            _require_rest(folder)
+            require_room(house, study, replace=options.replace)
+            require_weights(house, study, options.initial)
+            aside = put_away(house, study)
+            try:
+                run = begin(house, talk, study)
+            except ValueError:
+                if aside is not None:  # nobody was asked, and the earlier study's results stay where they were
+                    shutil.rmtree(folder, ignore_errors=True)
+                    aside.rename(folder)
+                raise
     if options.json:
         print(json.dumps({"name": study.name, "study_hash": study.hash, "run": run, "folder": str(folder)}), flush=True)
         return watch.watch(Files(folder), study.name, patient=True, live=False, tell=lambda _: None) if options.wait else 0
@@ -113,16 +117,17 @@ def stop(options: argparse.Namespace) -> int:
     """Stop a study, whether it runs or waits to be taken up again; what it has so far stays."""
     from fl_server.control import Refused, Unreachable, control
     from fl_server.house import House
-    from fl_server.runs import Standing, find, record_of
+    from fl_server.runs import Standing, find, in_hand, record_of
 
     house = House.load(options.folder)
     folder = find(house.runs, options.study)
-    record, standing = record_of(folder), Standing.read(folder)
-    if record is not None and record.finished:
-        raise ValueError(f"study {folder.name} is over ({record.verdict}); there is nothing to stop")
-    if standing is None:
-        raise ValueError(f"study {folder.name} was not started here; stop the process that runs it")
-    standing.model_copy(update={"wanted": "stopped", "why": ""}).write(folder)  # first: else it would be taken up again
+    with in_hand(house.runs, folder.name):
+        record, standing = record_of(folder), Standing.read(folder)
+        if record is not None and record.finished:
+            raise ValueError(f"study {folder.name} is over ({record.verdict}); there is nothing to stop")
+        if standing is None:
+            raise ValueError(f"study {folder.name} was not started here; stop the process that runs it")
+        standing.model_copy(update={"wanted": "stopped", "why": ""}).write(folder)  # first: else it would be taken up again
     rest = f"konsil-study resume {folder.name} goes on with it"
     try:
         with control(house) as talk:

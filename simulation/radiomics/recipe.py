@@ -320,6 +320,7 @@ def _complete(
         site.scanner, site.cases_expected = hospital.scanner, hospital.cases_expected
         site.cases_used = len(hospital.cohort) - len(left_out[name])
         site.cases_refused = len(hospital.refused) + len(left_out[name])
+        site.cases_withdrawn = len(hospital.cohort.withdrawn)
     record.timings = {phase: round(seconds, 2) for phase, seconds in [*meter.timings.items(), ("total", meter.total_s)]}
     record.memory_mb = {phase: round(memory, 1) for phase, memory in meter.memory_mb.items()}
     record.peak_memory_mb = round(meter.peak_memory_mb, 1)

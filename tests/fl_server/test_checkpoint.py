@@ -1,3 +1,5 @@
+import hashlib
+import io
 import os
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 from small import SMALL_TASK
 
 from conf.study import Study
-from fl_server.checkpoint import FILE, PREVIOUS, NoCheckpoint, Progress
+from fl_server.checkpoint import FILE, MAGIC, PREVIOUS, NoCheckpoint, Progress
 from fl_server.record import Record
 
 STUDY = Study(konsil_version="0", name="pilot", task=SMALL_TASK, rounds=3, sites=("a", "b"))
@@ -83,7 +85,7 @@ def test_where_there_is_none_it_says_so(tmp_path):
         Progress.load(tmp_path, STUDY)
 
 
-@pytest.mark.parametrize("broken", ["fsync", "link", "replace"])
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
 def test_a_disk_that_fails_leaves_the_last_one(tmp_path, monkeypatch, broken):
     progress(1.0).save(tmp_path)
     progress(2.0).save(tmp_path)
@@ -99,3 +101,24 @@ def test_a_disk_that_fails_leaves_the_last_one(tmp_path, monkeypatch, broken):
         with pytest.raises(OSError, match="No space"):
             progress(3.0).save(tmp_path)
     assert Progress.load(tmp_path, STUDY).weight == 2.0
+
+
+def test_where_there_are_no_hard_links_the_one_before_is_kept_all_the_same(tmp_path, monkeypatch):
+    def none(*given, **named):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", none)
+    for value in (1.0, 2.0):
+        progress(value).save(tmp_path)
+    (tmp_path / FILE).unlink()
+    assert Progress.load(tmp_path, STUDY).weight == 1.0
+
+
+def test_one_that_is_whole_and_of_another_kind_is_not_believed(tmp_path):
+    progress(1.0).save(tmp_path)
+    progress(2.0).save(tmp_path)
+    inside = io.BytesIO()
+    torch.save({"something": torch.zeros(1)}, inside)
+    data = inside.getvalue()
+    (tmp_path / FILE).write_bytes(MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+    assert Progress.load(tmp_path, STUDY).weight == 1.0

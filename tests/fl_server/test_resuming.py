@@ -1,7 +1,5 @@
 """A study that is interrupted goes on, and ends as one that was not."""
 
-import fcntl
-import os
 import shutil
 import subprocess
 import sys
@@ -14,12 +12,12 @@ from fl_server.checkpoint import FILE, PREVIOUS, NoCheckpoint
 from fl_server.live import Now
 from fl_server.record import Record
 from fl_server.rounds import run
-from fl_server.run_lock import RunFolderInUse, alone_in
+from fl_server.run_lock import RunFolderInUse, alone_in, in_use, place_of
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
 from tasks.fingerprint import fingerprint
 
-TIMES = {"started", "ended", "seconds", "resumed", "versions", "engine"}
+TIMES = {"identity", "started", "ended", "seconds", "resumed", "versions", "engine"}
 
 
 class Crash(BaseException):
@@ -199,23 +197,58 @@ def test_a_kill_between_the_checkpoint_and_the_record_is_made_good(hospitals):
 
 
 def test_two_processes_do_not_run_in_one_folder(tmp_path):
+    folder = tmp_path / "run"
     held = f"""
 import fcntl, sys
-file = open({str(tmp_path / ".running")!r}, "w")
+file = open({str(place_of(folder))!r}, "w")
 fcntl.flock(file, fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.read()
 """
+    assert not in_use(folder)
     with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(RunFolderInUse, match="another process runs a study"), alone_in(tmp_path, patience_s=0.3):
+        assert in_use(folder)
+        with pytest.raises(RunFolderInUse, match="another process runs a study"), alone_in(folder):
             pass
         other.kill()
-    with alone_in(tmp_path, patience_s=5):  # the lock went with the process
-        file = os.open(tmp_path / ".running", os.O_RDWR)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(file)
+    with alone_in(folder, patience_s=5):  # the lock went with the process
+        assert in_use(folder)
+    assert not in_use(folder)
+
+
+def test_who_begins_anew_does_not_wait_to_throw_away_what_another_process_finishes(hospitals):
+    study = hospitals.study(rounds=1)
+    folder = hospitals.folder / "run"
+    with alone_in(folder), pytest.raises(RunFolderInUse):
+        over(hospitals, study, folder)
+    assert not (folder / "record.json").exists()
+
+
+def test_killed_between_its_last_checkpoint_and_its_record_it_is_over_all_the_same(hospitals, monkeypatch):
+    study, folder = hospitals.study(rounds=1), hospitals.folder / "run"
+    write = Record.write
+
+    def killed(record, path):
+        if record.ended:
+            raise Crash
+        write(record, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "write", killed)
+        with pytest.raises(Crash):
+            over(hospitals, study, folder)
+    assert not Record.read(folder / "record.json").finished
+    _, record, pulls = over(hospitals, study, folder, resume=True)
+    assert (record.verdict, pulls) == ("complete", 0)  # nobody was asked anything
+    assert Record.read(folder / "record.json").finished
+
+
+def test_a_checkpoint_of_an_earlier_run_of_the_same_study_is_not_gone_on_from(hospitals):
+    study, folder = interrupted_after_two(hospitals)
+    Record.begin(study).write(folder / "record.json")  # a new run, killed before it could remove the old one's checkpoint
+    _, record, _ = over(hospitals, study, folder, resume=True)
+    assert (len(record.rounds), record.resumed) == (3, [])
 
 
 def test_the_moment_is_written_while_it_lasts(hospitals):

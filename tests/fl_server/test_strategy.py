@@ -78,18 +78,33 @@ def test_fedadam_steps_along_the_mean_update_and_keeps_float32():
         [-3.4e38, 0],  # so does its distance from what was sent
     ],
 )
-def test_a_round_whose_sums_overflow_is_discarded_and_later_rounds_move_the_model_as_if_it_had_not_been(huge):
+def test_who_makes_the_sum_overflow_is_left_out_and_named_and_the_others_count(huge):
     sent = {"w": np.array([3e37, 2.0], np.float32), "frozen": START["frozen"]}
     strategy, twin = (rounds(FedAdam(eta=0.1, tau=1e-3), nodes={2: "a", 3: "b"}) for _ in range(2))
     near = [3e37, 3.0]
     before = [one_round(s, good(near), good(near), start=sent) for s in (strategy, twin)]
     assert before[0]["w"].tobytes() == before[1]["w"].tobytes()
-    assert one_round(strategy, good(huge, 1000), good(near), number=2, start=sent) is None
+    moved = one_round(strategy, good(huge, 1000), good(near), number=2, start=sent)
+    assert {site: a.answer for site, a in strategy.answers[2].items()} == {"a": "quarantined", "b": "used"}
+    assert "with it the sum is not finite" in strategy.answers[2]["a"].reason
+    alone = one_round(twin, None, good(near), number=2, start=sent)
+    assert moved["w"].tobytes() == alone["w"].tobytes()
+    after, expected = (one_round(s, good(near), good(near), number=3, start=sent) for s in (strategy, twin))
+    assert after["w"].tobytes() == expected["w"].tobytes()
+    assert after["w"][1] > 2.0
+
+
+def test_a_round_whose_sum_overflows_with_the_fewest_answers_that_count_is_discarded(caplog):
+    sent = {"w": np.array([3e37, 2.0], np.float32), "frozen": START["frozen"]}
+    strategy, twin = (rounds(FedAdam(eta=0.1, tau=1e-3), nodes={2: "a", 3: "b"}, quorum=2) for _ in range(2))
+    near = [3e37, 3.0]
+    for one in (strategy, twin):
+        one_round(one, good(near), good(near), start=sent)
+    assert one_round(strategy, good([1e38, 0], 1000), good(near), number=2, start=sent) is None
     assert {site: a.answer for site, a in strategy.answers[2].items()} == {"a": "quarantined", "b": "quarantined"}
     assert "the aggregation of this round was not finite" in strategy.answers[2]["b"].reason
     after, expected = (one_round(s, good(near), good(near), number=3, start=sent) for s in (strategy, twin))
     assert after["w"].tobytes() == expected["w"].tobytes()
-    assert after["w"][1] > 2.0
 
 
 @pytest.mark.parametrize(
