@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from conf.study import Study, words
 from fl_client import personal, release, sent
-from fl_client.approval import Declined, require_approval, rounds_left
+from fl_client.approval import Declined, require_approval
 from fl_client.device import device_of
 from fl_client.pace import steps_of
 from fl_client.packed import packed_mod
@@ -35,6 +35,7 @@ from fl_client.price import (
     MATRIX,
     SCORES,
     VALIDATION,
+    goes_on,
     matrix_event,
     planned,
     require_all_approved,
@@ -42,6 +43,7 @@ from fl_client.price import (
     round_event,
     rounds_paid,
     scores_event,
+    still_allowed,
     validated_rounds,
     validation_event,
 )
@@ -63,18 +65,22 @@ LENIENT_S = 5.0
 def enroll(question: Message, context: Context) -> Message:
     """Say who this hospital is and whether it takes part in the study, at what price.
 
-    A study that goes on after the coordinator was killed says with which round (`first-round`): asked about are the rounds
-    still to come. A coordinator that says it wrongly gains nothing, because every round is checked again.
+    Before a study begins, the yes and the budget have to cover all of it. One that goes on after its coordinator was killed
+    says with which round (`first-round`): then a yes in force is enough, for every further question is paid or declined on its
+    own. A coordinator that says it wrongly gains nothing by it. What is said follows from settings, ledger and approval;
+    looking at what is kept (`sent.py`) would tell, unpaid, that somebody has withdrawn.
     """
     site = site_of(context)
     refusal, epsilon = "", 0.0
     try:
         study = study_of(question, context)
         past = ledger_of(site).events
-        wanted, scores = to_come(site, study, question)
-        require_all_approved(site, study, past, rounds=wanted, scores=scores)
-        events = planned(site, study, task_of(site, study), rounds=wanted, scores=scores)
-        ledger_of(site).affords(events)
+        if goes_on(site, study, past, first=(first := first_round_of(question, study))):
+            events = still_allowed(site, study, task_of(site, study), past, first=first)
+        else:
+            require_all_approved(site, study, past)
+            events = planned(site, study, task_of(site, study))
+            ledger_of(site).affords(events)
         epsilon = ledger_of(site).planned(events)
     except (Declined, BudgetSpent) as reason:
         refusal = str(reason)
@@ -256,24 +262,15 @@ def asked_of(question: Message, site: Site, study: Study, *, kind: str, number: 
     return Asked.of(site, study, kind=kind, number=number, records=question.content.array_records)
 
 
-def to_come(site: Site, study: Study, question: Message) -> tuple[int, bool]:
-    """How many rounds of the study have yet to be paid from the one that it begins with, and whether its scores have.
+def first_round_of(question: Message, study: Study) -> int:
+    """The round with which the study begins or goes on; one more than it has where only its scores are to come.
 
-    A round that is answered already is not paid again, if the same question comes. Raises `Declined` for a beginning that the
-    study does not have.
+    Raises `Declined` for a beginning that the study does not have.
     """
     first = question.content.config_records.get("config", ConfigRecord()).get("first-round", 1)
     if not isinstance(first, int) or not 1 <= first <= study.rounds + 1:
         raise Declined(f"study {study.name} has rounds 1 to {study.rounds} and can't go on with round {first!r}")
-    rounds = study.rounds - first + 1
-    if rounds and first == sent.answered(site, study, kind="train"):
-        rounds -= 1
-    if first > 1 and rounds:
-        # a crash of the hospital's own has paid for a round in vain: the last one will be declined, and not all that are left
-        left = rounds_left(site, study, paid=rounds_paid(study, ledger_of(site).events))
-        rounds = min(rounds, max(1, left))
-    given = first > study.rounds and sent.answered(site, study, kind="evaluate") > 0
-    return rounds, study.privacy.evaluation_share > 0 and not given
+    return first
 
 
 def round_of(question: Message, study: Study) -> int:

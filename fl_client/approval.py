@@ -160,7 +160,7 @@ def require_approval(site: Site, study: Study, *, paid: int, wanted: int) -> Non
 
     `paid` rounds of it stand in the ledger.
     """
-    approval = _decision(site, study)
+    approval = in_force(site, study)
     if approval is None:
         return
     left = approval.paid + study.rounds - paid
@@ -171,17 +171,11 @@ def require_approval(site: Site, study: Study, *, paid: int, wanted: int) -> Non
         )
 
 
-def rounds_left(site: Site, study: Study, *, paid: int) -> int:
-    """Rounds of the study that the yes still covers, when `paid` stand in the ledger. Raises `Declined` without a yes."""
-    approval = _decision(site, study)
-    return study.rounds if approval is None else max(0, approval.paid + study.rounds - paid)
-
-
 def require_approved_scores(site: Site, study: Study, *, scored: int) -> None:
     """Return if the hospital gives the study's scores; otherwise raise `Declined`. `scored` of them stand in the ledger."""
     if not study.privacy.evaluation_share:
         raise Declined(f"study {study.name} sets nothing of its promise aside for scores (privacy.evaluation_share is 0)")
-    approval = _decision(site, study)
+    approval = in_force(site, study)
     if approval is not None and scored > approval.scored:
         raise Declined(
             f"{site.name} has given the scores of study {study.name} ({study.hash[:12]}) that it approved; "
@@ -196,7 +190,7 @@ def require_approved_validations(site: Site, study: Study, *, validated: int, wa
     """
     if not study.validations:
         raise Declined(f"study {study.name} asks for no scores between rounds (it has no validation)")
-    approval = _decision(site, study)
+    approval = in_force(site, study)
     if approval is not None and wanted > (left := approval.validated + study.validations - validated):
         raise Declined(
             f"of the {study.validations} scores between rounds of study {study.name} ({study.hash[:12]}) that {site.name} "
@@ -211,7 +205,7 @@ def require_approved_matrix(site: Site, study: Study, *, crossed: int, wanted: i
     """
     if not study.privacy.matrix_share:
         raise Declined(f"study {study.name} sets nothing of its promise aside for a matrix (privacy.matrix_share is 0)")
-    approval = _decision(site, study)
+    approval = in_force(site, study)
     models = len(study.sites) + 1
     if approval is not None and wanted > (left := approval.crossed + models - crossed):
         raise Declined(
@@ -220,7 +214,7 @@ def require_approved_matrix(site: Site, study: Study, *, crossed: int, wanted: i
         )
 
 
-def _decision(site: Site, study: Study) -> Approval | None:
+def in_force(site: Site, study: Study) -> Approval | None:
     """The yes in force, or None where nobody is asked. Raises `Declined` in every other case."""
     if site.name not in study.sites:
         raise Declined(f"study {study.name} does not name {site.name} among its sites")

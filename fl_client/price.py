@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from conf.study import Study
-from fl_client.approval import require_approval, require_approved_matrix, require_approved_scores, require_approved_validations
+from fl_client.approval import (
+    in_force,
+    require_approval,
+    require_approved_matrix,
+    require_approved_scores,
+    require_approved_validations,
+)
 from fl_client.privacy import Event, calibrate
 from fl_client.site import Site
 from tasks.task import CountingTask, GradientTask
@@ -105,9 +111,8 @@ def validated_rounds(study: Study) -> range:
 
 def paid_of(study: Study, events: Sequence[Event]) -> Paid:
     """How many of the ledger's events are releases of this study."""
-    kinds = [event.kind for event in events if event.study == study.hash]
-    scores, validations, matrix = (kinds.count(kind) for kind in (SCORES, VALIDATION, MATRIX))
-    return Paid(len(kinds) - scores - validations - matrix, scores, validations, matrix)
+    mine = [event for event in events if event.study == study.hash]
+    return Paid(*(len(found) for found in _by_kind(mine)))
 
 
 def rounds_paid(study: Study, events: Sequence[Event]) -> int:
@@ -128,24 +133,66 @@ def require_approved(site: Site, study: Study, cost: Event, past: Sequence[Event
         require_approval(site, study, paid=paid.rounds, wanted=1)
 
 
-def require_all_approved(site: Site, study: Study, past: Sequence[Event], *, rounds: int, scores: bool) -> None:
-    """Return if the hospital's yes covers the study's last `rounds` rounds and the scores that belong to them; else `Declined`.
-
-    `scores` says whether those after the last round are still to come. Once the study is over with its rounds, what is left of
-    the matrix isn't known before it is asked for.
-    """
+def require_all_approved(site: Site, study: Study, past: Sequence[Event]) -> None:
+    """Return if the hospital's yes covers all that the study releases, when `past` stands in the ledger; else `Declined`."""
     paid = paid_of(study, past)
-    require_approval(site, study, paid=paid.rounds, wanted=rounds)
+    require_approval(site, study, paid=paid.rounds, wanted=study.rounds)
     if study.validations:
-        due = sum(number > study.rounds - rounds for number in validated_rounds(study))
-        require_approved_validations(site, study, validated=paid.validations, wanted=due)
-    if scores and study.privacy.evaluation_share:
+        require_approved_validations(site, study, validated=paid.validations, wanted=study.validations)
+    if study.privacy.evaluation_share:
         require_approved_scores(site, study, scored=paid.scores)
     if study.privacy.matrix_share:
-        require_approved_matrix(site, study, crossed=paid.matrix, wanted=matrix_models(study) if rounds else 0)
+        require_approved_matrix(site, study, crossed=paid.matrix, wanted=matrix_models(study))
+
+
+# -- a study that goes on -------------------------------------------------------------------------------------------------
+
+
+def goes_on(site: Site, study: Study, past: Sequence[Event], *, first: int) -> bool:
+    """Whether the study, which is at round `first`, has begun here: then each further question is judged on its own.
+
+    It has begun if it is past its first round, or if that is the last round that stands in the ledger under the yes in force:
+    its coordinator was killed while it was under way. Looks at ledger and yes alone. Raises `Declined` without a yes.
+    """
+    rounds = _since_the_yes(site, study, past)[0]
+    return first > 1 or bool(rounds and rounds[-1].round == 1)
+
+
+def still_allowed(
+    site: Site, study: Study, task: GradientTask | CountingTask, past: Sequence[Event], *, first: int
+) -> list[Event]:
+    """What the study may release from round `first` on: its plan without what is paid, as far as the yes in force covers it.
+
+    Where nobody is asked for a yes it is the plan from there on. Raises `Declined` without a yes.
+    """
+    found: list[Event] = []
+    counted = in_force(site, study) is not None
+    begin = Paid(rounds=first, validations=first - 1)  # scores may be missing of the round before; the others come at the end
+    plan = _by_kind(planned(site, study, task))
+    for wanted, paid, number in zip(plan, _since_the_yes(site, study, past), begin, strict=True):
+        left = [event for event in wanted if event.round >= number]
+        if counted:  # which models of the matrix are paid the ledger does not say, only how many
+            known = {event.round for event in paid if event.kind != MATRIX}
+            left = [event for event in left if event.round not in known][: max(0, len(wanted) - len(paid))]
+        found += left
+    return found
 
 
 # -- inside ---------------------------------------------------------------------------------------------------------------
+
+
+def _by_kind(events: Sequence[Event]) -> tuple[list[Event], list[Event], list[Event], list[Event]]:
+    """Rounds, scores, validations and models of the matrix, each in their order: that of `Paid`."""
+    scores, validations, matrix = ([one for one in events if one.kind == kind] for kind in (SCORES, VALIDATION, MATRIX))
+    return [one for one in events if one.kind not in (SCORES, VALIDATION, MATRIX)], scores, validations, matrix
+
+
+def _since_the_yes(site: Site, study: Study, past: Sequence[Event]) -> list[list[Event]]:
+    """The study's releases in the ledger, by kind, without those that stood there when the yes in force was given."""
+    mine = [event for event in past if event.study == study.hash]
+    approval = in_force(site, study)
+    then = Paid() if approval is None else Paid(approval.paid, approval.scored, approval.validated, approval.crossed)
+    return [found[before:] for found, before in zip(_by_kind(mine), then, strict=True)]
 
 
 def _beside(site: Site, study: Study) -> list[Event]:

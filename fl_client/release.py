@@ -86,7 +86,8 @@ def total(
 def enrolment(question: Message, site: Site, *, konsil: str, refusal: str, epsilon: float) -> Message:
     """Who this hospital is, and whether it takes part: `refusal` is empty or says why not.
 
-    `epsilon` is what its ledger would stand at after the whole study; 0 with a refusal.
+    `epsilon` is what its ledger would stand at after the whole study, or after all that the yes still covers of one that goes
+    on; 0 with a refusal.
     """
     answer = ConfigRecord({"site": site.name, "declared-size": site.declared_size, "konsil-version": konsil})
     answer["takes-part"], answer["reason"] = not refusal, refusal

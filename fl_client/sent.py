@@ -127,12 +127,6 @@ def look(site: Site, asked: Asked) -> Kept | None:
     return Kept(tuple(pieces), header.metrics)
 
 
-def answered(site: Site, study: Study, *, kind: str) -> int:
-    """The round of the kept answer of this kind that is still good; 0 if there is none."""
-    found = _read(_place(site, study.hash, kind))
-    return 0 if found is None or found[0].withdrawn != _withdrawn(site) else found[0].round
-
-
 def forget(site: Site, study: str = "") -> None:
     """Take away what is kept of one study (its hash), or everything: somebody has withdrawn."""
     for path in (site.folder / "sent").glob(f"{study}.*" if study else "*"):
@@ -187,16 +181,16 @@ class _Header:
     arrays: list[tuple[str, str, list[int], str, int]]  # name, dtype, shape, stype, bytes
 
 
-def _read(path: Path, question: str = "") -> tuple[_Header, bytes] | None:
+def _read(path: Path, question: str) -> tuple[_Header, bytes] | None:
     """Header and bytes of a kept answer; None where there is none that is whole. The SHA-256 vouches for the rest.
 
-    With a `question` (its digest), what answers another one is not read to its end.
+    What answers another question than the one of this digest is not read to its end.
     """
     try:
         with open(path, "rb") as file:
             start = file.read(40)
             start += file.read(int.from_bytes(start[32:40], "little")) if len(start) == 40 else b""
-            if question and question.encode() not in start:
+            if question.encode() not in start:
                 return None
             whole = start + file.read()
     except FileNotFoundError:
