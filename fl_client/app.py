@@ -49,7 +49,7 @@ from fl_client.price import (
 )
 from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, noisy_total, os_noise, require_private, seeded_noise
 from fl_client.privacy import train as dp_sgd
-from fl_client.sent import Asked
+from fl_client.sent import Asked, Kept
 from fl_client.site import Site
 from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for, moving
 from tasks.task import personal as personal_names
@@ -94,7 +94,7 @@ def train(question: Message, context: Context) -> Message:
     site = site_of(context)
     study = study_of(question, context)
     asked = asked_of(question, site, study, kind="train", number=round_of(question, study))
-    answer = sent.look(site, asked)
+    answer = kept_answer(question, site, asked)
     require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=0 if answer else 1)
     if answer is not None:
         return release.again(question, answer)
@@ -182,7 +182,7 @@ def evaluate(question: Message, context: Context) -> Message:
     study = study_of(question, context)
     kind, cost = purpose_of(question, site, study)
     asked = asked_of(question, site, study, kind=kind, number=cost.round)
-    if (answer := sent.look(site, asked)) is not None:
+    if (answer := kept_answer(question, site, asked)) is not None:
         require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=0)
         return release.again(question, answer)
     require_approved(site, study, cost, ledger_of(site).events)
@@ -216,7 +216,7 @@ def study_of(question: Message, context: Context) -> Study:
         study = Study.from_json(str(context.run_config.get("study", "")))
     except ValidationError as error:
         raise Declined(f"this run's study can't be read: {words(error)}") from None
-    meant = question.content.config_records.get("config", ConfigRecord()).get("study-hash")
+    meant = config_of(question).get("study-hash")
     if meant != study.hash:
         raise Declined(f"this run's study has the hash {study.hash}, but the coordinator means {meant!r}")
     if study.konsil_version != version("konsil"):
@@ -252,7 +252,17 @@ def received(content: object, own: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 
 def asked_of(question: Message, site: Site, study: Study, *, kind: str, number: int) -> Asked:
-    """The question as it is known again. Raises `Declined` if nobody can be waiting for its answer any more."""
+    """The question as it is known again.
+
+    Raises `Declined`, before anything is paid, if nobody can be waiting for its answer any more, or if the answer could not
+    count because this site declares another size than the one that it enrolled with (`declared-size`).
+    """
+    enrolled = config_of(question).get("declared-size", site.declared_size)
+    if enrolled != site.declared_size:
+        raise Declined(
+            f"this site declares {site.declared_size} now and {enrolled!r} when it enrolled; its answers count if it declares "
+            f"{enrolled!r} again (declared_size in site.yaml), or once study {study.name} was interrupted and goes on"
+        )
     late = time.time() - question.metadata.created_at - study.strategy.round_timeout_s
     if late > LENIENT_S:  # before the ledger: what is worked on now would be paid for nothing
         raise Declined(
@@ -262,12 +272,34 @@ def asked_of(question: Message, site: Site, study: Study, *, kind: str, number: 
     return Asked.of(site, study, kind=kind, number=number, records=question.content.array_records)
 
 
+def kept_answer(question: Message, site: Site, asked: Asked) -> Kept | None:
+    """The answer that was given to this very question, if it is kept.
+
+    Raises `Declined` for one that says another declared size than the question brings: it could not count.
+    """
+    answer = sent.look(site, asked)
+    if answer is None:
+        return None
+    enrolled, said = config_of(question).get("declared-size"), answer.metrics.get("num-examples")
+    if enrolled is not None and enrolled != said:
+        raise Declined(
+            f"this site declared {said} when it answered this question and {enrolled!r} when it enrolled; the answer would not "
+            "count, and is not given twice"
+        )
+    return answer
+
+
+def config_of(question: Message) -> ConfigRecord:
+    """What a message says beside its arrays. Empty if it says nothing."""
+    return question.content.config_records.get("config", ConfigRecord())
+
+
 def first_round_of(question: Message, study: Study) -> int:
     """The round with which the study begins or goes on; one more than it has where only its scores are to come.
 
     Raises `Declined` for a beginning that the study does not have.
     """
-    first = question.content.config_records.get("config", ConfigRecord()).get("first-round", 1)
+    first = config_of(question).get("first-round", 1)
     if not isinstance(first, int) or not 1 <= first <= study.rounds + 1:
         raise Declined(f"study {study.name} has rounds 1 to {study.rounds} and can't go on with round {first!r}")
     return first
@@ -275,7 +307,7 @@ def first_round_of(question: Message, study: Study) -> int:
 
 def round_of(question: Message, study: Study) -> int:
     """The number of the round, from 1. Raises `Declined` for one that the study does not have."""
-    number = question.content.config_records["config"].get("server-round")
+    number = config_of(question).get("server-round")
     if not isinstance(number, int) or not 1 <= number <= study.rounds:
         raise Declined(f"study {study.name} has rounds 1 to {study.rounds}, not {number!r}")
     return number
@@ -287,7 +319,7 @@ def purpose_of(question: Message, site: Site, study: Study) -> tuple[str, Event]
     Raises `Declined` for a purpose that there isn't or that the study doesn't have, a round after which it isn't validated, and
     a model that no matrix of it has.
     """
-    config = question.content.config_records["config"]
+    config = config_of(question)
     purpose = config.get("purpose", SCORES)
     if purpose == SCORES:
         if not study.privacy.evaluation_share:

@@ -151,6 +151,43 @@ def test_a_question_whose_round_is_over_is_declined_before_the_ledger_and_also_w
     assert paid(house) == [1]
 
 
+def test_a_site_that_declares_another_size_than_it_enrolled_with_says_so_before_the_ledger(house):
+    study = house.study()
+    told = ask(house, study, **{"declared-size": 7}).error
+    assert told.code == DECLINED
+    assert told.reason == (
+        "this site declares 5 now and 7 when it enrolled; its answers count if it declares 7 again (declared_size in "
+        f"site.yaml), or once study {study.name} was interrupted and goes on"
+    )
+    assert "declares 5 now and 'five' when" in ask(house, study, **{"declared-size": "five"}).error.reason
+    assert paid(house) == []
+    assert ask(house, study, **{"declared-size": 5}).has_content()
+
+
+def test_scores_of_a_site_that_declares_another_size_are_not_paid_either(house):
+    study = house.study(privacy={"evaluation_share": 0.1})
+    Approvals(house.site("a").folder).decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    assert "declares 5 now and 7" in ask(house, study, kind="evaluate", **{"declared-size": 7}).error.reason
+    assert paid(house) == []
+
+
+def test_the_size_that_a_question_brings_does_not_make_it_another_question(house):
+    study = house.study()
+    first = ask(house, study)
+    assert bytes_of(ask(house, study, **{"declared-size": 5})) == bytes_of(first)
+    assert paid(house) == [1]
+
+
+def test_a_kept_answer_with_another_size_than_the_site_enrolled_with_is_not_sent_and_not_paid_again(house):
+    study = house.study()
+    ask(house, study, **{"declared-size": 5})
+    house.save(house.site("a").model_copy(update={"declared_size": 7}))  # and the study was interrupted: it enrols with 7
+    told = ask(house, study, **{"declared-size": 7}).error.reason
+    assert told.startswith("this site declared 5 when it answered this question and 7 when it enrolled")
+    assert paid(house) == [1]
+    assert dict(ask(house, study, number=2, **{"declared-size": 7}).content["metrics"])["num-examples"] == 7
+
+
 def test_a_withdrawal_takes_away_what_is_kept_and_an_answer_kept_beside_it_is_no_good(house):
     study, site = house.study(), house.site("a")
     (site.folder / "pseudonym.key").write_bytes(bytes(16))
