@@ -263,13 +263,24 @@ def asked_of(question: Message, site: Site, study: Study, *, kind: str, number: 
             f"this site declares {site.declared_size} now and {enrolled!r} when it enrolled; its answers count if it declares "
             f"{enrolled!r} again (declared_size in site.yaml), or once study {study.name} was interrupted and goes on"
         )
-    late = time.time() - question.metadata.created_at - study.strategy.round_timeout_s
-    if late > LENIENT_S:  # before the ledger: what is worked on now would be paid for nothing
-        raise Declined(
-            f"the round is over: it was asked for {late + study.strategy.round_timeout_s:.0f} s ago by this site's clock, and "
-            f"a round of study {study.name} lasts {study.strategy.round_timeout_s:g} s"
-        )
+    whole, left, age = study.strategy.round_timeout_s, left_s(question, study), time.time() - question.metadata.created_at
+    if not age <= left + LENIENT_S:  # before the ledger: what is worked on now would be paid for nothing
+        asked = f"the round is over: it was asked for {age:.0f} s ago by this site's clock, and "
+        lasts = f"a round of study {study.name} lasts {whole:g} s"
+        raise Declined(asked + (lasts if left == whole else f"then had {left:.0f} s left of its {whole:g} s"))
     return Asked.of(site, study, kind=kind, number=number, records=question.content.array_records)
+
+
+def left_s(question: Message, study: Study) -> float:
+    """Seconds that the round still had when the question was written: all of it, unless the question was asked before.
+
+    A question that is asked again brings a clock of its own, so that its age alone doesn't tell. Raises `Declined` for
+    something that is no number.
+    """
+    said = config_of(question).get("left-s", study.strategy.round_timeout_s)
+    if not isinstance(said, int | float) or not math.isfinite(said):
+        raise Declined(f"a question says how many seconds its round has left, not {said!r}")
+    return min(float(said), study.strategy.round_timeout_s)
 
 
 def kept_answer(question: Message, site: Site, asked: Asked) -> Kept | None:

@@ -151,6 +151,29 @@ def test_a_question_whose_round_is_over_is_declined_before_the_ledger_and_also_w
     assert paid(house) == [1]
 
 
+def test_a_question_that_is_asked_again_is_over_when_its_round_is(house):
+    study = house.study(strategy={"round_timeout_s": 3600.0})
+    Approvals(house.site("a").folder).decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    told = ask(house, study, age_s=70.0, **{"left-s": 60.0}).error.reason
+    assert re.fullmatch(
+        r"the round is over: it was asked for \d+ s ago by this site's clock, and then had 60 s left of its 3600 s", told
+    )
+    assert "then had -1 s left" in ask(house, study, age_s=5.0, **{"left-s": -1.0}).error.reason
+    assert paid(house) == []
+    first = ask(house, study, age_s=70.0)  # without it the round began with the question
+    assert bytes_of(ask(house, study, age_s=50.0, **{"left-s": 60.0})) == bytes_of(first)  # the same question
+    assert "the round is over" in ask(house, study, age_s=70.0, **{"left-s": 60.0}).error.reason
+
+
+def test_no_question_gives_a_round_more_time_than_the_study_does(house):
+    study = house.study(strategy={"round_timeout_s": 60.0})
+    Approvals(house.site("a").folder).decide(study, "approved", who="Dr. Alpha", epsilon=8.0)
+    for left in (1e9, float("nan"), float("inf"), "60"):
+        assert ask(house, study, age_s=70.0, **{"left-s": left}).error.code == DECLINED
+    assert "how many seconds its round has left, not nan" in ask(house, study, **{"left-s": float("nan")}).error.reason
+    assert paid(house) == []
+
+
 def test_a_site_that_declares_another_size_than_it_enrolled_with_says_so_before_the_ledger(house):
     study = house.study()
     told = ask(house, study, **{"declared-size": 7}).error
