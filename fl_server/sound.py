@@ -16,6 +16,26 @@ from flwr.app import MetricRecord, RecordDict
 
 from fl_server.spool import Arrays
 
+MOST_DECLARED = 10_000_000
+"""Patients that one hospital may declare: more than any has. Without a bound one could make the mean its own update."""
+
+
+def sound_size(said: object) -> int:
+    """The size that a hospital declares when it enrols. Raises `ValueError` unless it is a whole number from 1 to the most."""
+    if not isinstance(said, int) or isinstance(said, bool) or not 1 <= said <= MOST_DECLARED:
+        raise ValueError(f"declared the size {_short(said)}; it must be a whole number from 1 to {MOST_DECLARED}")
+    return said
+
+
+def sound_delta(said: object) -> float:
+    """The delta at which a hospital's ledger states its epsilon. Raises `ValueError` unless it lies between 0 and 1.
+
+    It goes into the record, in whose format (JSON) there is nothing for what is no number.
+    """
+    if not isinstance(said, float) or not 0 < said < 1:  # nan is neither
+        raise ValueError(f"states its epsilon at a delta of {_short(said)}; it must lie between 0 and 1")
+    return said
+
 
 def sound_metrics(content: RecordDict, weight_key: str, weight: int | None) -> Mapping[str, object]:
     """The one MetricRecord of an answer. Raises `ValueError` saying what is wrong with it."""
@@ -73,3 +93,8 @@ def sound_arrays(content: RecordDict, asked: Arrays) -> dict[str, npt.NDArray[An
             raise ValueError(f"array '{name}' holds values that are not finite")
         sound[name] = array
     return sound
+
+
+def _short(said: object) -> str:
+    """What was said, in no more words than fit into a reason."""
+    return repr(said)[:64]
