@@ -1,4 +1,4 @@
-"""Studies that should run and don't are taken up again: real folders, records and locks, a SuperLink that says what it is told."""
+"""Studies that should run and don't are taken up again: real folders, records, locks; a SuperLink that says what it is told."""
 
 import contextlib
 import threading
