@@ -7,6 +7,7 @@ them (fl_client/price.py). What is decided here is computed from what was releas
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +30,22 @@ from tasks.task import NOISE_SD, JudgedTask, load
 
 Purpose = Literal["scores", "validation"]
 
+log = logging.getLogger("konsil.judging")
+
 GLOBAL = "global"
 """What the study's own model is called among those of the matrix; the others have their hospital's name."""
 
 ALIKE = 0.01
 """What a hospital says of its noise's variance may differ by so much of it: hospitals seek their noise to 1e-3 of itself."""
+
+MORE_PATIENTS = 10
+"""A hospital has at most so many times the patients that it declares, which is a round number near their number."""
+
+MOST_PATIENTS = 10_000_000
+"""And no hospital has more."""
+
+MORE_NOISE = 10.0
+"""Noise on n numbers is the square root of n deviations long; it never is so many deviations longer."""
 
 TOLD_APART = 2.0
 """Two scores differ if they lie further apart than so many standard deviations of the noise on their difference."""
@@ -55,7 +67,7 @@ def judge(
     sites, sums = _ask(grid, study, task, model, enrolment, purpose, number)
     total = np.sum([one["total"] for one in sums.values()], axis=0) if sums else np.zeros(0)
     noise_std = math.sqrt(sum(float(one["noise_variance"][0]) for one in sums.values()))
-    scores = task.scores(total, noise_std) if sums else {}
+    scores = _read(task, total, noise_std) if sums else {}
     first = metric_of(study)
     return Evaluation(
         sites=sites,
@@ -85,7 +97,7 @@ def matrix(grid: Grid, study: Study, models: Mapping[str, State], enrolment: Enr
         scores[name], noise_sd[name] = {}, {}
         for site, one in sums.items():
             noise_std[site] = math.sqrt(float(one["noise_variance"][0]))
-            said = task.scores(one["total"], noise_std[site])
+            said = _read(task, one["total"], noise_std[site])
             if metric in said:
                 scores[name][site], noise_sd[name][site] = said[metric], said.get(NOISE_SD + metric, 0.0)
     return Matrix(
@@ -99,7 +111,7 @@ def matrix(grid: Grid, study: Study, models: Mapping[str, State], enrolment: Enr
 
 
 def require_noise(study: Study, kind: Kind = "round") -> Callable[[Mapping[str, npt.NDArray[Any]]], None]:
-    """A check of the variance that a hospital says its noise has: it follows from the study."""
+    """A check of what a hospital says its noise is, which follows from the study, and of a sum that no hospital can have."""
 
     def check(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         said = float(arrays["noise_variance"][0])
@@ -107,8 +119,19 @@ def require_noise(study: Study, kind: Kind = "round") -> Callable[[Mapping[str, 
         if not abs(said - promised) <= ALIKE * promised:
             right = f"by the study it is {promised:.4g}" if promised else "the study has none"
             raise ValueError(f"noise of variance {said:.4g} is said to lie on each number; {right}")
+        _require_possible(arrays, MOST_PATIENTS, "no hospital has more")
 
     return check
+
+
+def _require_possible(arrays: Mapping[str, npt.NDArray[Any]], patients: int, why: str) -> None:
+    """Raise `ValueError` for a sum longer than so many patients can make it, each of whom adds a vector of length 1 at most."""
+    total = arrays["total"].ravel()
+    length = math.hypot(*total.tolist())
+    noise = math.sqrt(float(arrays["noise_variance"][0]))
+    if length > patients + noise * (math.sqrt(len(total)) + MORE_NOISE):
+        with_noise = " and their noise" if noise else ""
+        raise ValueError(f"the sum is {length:.4g} long, more than {patients} patients{with_noise} can make it; {why}")
 
 
 def _task(study: Study) -> JudgedTask:
@@ -145,8 +168,27 @@ def _ask(
         unseen = Asking(grid).ask(strategy, questions, timeout_s=limit, retries=retries)
     strategy.finish(number)
     answered = {**strategy.answers[number], **unseen}
+    for site in list(sums):
+        size = enrolment.sizes[site]
+        try:
+            _require_possible(sums[site], MORE_PATIENTS * size, f"the hospital declares {size}, near to how many it has")
+        except ValueError as error:
+            answered[site] = answered[site].model_copy(update={"answer": "quarantined", "reason": str(error)})
+            del sums[site]
     sites = {site: answered.get(site) or enrolment.missing(site) for site in study.sites}
     return sites, {site: sums[site] for site in study.sites if site in sums}
+
+
+def _read(task: JudgedTask, total: npt.NDArray[np.float64], noise_std: float) -> dict[str, float]:
+    """What the task reads from a sum, as far as it is finite, noise and all; a sum that it can't read says nothing."""
+    try:
+        with np.errstate(all="ignore"):
+            said = task.scores(total, noise_std)
+    except (ValueError, ArithmeticError) as error:
+        log.warning("the scores can't be read from their sum: %s", error)
+        return {}
+    lost = {name.removeprefix(NOISE_SD) for name, value in said.items() if not math.isfinite(value)}
+    return {name: float(value) for name, value in said.items() if name.removeprefix(NOISE_SD) not in lost}
 
 
 def _together(said: Mapping[str, SiteRound]) -> SiteRound:

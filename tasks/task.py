@@ -80,8 +80,8 @@ class JudgedTask(Task, Protocol):
         """What a sum (judgement_length,) with noise of `noise_std` on each number says: `metrics` first, in their order.
 
         Beside the score `x` stands `noise_sd/x`, the standard deviation that the noise alone gives it (0 without noise). A
-        score that the noise drowns, or that nobody's labels can decide, is left out; never NaN. Raises `ValueError` for a sum
-        of another length or with numbers that aren't finite.
+        score that the noise drowns, or that nobody's labels can decide, is left out; never NaN, never infinite. Raises
+        `ValueError` for a sum of another length, or with numbers that aren't finite or larger than any number of patients.
         """
 
 

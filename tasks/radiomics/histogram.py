@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy.optimize import isotonic_regression
 from scipy.special import chdtri
 
+from conf.study import LARGEST_NUMBER
 from tasks.radiomics.bounded import divided
 from tasks.radiomics.curves import CalibrationBin, Curves, Floats, OperatingPoint, calibration_error, checked
 from tasks.radiomics.intervals import auc_interval, share_interval
@@ -75,12 +76,15 @@ def curves(histogram: npt.ArrayLike, *, bins: int, noise_std: float, at_sensitiv
     600; with the noise of one such site in all 0.06, 0.02 and 0.006. Scores that lie in few bins look worse by their ties:
     by about 0.01 in seven of 20 bins.
 
-    Raises `ValueError` for a histogram of another length or with entries that aren't finite, and for a negative noise.
+    Raises `ValueError` for a histogram of another length or with entries that aren't finite or beyond 2^53, and for a negative
+    noise.
     """
     _require_bins(bins)
     entries = np.asarray(histogram, dtype=np.float64)
     if entries.shape != (2 * bins,) or not np.isfinite(entries).all():
         raise ValueError(f"the histogram must be {2 * bins} finite numbers for {bins} bins, not an array of {entries.shape}")
+    if (most := float(np.abs(entries).max())) > LARGEST_NUMBER:
+        raise ValueError(f"the histogram counts {most:.3g} in a bin; beyond {LARGEST_NUMBER} numbers are no longer exact")
     if not 0 <= noise_std < math.inf:
         raise ValueError(f"noise_std must be 0 or a positive number, not {noise_std}")
     raw = entries.reshape(2, bins)
@@ -206,7 +210,7 @@ def _groups(counts: Floats, noise_std: float) -> list[slice]:
         if counts[start:stop].sum() >= max(least, _BIN_HEARD * noise_std * math.sqrt(2 * (stop - start))):
             groups.append(slice(start, stop))
             start = stop
-    if groups and start < len(counts):
+    if groups and start < len(counts) and counts[groups[-1].start :].sum() > 0:  # noise may be more negative than all of it
         groups[-1] = slice(groups[-1].start, len(counts))
     return groups
 

@@ -32,6 +32,8 @@ def auc_interval(auc: float, *, positives: float, negatives: float, noise_sd: fl
         return (auc - true) ** 2 - Z**2 * (_auc_variance(true, m, n) + noise_sd**2)
 
     inside = min(max(auc, 1e-9), 1 - 1e-9)
+    if beyond(inside) >= 0:  # so many patients, or so large a number said to be theirs, that nothing is left uncertain
+        return inside, inside
     low = float(brentq(beyond, 0, inside)) if beyond(0) > 0 else 0.0
     high = float(brentq(beyond, inside, 1)) if beyond(1) > 0 else 1.0
     return low, high

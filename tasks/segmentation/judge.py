@@ -69,8 +69,8 @@ def scores(total: npt.ArrayLike, noise_std: float, settings: Settings) -> dict[s
 
     Beside each stands the deviation that the noise gives it (delta method), and of each structure the number of patients in
     whom it was judged. Left out is what was judged in no more patients than three deviations of the noise on their number:
-    below that the ratio says nothing. Values are cut to 0..1. Raises `ValueError` for a sum that isn't 2 * structures finite
-    numbers.
+    below that the ratio says nothing; and what would not be finite. Values are cut to 0..1. Raises `ValueError` for a sum that
+    isn't 2 * structures finite numbers.
     """
     names = list(settings.structures)
     sums = np.asarray(total, np.float64)
@@ -78,9 +78,10 @@ def scores(total: npt.ArrayLike, noise_std: float, settings: Settings) -> dict[s
         raise ValueError(f"a sum for {len(names)} structures is {2 * len(names)} finite numbers, not an array of {sums.shape}")
     if not 0 <= noise_std < math.inf:
         raise ValueError(f"noise_std must be 0 or a positive number, not {noise_std}")
-    patients, above = (sums * math.sqrt(2 * len(names))).reshape(2, len(names))
-    noise = noise_std * math.sqrt(2 * len(names))
-    told = _mean_dice("dice", float(patients.sum()), float(above.sum()), noise * math.sqrt(len(names)))
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite sums are left out below
+        patients, above = (sums * math.sqrt(2 * len(names))).reshape(2, len(names))
+        noise = noise_std * math.sqrt(2 * len(names))
+        told = _mean_dice("dice", float(patients.sum()), float(above.sum()), noise * math.sqrt(len(names)))
     for name, count, rise in zip(names, patients.tolist(), above.tolist(), strict=True):
         if one := _mean_dice(f"dice/{name}", count, rise, noise):
             told |= {**one, f"patients/{name}": count}
@@ -89,7 +90,10 @@ def scores(total: npt.ArrayLike, noise_std: float, settings: Settings) -> dict[s
 
 def _mean_dice(name: str, count: float, rise: float, noise: float) -> dict[str, float]:
     """From a number of patients and the sum of what they rise above one half, each with this noise."""
-    if count <= HEARD * noise or count < 0.5:
+    if count <= HEARD * noise or not 0.5 <= count < math.inf:
         return {}
     mean = rise / count
-    return {name: min(max((1 + mean) / 2, 0.0), 1.0), NOISE_SD + name: noise / (2 * count) * math.hypot(1, mean)}
+    deviation = noise / (2 * count) * math.hypot(1, mean)
+    if not math.isfinite(mean) or not math.isfinite(deviation):
+        return {}
+    return {name: min(max((1 + mean) / 2, 0.0), 1.0), NOISE_SD + name: deviation}

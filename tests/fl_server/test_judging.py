@@ -1,20 +1,23 @@
 """Scores between rounds and across hospitals: what they cost, whom they are of, and what is decided by them."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from conf.study import LocalTraining, Study
 from fl_client import app as hospital
+from fl_client import release
 from fl_client.approval import Approvals
 from fl_client.cohort import Cohort
 from fl_client.privacy import epsilon
 from fl_client.site import Budget
 from fl_server.enrolment import Enrolment
 from fl_server.judging import Score, better, chosen_in_words, judge, matrix, selected, stop_early, waited
+from fl_server.promised import noise_variance
 from fl_server.record import Evaluation, Record, Round
 from fl_server.rounds import run
 from fl_server.weights import initial_state
@@ -220,6 +223,72 @@ def test_a_hospital_that_keeps_its_budget_from_a_validation_is_told_and_the_stud
     found = judge(grid, study, initial_state(study), enrolment, purpose="validation", number=2)
     assert [found.sites[name].answer for name in "abc"] == ["used", "declined", "used"]
     assert found.noise_std == pytest.approx(math.sqrt(2) * hospital.ledger_of(wards.site("a")).events[0].noise_multiplier)
+
+
+def lying(monkeypatch, change):
+    """Hospital `a` says `change(total)` where it is asked for scores."""
+    real = release.total
+
+    def lies(asked, total, *, noise_std, **said):
+        reply = real(asked, total, noise_std=noise_std, **said)
+        if reply.metadata.src_node_id == 2:  # nodes are numbered from 2
+            reply.content["arrays"]["total"] = Array(change(total))
+        return reply
+
+    monkeypatch.setattr(release, "total", lies)
+
+
+@pytest.mark.parametrize("number", [1.7e308, -1.7e308, 1e30, 60.0])  # six of 60: as long as 147 patients
+def test_one_hospitals_impossible_sum_decides_nothing(wards, monkeypatch, number):
+    lying(monkeypatch, lambda total: np.full_like(total, number))
+    study = study_of(wards, {**PLAIN, "matrix_share": 0.0}, rounds=2, every=1, patience=1)
+    _, record = over(wards, study)
+    told = record.rounds[0].validation
+    assert [told.sites[name].answer for name in "abc"] == ["quarantined", "used", "used"]
+    assert told.sites["a"].reason.startswith(f"the sum is {math.hypot(*[number] * 6):.4g} long, more than ")
+    assert len(told.total) == 6
+    assert 0 <= told.scores["dice"] <= 1
+    assert max(told.total) < 10  # patients of the others
+    assert record.verdict == "degraded"
+    json.loads((wards.folder / "run" / "record.json").read_text(), parse_constant=pytest.fail)  # no NaN
+
+
+def test_a_hospital_may_have_some_more_patients_than_it_declares_and_not_any_number(wards, monkeypatch):
+    study = study_of(wards, PRIVATE)
+    grid = grid_of(wards, study)
+    enrolment = Enrolment(study)
+    enrolment.wait(grid, timeout_s=5)
+    std = noise_variance(study, "validation") ** 0.5
+    said = {}
+    for number, patients in ((2, 95), (4, 105)):
+        length = patients + std * (6**0.5 + 10)
+        lying(monkeypatch, lambda total, length=length: np.array([length, 0, 0, 0, 0, 0]))
+        found = judge(grid, study, initial_state(study), enrolment, purpose="validation", number=number)
+        said[patients] = found.sites["a"]
+        monkeypatch.undo()
+    assert said[95].answer == "used"
+    assert said[105].answer == "quarantined"
+    assert "more than 100 patients and their noise can make it; the hospital declares 10, near to how many" in said[105].reason
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_scores_that_are_not_finite_are_left_out(wards, monkeypatch, odd):
+    def scores(self, total, noise_std):
+        return {"dice": 0.7, "noise_sd/dice": 0.1, "dice/a": odd, "noise_sd/dice/a": 0.1, "dice/b": 0.5, "noise_sd/dice/b": odd}
+
+    monkeypatch.setattr("tasks.segmentation.task.SegmentationTask.scores", scores)
+    study = study_of(wards, PLAIN)
+    grid = grid_of(wards, study)
+    enrolment = Enrolment(study)
+    enrolment.wait(grid, timeout_s=5)
+    found = judge(grid, study, initial_state(study), enrolment, purpose="validation", number=2)
+    assert found.scores == {"dice": 0.7, "noise_sd/dice": 0.1}
+
+    def refuses(self, total, noise_std):
+        raise OverflowError("math range error")
+
+    monkeypatch.setattr("tasks.segmentation.task.SegmentationTask.scores", refuses)
+    assert judge(grid, study, initial_state(study), enrolment, purpose="validation", number=4).scores == {}
 
 
 # -- deciding ---------------------------------------------------------------------------------------------------------------

@@ -259,3 +259,25 @@ def test_what_is_no_histogram_is_refused(histogram: np.ndarray, noise_std: float
         curves(histogram, bins=BINS, noise_std=noise_std)
     with pytest.raises(ValueError, match="at least 2 bins, not 1"):
         curves(histogram, bins=1, noise_std=1)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e15])
+@pytest.mark.parametrize("noise_std", [0.0, 1.0])
+def test_whatever_numbers_are_said_the_figures_are_finite_and_shares(size: float, noise_std: float) -> None:
+    rng = np.random.default_rng(3)
+    told = 0
+    for _ in range(300):
+        bins = int(rng.integers(2, 21))
+        said = rng.normal(size=2 * bins) * size * rng.choice([0, 1, 1e-8], size=2 * bins) + rng.choice([0, size / 3])
+        found = curves(said, bins=bins, noise_std=noise_std)
+        shares = [found.auc, found.low, found.high, found.brier, found.ece]
+        assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares if share is not None)
+        others = [found.auc_noise_sd, found.brier_noise_sd, found.ece_by_chance]
+        assert np.isfinite([other for other in others if other is not None]).all()
+        told += found.auc is not None
+    assert told > 50 or size <= noise_std
+
+
+def test_more_patients_than_can_be_counted_are_no_histogram() -> None:
+    with pytest.raises(ValueError, match=r"counts 1\.7e\+308 in a bin; beyond 9007199254740992"):
+        curves([1, 1.7e308, 1, 1], bins=2, noise_std=0)

@@ -163,3 +163,15 @@ def test_one_network_serves_all_patients_of_a_state_and_another_state_gets_its_o
     a, b, again = (task.judgement(state, arrays) for state in (first, second, first))
     assert np.array_equal(a, again)
     assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("number", [1.7e308, -1.7e308, 1e200])
+def test_what_is_read_from_sums_that_nobody_can_have_is_finite(number, noise_std):
+    for place in range(6):
+        total = np.full(6, 3.0)
+        total[place] = number
+        told = THREE.scores(total, noise_std)
+        assert np.isfinite(list(told.values())).all()
+        assert all(0 <= value <= 1 for name, value in told.items() if name.startswith("dice"))
+    assert np.isfinite(list(THREE.scores(np.full(6, number), noise_std).values())).all()
