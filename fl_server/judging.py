@@ -75,6 +75,7 @@ def judge(
         noise_std=noise_std,
         seconds=time.monotonic() - start,
         scores={**({first: scores[first]} if first in scores else {}), **scores},
+        note=_unread(study, first) if sums and first not in scores else "",
     )
 
 
@@ -92,9 +93,11 @@ def matrix(grid: Grid, study: Study, models: Mapping[str, State], enrolment: Enr
     noise_sd: dict[str, dict[str, float]] = {}
     noise_std: dict[str, float] = {}
     answers: dict[str, dict[str, SiteRound]] = {}
+    answered = False
     for name in [name for name in (GLOBAL, *study.sites) if name in models]:
         answers[name], sums = _ask(grid, study, task, models[name], enrolment, "matrix", study.rounds, name)
         scores[name], noise_sd[name] = {}, {}
+        answered = answered or bool(sums)
         for site, one in sums.items():
             noise_std[site] = math.sqrt(float(one["noise_variance"][0]))
             said = _read(task, one["total"], noise_std[site])
@@ -107,6 +110,7 @@ def matrix(grid: Grid, study: Study, models: Mapping[str, State], enrolment: Enr
         noise_std=noise_std,
         sites={site: _together({model: said[site] for model, said in answers.items()}) for site in study.sites},
         seconds=time.monotonic() - start,
+        note=_unread(study, metric) if answered and not any(scores.values()) else "",
     )
 
 
@@ -189,6 +193,12 @@ def _read(task: JudgedTask, total: npt.NDArray[np.float64], noise_std: float) ->
         return {}
     lost = {name.removeprefix(NOISE_SD) for name, value in said.items() if not math.isfinite(value)}
     return {name: float(value) for name, value in said.items() if name.removeprefix(NOISE_SD) not in lost}
+
+
+def _unread(study: Study, metric: str) -> str:
+    """Why there is no score although hospitals answered."""
+    why = "what so few patients say drowns in the noise" if study.privacy.kind == "patient" else "nobody's labels decide it"
+    return f"no {metric} can be read from the answers: {why}"
 
 
 def _together(said: Mapping[str, SiteRound]) -> SiteRound:

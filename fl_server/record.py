@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -72,6 +73,7 @@ class Evaluation(_Part):
     noise_std: float  # on each number of the total; 0: no privacy
     seconds: float
     scores: dict[str, float] = {}  # what the task reads from the sum; the first is the one that chooses
+    note: str = ""  # why there is no score although hospitals answered
 
     @property
     def figures(self) -> dict[str, tuple[float, float]]:
@@ -93,6 +95,7 @@ class Matrix(_Part):
     noise_sd: dict[str, dict[str, float]] = {}  # that the noise alone gives each score, in the same places
     sites: dict[str, SiteRound]
     seconds: float
+    note: str = ""  # why there is no score although hospitals answered
 
 
 class Resumption(_Part):
@@ -230,12 +233,21 @@ class Record(_Part):
         """Why the scores that the study pays for are not complete."""
         validated = [(r.round, r.validation.sites) for r in self.rounds if r.validation]
         yield from _stretches(validated, "validation after round", "validations after rounds")
+        unread = [(r.round, r.validation.note) for r in self.rounds if r.validation]
+        for note, group in groupby(unread, key=lambda one: one[1]):
+            if note:
+                numbers = [number for number, _ in group]
+                several = f"validations after rounds {numbers[0]} to {numbers[-1]}"
+                yield f"{several if len(numbers) > 1 else f'validation after round {numbers[0]}'}: {note}"
         asked: list[tuple[str, dict[str, SiteRound]]] = [("scores", self.evaluation.sites)] if self.evaluation else []
         asked += [("matrix", self.matrix.sites)] if self.matrix else []
         for what, sites in asked:
             for name, site in sites.items():
                 if site.answer != "used":
                     yield f"{what}: {name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
+        for what, told in (("scores", self.evaluation), ("matrix", self.matrix)):
+            if told and told.note:
+                yield f"{what}: {told.note}"
         if self.study["privacy"].get("evaluation_share") and not (self.evaluation and self.evaluation.total):
             yield "no scores: " + ("nobody gave any" if self.evaluation else "they were not asked for")
         if self.study["privacy"].get("matrix_share") and not (self.matrix and self.matrix.scores):
