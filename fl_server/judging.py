@@ -215,10 +215,14 @@ def _together(said: Mapping[str, SiteRound]) -> SiteRound:
 
 @dataclass(frozen=True)
 class Score:
-    """What chooses: higher is better. `noise_sd` is the standard deviation that the noise alone gives it."""
+    """What chooses: higher is better. `noise_sd` is the standard deviation that the noise alone gives it.
+
+    It is the word of the hospitals `of`. Where these differ, so do the patients, and scores of two models can't be compared.
+    """
 
     value: float
     noise_sd: float = 0.0
+    of: frozenset[str] = frozenset()
 
 
 def metric_of(study: Study) -> str:
@@ -231,7 +235,8 @@ def score_of(evaluation: Evaluation | None, metric: str) -> Score | None:
     """The score of this name; None if there was no answer, or nothing that could be told from noise."""
     if evaluation is None or metric not in evaluation.scores:
         return None
-    return Score(evaluation.scores[metric], evaluation.scores.get(NOISE_SD + metric, 0.0))
+    used = frozenset(name for name, site in evaluation.sites.items() if site.answer == "used")
+    return Score(evaluation.scores[metric], evaluation.scores.get(NOISE_SD + metric, 0.0), used)
 
 
 def better(new: Score, best: Score) -> bool:
@@ -245,28 +250,50 @@ def better(new: Score, best: Score) -> bool:
     return new.value > best.value - margin
 
 
-def selected(history: Sequence[Score | None]) -> int | None:
-    """Which of these scores, oldest first, belongs to the chosen model; None if there is none.
+def counted(history: Sequence[Score | None]) -> list[int]:
+    """Which of these scores, oldest first, are looked at: what fewer hospitals say once is not.
 
-    Each is compared with the highest before it, never with the one chosen last: a slow decline, each step within the noise,
-    is found. None of these decisions looks at a patient.
+    A score counts if it is of as many hospitals as the last one that counted, or if the one before was of the same hospitals:
+    then these are what is left.
     """
-    chosen: int | None = None
-    highest: Score | None = None
+    found: list[int] = []
+    last: Score | None = None
+    before: Score | None = None
     for at, score in enumerate(history):
         if score is None:
             continue
-        if highest is None or better(score, highest):
+        if last is None or len(score.of) >= len(last.of) or (before is not None and score.of == before.of):
+            found.append(at)
+            last = score
+        before = score
+    return found
+
+
+def selected(history: Sequence[Score | None]) -> int | None:
+    """Which of these scores, oldest first, belongs to the chosen model; None if there is none.
+
+    Each that counts (see `counted`) is compared with the highest before it that is of the same hospitals; if there is none, the
+    later model is chosen, as where noise hides a difference. It is never compared with the one chosen last: a slow decline,
+    each step within the noise, is found. None of these decisions looks at a patient.
+    """
+    chosen: int | None = None
+    highest: dict[frozenset[str], Score] = {}
+    looked_at = set(counted(history))
+    for at, score in enumerate(history):
+        if score is None:
+            continue
+        best = highest.get(score.of)
+        if at in looked_at and (best is None or better(score, best)):
             chosen = at
-        if highest is None or score.value > highest.value:
-            highest = score
+        if best is None or score.value > best.value:
+            highest[score.of] = score
     return chosen
 
 
 def waited(history: Sequence[Score | None]) -> int:
-    """How many scores there have been since that of the chosen model; validations without a score don't count."""
+    """How many scores that count there have been since that of the chosen model."""
     chosen = selected(history)
-    return 0 if chosen is None else sum(score is not None for score in history[chosen + 1 :])
+    return 0 if chosen is None else sum(at > chosen for at in counted(history))
 
 
 def history_of(record: Record, metric: str) -> list[Score | None]:
@@ -312,8 +339,10 @@ def chosen_in_words(study: Study, record: Record) -> str:
     if chosen is None:
         return "no score between rounds could be told from noise: the model is that of the last round" if history else ""
     rounds = [entry.round for entry in record.rounds if entry.validation is not None]
-    heard = sum(score is not None for score in history)
+    heard = counted(history)
+    fewer = sum(score is not None for score in history) - len(heard)
+    aside = f" ({fewer} more were of fewer hospitals and not compared)" if fewer else ""
     return (
-        f"the model is that after round {rounds[chosen]}, chosen among {heard} by {metric}. That score is the best of several "
-        "and therefore rather too good; what the model is worth is told by the test patients, who chose nothing"
+        f"the model is that after round {rounds[chosen]}, chosen among {len(heard)} by {metric}{aside}. That score is the best "
+        "of several and therefore rather too good; what the model is worth is told by the test patients, who chose nothing"
     )

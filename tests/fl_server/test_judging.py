@@ -18,7 +18,7 @@ from fl_client.site import Budget
 from fl_server.enrolment import Enrolment
 from fl_server.judging import Score, better, chosen_in_words, judge, matrix, selected, stop_early, waited
 from fl_server.promised import noise_variance
-from fl_server.record import Evaluation, Record, Round
+from fl_server.record import Evaluation, Record, Round, SiteRound
 from fl_server.rounds import run
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
@@ -328,11 +328,40 @@ def test_two_models_are_told_apart_by_two_deviations_of_their_difference():
     assert not better(Score(0.8), Score(0.8))
 
 
-def told(study, *values, sd=0.0):
+def by(*said):
+    """Scores, each with its hospitals: (0.7, "abc")."""
+    return [Score(value, of=frozenset(hospitals)) for value, hospitals in said]
+
+
+@pytest.mark.parametrize(
+    ("history", "chosen", "since"),
+    [
+        (by((0.70, "abc"), (0.90, "a"), (0.75, "abc"), (0.78, "abc")), 3, 0),  # the easy hospital alone says nothing
+        (by((0.80, "abc"), (0.90, "a"), (0.75, "abc"), (0.70, "abc")), 0, 2),
+        (by((0.70, "abc"), (0.60, "ab"), (0.65, "ab"), (0.62, "ab")), 2, 1),  # c is gone: what is left is compared
+        (by((0.70, "abc"), (0.60, "ab"), (0.55, "ab")), 0, 1),
+        (by((0.70, "abc"), (0.90, "a"), (0.75, "abc"), (0.95, "a"), (0.72, "abc"), (0.99, "a")), 2, 1),
+        (by((0.90, "a"), (0.70, "abc"), (0.65, "abc")), 1, 1),  # the others came later
+        (by((0.70, "ab"), (0.60, "bc"), (0.50, "ac")), 2, 0),  # nothing to compare with: the last
+        (by((0.70, "ab"), (0.60, "bc"), (0.65, "ab"), (0.55, "bc")), 1, 2),
+        ([*by((0.7, "abc"), (0.9, "a")), None, *by((0.95, "a"))], 3, 0),  # nothing was heard between: still the same
+    ],
+)
+def test_only_scores_of_the_same_hospitals_are_compared(history, chosen, since):
+    assert selected(history) == chosen
+    assert waited(history) == since
+    for end in range(1, len(history)):  # a choice is made when a score comes: no later one brings an earlier model back
+        if (now := selected(history[: end + 1])) != end:
+            assert now == selected(history[:end])
+
+
+def told(study, *values, sd=0.0, hospitals=None):
     record = Record.begin(study)
     for number, value in enumerate(values, start=1):
         scores = {} if value is None else {"dice": value, "noise_sd/dice": sd}
-        validation = Evaluation(sites={}, total=[], noise_std=0, seconds=0, scores=scores)
+        used = hospitals[number - 1] if hospitals else ""
+        sites = {name: SiteRound(answer="used" if name in used else "absent") for name in "abc"}
+        validation = Evaluation(sites=sites, total=[], noise_std=0, seconds=0, scores=scores)
         record.rounds.append(Round(round=number, sites={}, seconds=0, arrays_sha256="", validation=validation))
     return record
 
@@ -349,6 +378,17 @@ def test_a_study_ends_after_its_patience_and_says_why(hospitals):
     assert stop_early(endless, told(endless, 0.5, 0.4, 0.3, 0.2)) == ""
     short = study_of(hospitals, PLAIN, rounds=4, every=1, patience=2)
     assert stop_early(short, told(short, 0.5, 0.6, 0.55, 0.5)) == ""  # it is over anyway
+
+
+def test_a_study_is_not_ended_by_scores_of_other_hospitals(hospitals):
+    study = study_of(hospitals, PLAIN, rounds=9, every=1, patience=2)
+    away = told(study, 0.5, 0.9, 0.6, 0.62, hospitals=("abc", "a", "abc", "abc"))
+    assert stop_early(study, away) == ""
+    assert chosen_in_words(study, away).startswith(
+        "the model is that after round 4, chosen among 3 by dice (1 more were of fewer hospitals and not compared). That score"
+    )
+    worse = told(study, 0.7, 0.9, 0.6, 0.62, hospitals=("abc", "a", "abc", "abc"))
+    assert "2 scores in a row were no better than that after round 1 (dice 0.700)" in stop_early(study, worse)
 
 
 def test_the_choice_is_told_with_a_warning_about_its_score(hospitals):
