@@ -153,7 +153,7 @@ class Site(Frozen):
     name: SiteName
     folder: Path  # holds cohort/, ledger.jsonl, approvals.jsonl and what the site keeps between rounds
     key_file: Path = Path("pseudonym.key")  # at least 16 random bytes, mode 0600; makes the pseudonyms
-    declared_size: Annotated[int, Field(ge=1)]  # public: a round number near the cohort's size, never the exact count
+    declared_size: Annotated[int, Field(ge=1, le=10_000_000)]  # public: a round number near the true one, never that
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of patients that no training ever sees
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15  # of the others: who don't train where a study validates
     budget: Budget = Budget()

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from conf.study import Study
 from fl_server.prompt_grid import PromptGrid
 from fl_server.record import SiteRound, printable
+from fl_server.sound import sound_delta, sound_size
 
 LATE_S = 10.0
 """Seconds from a question on that a round is held up for its answer; a node that answered with an error is asked again no
@@ -139,7 +140,7 @@ class Enrolment:
                 self._enter(node, dict(reply.content.config_records.get("enrolment", {})))
 
     def _enter(self, node: int, answer: Mapping[str, object]) -> None:
-        said, size = str(answer.get("site", "")), answer.get("declared-size")
+        said = str(answer.get("site", ""))
         name = self._registered.get(node) or said
         for other in [other for other, known in self._names.items() if known == name and other not in self._there]:
             del self._names[other]  # it has come back under another number
@@ -159,12 +160,12 @@ class Enrolment:
             self.nodes = {n: site for n, site in self.nodes.items() if site != name}
         elif answer.get("takes-part") is not True:
             self.reasons[name] = printable(str(answer.get("reason", ""))) or "declined without a reason"
-        elif not isinstance(size, int) or size < 1:
-            self.reasons[name] = f"declared the size {size!r}; it must be a whole number, 1 or more"
         else:
-            self.sizes[name] = size
-            if isinstance(delta := answer.get("delta"), float):
-                self.deltas[name] = delta
+            try:
+                self.sizes[name], self.deltas[name] = sound_size(answer.get("declared-size")), sound_delta(answer.get("delta"))
+            except ValueError as error:
+                self.reasons[name] = str(error)
+                return
             order = self.study.sites.index
             self.nodes = dict(sorted({**self.nodes, node: name}.items(), key=lambda item: order(item[1])))
 
