@@ -90,6 +90,7 @@ def build(
         record.rounds[5].sites["Birke"] = SiteRound(
             answer="absent", reason="no answer", epsilon=record.rounds[4].sites["Birke"].epsilon
         )
+        record.rounds[5].sites["Ulme"] = SiteRound(answer="late", reason="after the end", seconds=99.0)
     record.judge()
     hospitals = [(name, "site") for name in SITES] + [("Tanne", "held_out")] + ([("Sunnybrook", "real")] if real else [])
     models = [arm for arm in arms if arm != "alone"] + ([f"alone/{name}" for name in SITES] if "alone" in arms else [])

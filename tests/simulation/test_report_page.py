@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from typing import get_args
 
 import numpy as np
 import pytest
 from drawn_run import HEART, HIPPOCAMPUS, REASON, SITES, build
 from PIL import Image
 
+from fl_server.record import Answer
 from simulation.report import summary_lines, write_report
 
 
@@ -202,11 +204,12 @@ def test_a_degraded_rehearsal_says_who_was_missing_and_claims_nothing(tmp_path):
     assert "Rehearsal-size figures: 40–44 patients per hospital, 6 rounds, 1 seed; not evidence." in page.text
     assert f"round 2: Eiche failed ({REASON})" in page.text
     assert "<deadline>" not in text  # escaped
-    assert {name: text.count(f'<td class="{name}"') for name in ("used", "failed", "declined", "quarantined", "absent")} == {
-        "used": 26,
+    assert {name: text.count(f'<td class="{name}"') for name in get_args(Answer)} == {
+        "used": 25,
         "failed": 1,
         "declined": 1,
         "quarantined": 1,
+        "late": 1,
         "absent": 1,
     }
     assert 'class="higher"' not in text
