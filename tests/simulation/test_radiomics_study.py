@@ -15,6 +15,7 @@ from simulation.radiomics.studies import Promise
 from tasks.task import load
 
 DELTA = 1e-3
+DEGRADED = 3  # so few patients are tested that the noise drowns what they say of the model
 OVERRIDES = [
     "study=heart_disease",
     "name=small",
@@ -78,7 +79,7 @@ def finished(tmp_path_factory, few_trees):
     removed = [f"~hospitals.sites.{name}" for name in ("cleveland", "hungary", "switzerland", "long_beach")]
     added = [f"+hospitals.sites.{name}={path}" for name, path in tables(folder).items()]
     arguments = [*OVERRIDES, f"runs_folder={folder}", *removed, *added]
-    assert main(arguments) == 0
+    assert main(arguments) == DEGRADED
     return folder / "small", arguments
 
 
@@ -86,10 +87,11 @@ def facts(folder):
     return json.loads((folder / "radiomics.json").read_text())
 
 
-def test_it_ends_complete_with_a_record_a_model_ledgers_and_a_report(finished):
+def test_it_ends_with_a_record_a_model_ledgers_and_a_report(finished):
     folder, _ = finished
     record = Record.read(folder / "record.json")
-    assert record.verdict == "complete"
+    why = "no auc can be read from the answers: what so few patients say drowns in the noise"
+    assert (record.verdict, record.reasons) == ("degraded", [f"scores: {why}"])
     assert all(35 <= site.cases_used <= site.cases_expected == 40 for site in record.sites.values())  # some lack the label
     assert "AUC" in (folder / "report.html").read_text()
     for name in ("north", "south"):
@@ -155,7 +157,7 @@ def test_running_it_again_trains_nothing_again(finished, monkeypatch):
     folder, arguments = finished
     before = (folder / "radiomics.json").read_text()
     monkeypatch.setattr("simulation.arms.run", lambda *_, **__: pytest.fail("trained again"))
-    assert main(arguments) == 0
+    assert main(arguments) == DEGRADED
     assert (folder / "radiomics.json").read_text() == before
 
 
