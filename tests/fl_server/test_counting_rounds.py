@@ -156,6 +156,26 @@ def test_a_hospital_that_says_its_noise_is_another_than_the_studys_is_quarantine
     assert record.verdict == "degraded"
 
 
+@pytest.mark.parametrize("number", [1.7e308, -1e30, 1e8])
+def test_a_count_that_no_hospital_can_have_is_quarantined(tables, monkeypatch, number):
+    from fl_client import release
+
+    real = release.total
+
+    def lies(question, total, **said):
+        reply = real(question, total, **said)
+        if reply.metadata.src_node_id == 3:  # nodes are numbered from 2
+            reply.content["arrays"]["total"] = Array(np.full_like(total, number))
+        return reply
+
+    monkeypatch.setattr(release, "total", lies)
+    state, record = over(tables, counting_study(tables, privacy={"kind": "none"}))
+    assert record.rounds[0].sites["b"].answer == "quarantined"
+    assert "more than 10000000 patients can make it; no hospital has more" in record.rounds[0].sites["b"].reason
+    assert record.rounds[0].sites["a"].answer == "used"
+    assert float(state["total"].abs().max()) < 1000
+
+
 def test_until_scores_are_given_the_record_says_that_they_are_missing(tables):
     study = counting_study(tables, privacy={"epsilon": 3.0, "evaluation_share": 0.3})
     grid = InProcessGrid("fl_client.app:app", tables.nodes, {"study": study.to_json()})
