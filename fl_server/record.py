@@ -158,6 +158,7 @@ class Record(_Part):
     schema_name: str = SCHEMA
     verdict: Outcome = "failed"
     reasons: list[str] = []  # why the verdict is not "complete"
+    remarks: list[str] = []  # what a reader of the scores should know; the verdict doesn't depend on them
     name: str
     study: dict[str, Any]
     study_hash: str
@@ -219,8 +220,9 @@ class Record(_Part):
         return {"planned": self.planned_rounds * len(sites), **count}
 
     def judge(self) -> None:
-        """Set `verdict` and `reasons` from the rounds: complete only if every planned site was used in every round."""
+        """Set `verdict`, `reasons`, `remarks` from the rounds: complete only if every planned site was used in every round."""
         self.reasons = [*_stretches([(r.round, r.sites) for r in self.rounds], "round", "rounds"), *self._of_scores()]
+        self.remarks = [*self._of_what_was_said()]
         if len(self.rounds) < self.planned_rounds:
             self.reasons.append(f"{len(self.rounds)} of {self.planned_rounds} rounds were run")
         used = any(site.answer == "used" for r in self.rounds for site in r.sites.values())
@@ -233,25 +235,28 @@ class Record(_Part):
         """Why the scores that the study pays for are not complete."""
         validated = [(r.round, r.validation.sites) for r in self.rounds if r.validation]
         yield from _stretches(validated, "validation after round", "validations after rounds")
-        unread = [(r.round, r.validation.note) for r in self.rounds if r.validation]
-        for note, group in groupby(unread, key=lambda one: one[1]):
-            if note:
-                numbers = [number for number, _ in group]
-                several = f"validations after rounds {numbers[0]} to {numbers[-1]}"
-                yield f"{several if len(numbers) > 1 else f'validation after round {numbers[0]}'}: {note}"
         asked: list[tuple[str, dict[str, SiteRound]]] = [("scores", self.evaluation.sites)] if self.evaluation else []
         asked += [("matrix", self.matrix.sites)] if self.matrix else []
         for what, sites in asked:
             for name, site in sites.items():
                 if site.answer != "used":
                     yield f"{what}: {name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
-        for what, told in (("scores", self.evaluation), ("matrix", self.matrix)):
-            if told and told.note:
-                yield f"{what}: {told.note}"
         if self.study["privacy"].get("evaluation_share") and not (self.evaluation and self.evaluation.total):
             yield "no scores: " + ("nobody gave any" if self.evaluation else "they were not asked for")
         if self.study["privacy"].get("matrix_share") and not (self.matrix and self.matrix.scores):
             yield "no matrix of hospitals: " + ("nobody gave any scores" if self.matrix else "it was not asked for")
+
+    def _of_what_was_said(self) -> Iterator[str]:
+        """Where everything went as planned and there is no score all the same: the noise was too much for so few patients."""
+        unread = [(r.round, r.validation.note) for r in self.rounds if r.validation]
+        for note, group in groupby(unread, key=lambda one: one[1]):
+            if note:
+                numbers = [number for number, _ in group]
+                several = f"validations after rounds {numbers[0]} to {numbers[-1]}"
+                yield f"{several if len(numbers) > 1 else f'validation after round {numbers[0]}'}: {note}"
+        for what, told in (("scores", self.evaluation), ("matrix", self.matrix)):
+            if told and told.note:
+                yield f"{what}: {told.note}"
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, atomically. The key of the schema's name is `schema`."""

@@ -22,8 +22,8 @@ def record(path: Path) -> int:
 
     found = Record.read(path)
     print(f"{found.name} ({found.study_hash[:12]}): {found.verdict}, {len(found.rounds)} rounds")
-    for reason in found.reasons:
-        print(f"  {reason}")
+    for said in [*found.reasons, *found.remarks]:
+        print(f"  {said}")
     for line in lines(found):
         print(line)
     for name, site in found.sites.items():

@@ -97,7 +97,8 @@ def test_a_hospital_that_gives_no_scores_is_named_and_the_study_is_degraded(tabl
     _, record = run(grid, study, initial_state(study), folder=tables.folder / "run", observer=spend_it_all)
     assert record.verdict == "degraded"
     assert record.evaluation.sites["b"].answer == "declined"
-    assert [reason.split(" (")[0] for reason in record.reasons] == ["scores: b declined", f"scores: {DROWNED}"]
+    assert [reason.split(" (")[0] for reason in record.reasons] == ["scores: b declined"]
+    assert record.remarks == [f"scores: {DROWNED}"]
     assert "(study rehearsal scores would bring epsilon" in record.reasons[0]
     assert record.evaluation.noise_std == pytest.approx(1.0386 / 0.3**0.5 * 2**0.5, rel=0.01)
 
@@ -186,4 +187,4 @@ def test_until_scores_are_given_the_record_says_that_they_are_missing(tables):
 
     _, record = run(grid, study, initial_state(study), folder=tables.folder / "run", observer=look)
     assert (seen[0].verdict, seen[0].reasons) == ("degraded", ["no scores: they were not asked for"])
-    assert (record.verdict, record.reasons) == ("degraded", [f"scores: {DROWNED}"])  # which is another reason
+    assert (record.verdict, record.remarks) == ("complete", [f"scores: {DROWNED}"])

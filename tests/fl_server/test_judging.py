@@ -125,7 +125,8 @@ def test_rounds_validations_scores_and_matrix_cost_together_what_the_study_promi
         assert [event.round for event in events if event.kind == "validation"] == [2, 4]
         assert record.sites[name].epsilon == pytest.approx(epsilon(events, delta=DELTA))
         assert 0.99 * 4 < epsilon(events, delta=DELTA) <= 4
-    assert all("drowns in the noise" in reason for reason in record.reasons)  # and everybody answered everything
+    assert record.verdict == "complete"
+    assert all("drowns in the noise" in remark for remark in record.remarks)
     squares = {kind: sum(e.steps / e.noise_multiplier**2 for e in events if e.kind == kind) for kind in set(kinds)}
     whole = sum(squares.values())  # of the promise: Gaussian sums compose by these
     assert [squares[kind] / whole for kind in ("scores", "validation", "matrix")] == pytest.approx([0.1, 0.2, 0.1], rel=0.01)
@@ -435,13 +436,13 @@ def test_a_study_can_not_ask_for_scores_that_there_can_not_be(hospitals):
     assert isinstance(hospitals.study(privacy=privacy, validation={"metric": "dice/myocardium"}), Study)
 
 
-def test_an_answer_that_the_noise_drowns_is_a_reason_in_the_record(wards):
+def test_an_answer_that_the_noise_drowns_is_remarked_in_the_record(wards):
     study = study_of(wards, {**PRIVATE, "epsilon": 1.0}, rounds=6, every=2)
     _, record = over(wards, study)
     assert {answer.answer for entry in record.rounds for answer in entry.sites.values()} == {"used"}
     why = "no dice can be read from the answers: what so few patients say drowns in the noise"
-    assert record.verdict == "degraded"
-    assert record.reasons == [f"validations after rounds 2 to 6: {why}", f"scores: {why}", f"matrix: {why}"]
+    assert (record.verdict, record.reasons) == ("complete", [])
+    assert record.remarks == [f"validations after rounds 2 to 6: {why}", f"scores: {why}", f"matrix: {why}"]
     assert record.selected_round is None
     assert Record.read(wards.folder / "run" / "record.json") == record
 
@@ -449,5 +450,5 @@ def test_an_answer_that_the_noise_drowns_is_a_reason_in_the_record(wards):
 def test_without_noise_it_is_nobodys_labels(wards, monkeypatch):
     monkeypatch.setattr("tasks.segmentation.task.SegmentationTask.scores", lambda self, total, noise_std: {})
     _, record = over(wards, study_of(wards, {**PLAIN, "evaluation_share": 0.0, "matrix_share": 0.0}, rounds=2))
-    assert record.reasons == ["validation after round 2: no dice can be read from the answers: nobody's labels decide it"]
-    assert (record.verdict, record.selected_round) == ("degraded", None)
+    assert record.remarks == ["validation after round 2: no dice can be read from the answers: nobody's labels decide it"]
+    assert (record.verdict, record.selected_round) == ("complete", None)
