@@ -60,7 +60,7 @@ def learn(task_settings, cases, *, steps):
 def write_run(folder, task_settings, state, *, answer="used", sites=("clinic", "north"), **study):
     """A folder with record.json and model.pt; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    asked = Study(name=folder.name, konsil_version="0.2.0", task=task_settings, rounds=1, sites=sites, **study)
+    asked = Study(name=folder.name, konsil_version="0.3.0", task=task_settings, rounds=1, sites=sites, **study)
     record = Record.begin(asked)
     answers = {site: SiteRound(answer="used", epsilon=1.5) for site in sites}
     answers[sites[-1]] = SiteRound(answer=answer, reason="" if answer == "used" else "the disk was full", epsilon=1.5)

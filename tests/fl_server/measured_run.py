@@ -20,13 +20,13 @@ def record(*, rounds=3, run=None, answers=None, real=True, privacy="patient", pr
     """A study of three hospitals; `answers` by (round, hospital) are other than "used"."""
     study = Study(
         name="pilot",
-        konsil_version="0.2.0",
+        konsil_version="0.3.0",
         task={"name": "segmentation", "structures": dict(zip(STRUCTURES, (1, 2), strict=True))},
         rounds=rounds,
         sites=SITES,
         privacy={"kind": privacy, "epsilon": 3.0, "delta": 1e-4},
     )
-    found = Record.begin(study, profile=profile, versions={"konsil": "0.2.0"})
+    found = Record.begin(study, profile=profile, versions={"konsil": "0.3.0"})
     for number in range(1, (rounds if run is None else run) + 1):
         sites = {
             name: SiteRound(answer=(answers or {}).get((number, name), "used"), reason=(answers or {}).get((number, name), ""))

@@ -31,7 +31,7 @@ def equal(a, b):
 
 def study(**settings):
     return Study(
-        **{"name": "next", "konsil_version": "0.2.0", "task": SMALL_TASK, "rounds": 1, "sites": ("clinic",), **settings}
+        **{"name": "next", "konsil_version": "0.3.0", "task": SMALL_TASK, "rounds": 1, "sites": ("clinic",), **settings}
     )
 
 
