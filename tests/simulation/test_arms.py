@@ -147,11 +147,9 @@ def test_an_arm_whose_worker_died_says_so_is_not_finished_and_can_be_run_again(t
         with pytest.raises(BrokenProcessPool):
             train(arm, tiny.folder / "start.pt", kill, pool=pool)
     assert not arm.finished
-    first, second = arm.record().rounds
+    (first,) = arm.record().rounds  # the second was not the hospitals' fault, and is none of theirs
     assert {answer.answer for answer in first.sites.values()} == {"used"}
-    assert {(answer.answer, answer.reason) for answer in second.sites.values()} == {
-        ("failed", "a worker process died, perhaps for lack of memory")
-    }
+    assert arm.record().verdict == "failed"
     train(arm, tiny.folder / "start.pt")
     assert arm.finished
     assert arm.record().verdict == "complete"
