@@ -76,7 +76,7 @@ def sound_arrays(content: RecordDict, asked: Arrays) -> dict[str, npt.NDArray[An
     arrays = next(iter(content.array_records.values()))
     if set(arrays) != set(asked):
         missing, unknown = sorted(set(asked) - set(arrays)), sorted(set(arrays) - set(asked))
-        raise ValueError(f"array names differ from those asked for: missing {missing}, unknown {unknown}")
+        raise ValueError(f"array names differ from those asked for: missing {_few(missing)}, unknown {_few(unknown)}")
     sound = {}
     for name, wanted in asked.items():
         # the header of a NumPy file can promise more than its bytes hold: look at its length before reading it
@@ -98,3 +98,10 @@ def sound_arrays(content: RecordDict, asked: Arrays) -> dict[str, npt.NDArray[An
 def _short(said: object) -> str:
     """What was said, in no more words than fit into a reason."""
     return repr(said)[:64]
+
+
+def _few(names: list[str]) -> str:
+    """Names in a sentence; a hospital chose some of them, so no more of them, and of each, than a reader needs."""
+    told = [repr(name[:80]) for name in names[:3]]
+    more = f" and {len(names) - len(told)} more" if len(names) > len(told) else ""
+    return ", ".join(told) + more if told else "none"

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, RecordDict
 
-from fl_server.sound import sound_delta, sound_size
+from fl_server.sound import sound_arrays, sound_delta, sound_size
 
 
 @pytest.mark.parametrize("said", [1, 40, 10_000_000])
@@ -27,3 +29,11 @@ def test_a_delta_between_0_and_1_is_taken(said):
 def test_a_delta_that_promises_nothing_or_is_no_number_is_refused_in_words(said):
     with pytest.raises(ValueError, match=r"^states its epsilon at a delta of .{1,64}; it must lie between 0 and 1$"):
         sound_delta(said)
+
+
+def test_many_wrong_names_are_told_in_few_words():
+    asked = {f"layer{n}.weight": np.zeros(1, np.float32) for n in range(40)}
+    arrays = ArrayRecord({"x" * 300 + f"{n}": Array(np.zeros(1, np.float32)) for n in range(60)})
+    with pytest.raises(ValueError, match=r"missing 'layer0.weight', .* and 37 more, unknown 'xxx.* and 57 more$") as told:
+        sound_arrays(RecordDict({"arrays": arrays}), asked)
+    assert len(str(told.value)) < 500

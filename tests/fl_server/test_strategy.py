@@ -129,7 +129,7 @@ def test_a_round_whose_sum_overflows_with_the_fewest_answers_that_count_is_disca
                 ),
                 reply_to=m,
             ),
-            "missing ['w'], unknown ['v']",
+            "missing 'w', unknown 'v'",
         ),
         (
             lambda m: Message(
