@@ -194,11 +194,13 @@ class Asking:
     def late(self) -> Iterator[tuple[int, str, SiteRound]]:
         """Round, hospital and entry of every answer that has come since its round was over."""
         now = self.clock()
+        simulated = self.grid if isinstance(self.grid, Simulated) else None
         for some in _batches(list(self._over), 1):  # one by one: what comes is not used, and need not fit into memory
             for reply in self._pulled(some, LONGEST_WAIT_S)[0]:
                 strategy, question, _ = self._over.pop(some[0], (None, None, 0.0))
                 if strategy is not None and question is not None:
-                    told = strategy.late(reply, seconds=now - question.asked)
+                    seconds = now - question.asked if simulated is None else simulated.took(some[0])
+                    told = strategy.late(reply, seconds=seconds)
                     if told is not None:
                         yield told
         self._over = {key: kept for key, kept in self._over.items() if kept[2] > now}

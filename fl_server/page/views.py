@@ -350,7 +350,9 @@ def faults(course: Course) -> list[tuple[str, str]]:
     for fault in course.record.faults:
         rest = dict(fault)
         name = next((str(rest.pop(key)) for key in ("fault", "name", "kind") if key in rest), "a fault")
-        found.append((name, ", ".join(f"{key} {_plain(value)}" for key, value in rest.items() if value not in (None, "", []))))
+        words = str(rest.pop("words", ""))
+        told = ", ".join(f"{key} {_plain(value)}" for key, value in rest.items() if value not in (None, "", []))
+        found.append((name.replace("_", " "), f"{words} ({told})" if words and told else words or told))
     return found
 
 
