@@ -27,6 +27,7 @@ from fl_client.approval import Approvals
 from fl_client.cohort import Cohort
 from fl_client.sharing import file_mode, make_folder
 from fl_client.site import Site
+from tasks.weights import force_folder
 
 KEPT_DAYS = 30
 """So long an answer is kept, if nothing takes it away before."""
@@ -132,7 +133,7 @@ def forget(site: Site, study: str = "") -> None:
     for path in (site.folder / "sent").glob(f"{study}.*" if study else "*"):
         path.unlink(missing_ok=True)
     if (site.folder / "sent").exists():
-        _sync(site.folder / "sent")
+        force_folder(site.folder / "sent")
 
 
 def tidy(site: Site) -> None:
@@ -222,12 +223,4 @@ def _write(path: Path, parts: Iterable[bytes]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    force_folder(path.parent)

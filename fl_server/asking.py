@@ -7,23 +7,18 @@ round is over is never used, and told as late.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-import httpx
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fl_server.prompt_grid import PromptGrid
+from fl_server.prompt_grid import LONGEST_WAIT_S, PromptGrid, pause, pulled
 from fl_server.record import SiteRound
 from fl_server.strategy import Rounds
-
-log = logging.getLogger("konsil.rounds")
 
 LOST = (
     ErrorCode.MESSAGE_UNAVAILABLE,  # parts of the answer never came
@@ -32,12 +27,6 @@ LOST = (
     ErrorCode.CLIENT_APP_CRASHED,
 )
 """Flower's errors after which the same question may find an answer; a hospital that has one keeps it (fl_client/sent.py)."""
-
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 2.0
-"""Between two looks for answers: at first, and at most."""
-
-SHARE = 0.02
-"""Of the time that has passed: what waiting may add to a round."""
 
 REST_S = 5.0
 """Before a hospital is asked again whose machine was lost."""
@@ -105,8 +94,9 @@ class Asking:
         batch = max(1, AT_ONCE // max(1, _size(questions)))
         others_done = None  # when nobody was waited for but machines that are offline
         while under_way.waiting or under_way.lost:
-            left = timeout_s - (self.clock() - start)
-            found, looked = self._look(strategy, under_way, batch, left, retries, heard, simulated), self.clock()
+            looked = self.clock()
+            left = timeout_s - (looked - start)
+            found = self._look(strategy, under_way, batch, left, retries, heard, simulated)
             again = [node for node in under_way.lost if self._may_be_asked(under_way, node, rest=0.0 if simulated else REST_S)]
             for node in again:
                 del under_way.lost[node]
@@ -119,15 +109,14 @@ class Asking:
                 continue
             passed = self.clock() - start
             if passed >= timeout_s:
-                if self.clock() - looked > LONGEST_WAIT_S or looked - start > timeout_s:
-                    # one answer took until now to come in; the others were not looked for meanwhile, and are not late for that
+                if looked - start < timeout_s:  # one answer took until now to come in, and nobody else was looked for meanwhile
                     self._look(strategy, under_way, batch, LONGEST_WAIT_S, 0, heard, None, at=start + timeout_s)
                 break
             others_done = (others_done or self.clock()) if not under_way.waiting else None
             if others_done is not None and self.clock() - others_done > BACK_S:
                 break
             if not found:
-                time.sleep(min(max(FIRST_WAIT_S, SHARE * passed), LONGEST_WAIT_S, timeout_s - passed))
+                time.sleep(pause(passed, timeout_s - passed))
         for node, (reply, _) in under_way.lost.items():  # it did not come back in time
             strategy.take(reply)
             if reply.error.code != ErrorCode.CLIENT_APP_CRASHED:
@@ -177,19 +166,10 @@ class Asking:
         return found
 
     def _pulled(self, questions: list[str], left_s: float) -> tuple[list[Message], list[str]]:
-        """The answers that are there, and the questions whose answers are so malformed that Flower can't read them."""
+        """As `pulled`, with no more than `left_s` for the parts of an answer that is on its way."""
         if isinstance(self.grid, PromptGrid):
             self.grid.within(left_s)
-        try:
-            return list(self.grid.pull_messages(questions)), []
-        except (BrokenProcessPool, httpx.HTTPError):  # this machine's trouble, no hospital's
-            raise
-        except Exception as error:
-            if len(questions) == 1:
-                log.warning("an answer can't be read: %s", type(error).__name__)
-                return [], questions
-        each = [self._pulled([question], left_s) for question in questions]
-        return [reply for replies, _ in each for reply in replies], [one for _, bad in each for one in bad]
+        return pulled(self.grid, questions)
 
     def late(self) -> Iterator[tuple[int, str, SiteRound]]:
         """Round, hospital and entry of every answer that has come since its round was over."""

@@ -20,6 +20,7 @@ import torch
 from conf.study import Study
 from fl_server.record import Record
 from fl_server.weights import State
+from tasks.weights import force_folder
 
 FILE, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 MAGIC = b"konsil-checkpoint/1 "
@@ -72,11 +73,7 @@ class Progress:
                 shutil.copyfile(path, previous)
             previous.replace(folder / PREVIOUS)
         part.replace(path)
-        directory = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        force_folder(folder)
 
     @classmethod
     def load(cls, folder: Path, study: Study) -> Progress:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from concurrent.futures.process import BrokenProcessPool
 
-import httpx
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from conf.study import Study
-from fl_server.prompt_grid import PromptGrid
+from fl_server.prompt_grid import PromptGrid, pulled
 from fl_server.record import SiteRound, printable
 from fl_server.sound import sound_delta, sound_size
 
@@ -103,28 +101,14 @@ class Enrolment:
 
     def _hear(self, grid: Grid) -> None:
         while self._open:
-            try:
-                replies = list(grid.pull_messages(list(self._open)))
-            except (BrokenProcessPool, httpx.HTTPError):  # this machine's trouble, no hospital's
-                raise
-            except Exception:  # somebody's answer is so malformed that Flower can't read it: whose?
-                replies = self._readable(grid)
+            replies, unreadable = pulled(grid, list(self._open))
+            for question in unreadable:
+                node, _ = self._open.pop(question)
+                self.failures[node] = f"node {node}: its answer can't be read"
+                self._failed[node] = time.monotonic()
             if not replies:  # a simulated grid gives one at a time
                 return
             self._take(replies)
-
-    def _readable(self, grid: Grid) -> list[Message]:
-        replies: list[Message] = []
-        for question in list(self._open):
-            try:
-                replies += grid.pull_messages([question])
-            except (BrokenProcessPool, httpx.HTTPError):
-                raise
-            except Exception as error:
-                node, _ = self._open.pop(question)
-                self.failures[node] = f"node {node}: its answer can't be read ({type(error).__name__})"
-                self._failed[node] = time.monotonic()
-        return replies
 
     def _take(self, replies: list[Message]) -> None:
         for reply in replies:

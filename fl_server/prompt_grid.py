@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 
+import httpx
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
@@ -19,24 +21,44 @@ from flwr.supercore.run import Run
 
 from tasks.packing import pack, unpack
 
-FIRST_WAIT_S = 0.2
-LONGEST_WAIT_S = 2.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 2.0
+"""Between two looks for answers: at first, and at most."""
+
+SHARE = 0.02
+"""Of the time that has passed: what waiting may add to a round."""
+
 BLOCK = "konsil-block"
 """The one name in an ArrayRecord that holds a block; hospitals know it, too (fl_client/packed.py)."""
 
 log = logging.getLogger("konsil.grid")
 
-SHARE = 0.02  # of the time that has passed: what waiting may add to a round
+
+def pause(passed: float, left: float) -> float:
+    """Seconds until the next look for answers, when `passed` have gone since the question and `left` remain."""
+    return min(max(FIRST_WAIT_S, SHARE * passed), LONGEST_WAIT_S, left)
 
 
-class PromptGrid(Grid):
-    """A `Grid` around another, for everything but the waiting and the form in which arrays travel."""
+def pulled(grid: Grid, questions: Sequence[str]) -> tuple[list[Message], list[str]]:
+    """The answers that are there, and the questions whose answers are so malformed that Flower can't read them.
 
-    def __init__(self, inside: Grid) -> None:
-        self.inside = inside
-        # a part that is still on its way is looked for a tenth of a second later, not 1, 2, 4 s; Flower's max_time ends it
-        ours = {"initial_backoff": 0.1, "backoff_cap": 2.0, "max_tries_per_object": None}
-        pull_objects.__kwdefaults__ = {**(pull_objects.__kwdefaults__ or {}), **ours}
+    Raises what is this machine's trouble and no hospital's.
+    """
+    try:
+        return list(grid.pull_messages(questions)), []
+    except (BrokenProcessPool, httpx.HTTPError):
+        raise
+    except Exception as error:  # somebody's answer; whose, is found one by one
+        if len(questions) == 1:
+            log.warning("an answer can't be read: %s", type(error).__name__)
+            return [], list(questions)
+    each = [pulled(grid, [question]) for question in questions]
+    return [reply for replies, _ in each for reply in replies], [one for _, bad in each for one in bad]
+
+
+class GridAround(Grid):
+    """A `Grid` around another, which answers for it where nothing else is said."""
+
+    inside: Grid
 
     def set_run(self, run: Run) -> None:
         """Use Flower's description of this run."""
@@ -52,6 +74,16 @@ class PromptGrid(Grid):
     ) -> Message:
         """A message for one node; the same as `flwr.app.Message(...)`."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+class PromptGrid(GridAround):
+    """A `Grid` around another, for everything but the waiting and the form in which arrays travel."""
+
+    def __init__(self, inside: Grid) -> None:
+        self.inside = inside
+        # a part that is still on its way is looked for a tenth of a second later, not 1, 2, 4 s; Flower's max_time ends it
+        ours = {"initial_backoff": 0.1, "backoff_cap": 2.0, "max_tries_per_object": None}
+        pull_objects.__kwdefaults__ = {**(pull_objects.__kwdefaults__ or {}), **ours}
 
     def get_node_ids(self) -> Iterable[int]:
         """Ids of the nodes that are connected now."""
@@ -100,7 +132,7 @@ class PromptGrid(Grid):
             if not waiting or (timeout is not None and passed >= timeout):
                 return replies
             left = LONGEST_WAIT_S if timeout is None else timeout - passed
-            time.sleep(min(max(FIRST_WAIT_S, SHARE * passed), LONGEST_WAIT_S, left))
+            time.sleep(pause(passed, left))
 
 
 def _packed(content: RecordDict, blocks: dict[int, ArrayRecord]) -> RecordDict:

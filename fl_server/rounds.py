@@ -133,9 +133,6 @@ class _Course:
     def follow(self, enrol_timeout_s: float) -> tuple[State, Record]:
         """Everything that is left to do, in order."""
         study, record = self.study, self.record
-        if record.finished:  # killed between its last checkpoint and its record
-            self._write()
-            return self.model, record
         self.strategy = Rounds(
             aggregator(study),
             quorum=study.strategy.quorum,

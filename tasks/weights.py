@@ -29,8 +29,13 @@ def save(state: Mapping[str, object], path: Path, *, mode: int = 0o666) -> None:
         part.unlink(missing_ok=True)
         raise
     part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)  # else a power cut may leave the record ahead of the model
+    force_folder(path.parent)  # else a power cut may leave the record ahead of the model
+
+
+def force_folder(folder: Path) -> None:
+    """Force to the disk which files a folder has. Raises `OSError`."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

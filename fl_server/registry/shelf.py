@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fl_server.registry import card, seal
 from fl_server.registry.learned import Learned, of_run
 from tasks.count.task import CountTask
-from tasks.weights import save
+from tasks.weights import force_folder, save
 
 Standing = Literal["registered", "deprecated", "withdrawn"]
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
@@ -179,7 +179,7 @@ class Shelf:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
             for folder in (place.parent, self.folder):
-                _force_folder(folder)
+                force_folder(folder)
             self._tell(name, number, "registered", remark, key)
         return self.find(f"{name}:{number}")
 
@@ -211,7 +211,7 @@ class Shelf:
             file.flush()
             os.fsync(file.fileno())
         part.replace(self.folder / LOG)
-        _force_folder(self.folder)
+        force_folder(self.folder)
 
     def _catch_up(self, key: Ed25519PrivateKey) -> None:
         """Log the versions that a crash left without a line, if they are sealed; and remove what was half written."""
@@ -271,11 +271,3 @@ def _manifest_sha256(folder: Path) -> str:
 
 def _canonical(line: dict[str, Any]) -> bytes:
     return json.dumps(line, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _force_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

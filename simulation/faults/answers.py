@@ -6,6 +6,7 @@ all it has is the numbers.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,9 +35,9 @@ class WrongAnswer(InHospital):
                 reply.content[key] = _record(self.changed(found, sent))
         return reply
 
+    @abstractmethod
     def changed(self, found: dict[str, Numbers], sent: dict[str, Numbers]) -> dict[str, Numbers]:
         """The arrays that leave instead of `found`; `sent` are those that came with the question."""
-        raise NotImplementedError
 
 
 class NanUpdate(WrongAnswer):

@@ -5,6 +5,7 @@ The classes hold settings alone and import what they need when they act: a plan 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -82,9 +83,9 @@ class InHospital(AtSite):
 
     times: Annotated[int, Field(ge=1)] | None = None
 
+    @abstractmethod
     def around(self, answer: Answer, question: Message, context: Context) -> Message:
         """Answer as a hospital does that has this fault."""
-        raise NotImplementedError
 
 
 class OnWire(Fault):

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
-from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from flwr.app import Error, Message
 
 from conf.study import Study
+from fl_server.prompt_grid import GridAround
 from fl_server.record import Record, Round
 from fl_server.rounds import Observer, run
 from fl_server.weights import State
@@ -59,35 +58,21 @@ class Story:
                 raise Killed
 
 
-class FaultyGrid(Grid):
+class FaultyGrid(GridAround):
     """`inside`, whose nodes are the hospitals `sites`, with the faults of a story on its wire.
 
     A round is `timeout_s` long.
     """
 
     def __init__(self, inside: InProcessGrid, story: Story, sites: Sequence[str], *, timeout_s: float) -> None:
-        self.inside, self.story, self.timeout_s = inside, story, timeout_s
+        self.inside: InProcessGrid = inside
+        self.story, self.timeout_s = story, timeout_s
         self.sites = {FIRST_NODE + place: name for place, name in enumerate(sites)}
         self._asked: dict[str, tuple[Message, str, int]] = {}  # question -> itself, hospital, round
         self._errors: dict[str, Message] = {}
         self._gone: set[str] = set()  # questions that arrive nowhere
         self._held: dict[str, list[Message]] = {}
         self._heard = 0  # answers in this round
-
-    def set_run(self, run: Run) -> None:
-        """Use Flower's description of this run."""
-        self.inside.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Flower's description of this run."""
-        return self.inside.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A message for one node; the same as `flwr.app.Message(...)`."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         """The nodes that the coordinator sees now."""

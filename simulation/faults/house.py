@@ -12,6 +12,7 @@ import resource
 import shutil
 import sys
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -47,9 +48,9 @@ class InHouse(InHospital):
         with self.made(Site.load(settings_of(context))):
             return answer(question, context)
 
+    @abstractmethod
     def made(self, site: Site) -> AbstractContextManager[None]:
         """The house as it is with this fault."""
-        raise NotImplementedError
 
 
 class CorruptCase(InHouse):

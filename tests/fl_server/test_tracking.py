@@ -215,8 +215,10 @@ def test_settings_come_from_the_coordinator_by_the_environment(hospitals, monkey
     assert "neither `local` nor a URI" in caplog.text
 
 
-def test_a_study_goes_on_when_no_process_can_be_started(hospitals, monkeypatch):
+def test_a_study_goes_on_when_no_process_can_be_started(hospitals, monkeypatch, caplog):
     monkeypatch.setattr(sys, "executable", str(Path("/nowhere/python")))
     tracker = Tracker(hospitals.study(), hospitals.folder, Tracking(mlflow="http://127.0.0.1:9"))
     tracker.update()
     tracker.close()
+    assert tracker._process is None
+    assert "the study goes on, but is not tracked" in caplog.text
