@@ -108,9 +108,14 @@ class Strategy(Frozen):
     )
     quorum: Annotated[int, Field(ge=1)] = 1  # a round with fewer usable answers keeps the old model
     round_timeout_s: Annotated[float, Field(gt=0)] = 3600.0  # from the question to the last answer that counts
+    site_timeouts_s: dict[SiteName, Annotated[float, Field(gt=0)]] = {}  # the same, of hospitals that have more or less time
     retries: Annotated[int, Field(ge=0, le=10)] = (
         1  # per site and round, where a message or a machine was lost; never after a no
     )
+
+    def timeout_s(self, site: str) -> float:
+        """Seconds from the question to this hospital until its answer counts no more."""
+        return self.site_timeouts_s.get(site, self.round_timeout_s)
 
     def server_step(self, number: int, rounds: int) -> float:
         """Step along the averaged update in round `number` of 1..`rounds`: `server_learning_rate`, or less by the schedule."""
@@ -178,6 +183,8 @@ class Study(Frozen):
             raise ValueError(f"sites must name at least one hospital, each once, not {list(self.sites)}")
         if self.strategy.quorum > len(self.sites):
             raise ValueError(f"strategy.quorum is {self.strategy.quorum}, but only {len(self.sites)} sites take part")
+        if unknown := sorted(set(self.strategy.site_timeouts_s) - set(self.sites)):
+            raise ValueError(f"strategy.site_timeouts_s names {', '.join(unknown)}; the sites are {', '.join(self.sites)}")
         return self
 
     @model_validator(mode="after")

@@ -263,7 +263,8 @@ def asked_of(question: Message, site: Site, study: Study, *, kind: str, number: 
             f"this site declares {site.declared_size} now and {enrolled!r} when it enrolled; its answers count if it declares "
             f"{enrolled!r} again (declared_size in site.yaml), or once study {study.name} was interrupted and goes on"
         )
-    whole, left, age = study.strategy.round_timeout_s, left_s(question, study), time.time() - question.metadata.created_at
+    whole, age = study.strategy.timeout_s(site.name), time.time() - question.metadata.created_at
+    left = left_s(question, whole)
     if not age <= left + LENIENT_S:  # before the ledger: what is worked on now would be paid for nothing
         asked = f"the round is over: it was asked for {age:.0f} s ago by this site's clock, and "
         lasts = f"a round of study {study.name} lasts {whole:g} s"
@@ -271,16 +272,16 @@ def asked_of(question: Message, site: Site, study: Study, *, kind: str, number: 
     return Asked.of(site, study, kind=kind, number=number, records=question.content.array_records)
 
 
-def left_s(question: Message, study: Study) -> float:
-    """Seconds that the round still had when the question was written: all of it, unless the question was asked before.
+def left_s(question: Message, whole: float) -> float:
+    """Seconds of the round's `whole` that were left when the question was written: all, unless it was asked before.
 
     A question that is asked again brings a clock of its own, so that its age alone doesn't tell. Raises `Declined` for
     something that is no number.
     """
-    said = config_of(question).get("left-s", study.strategy.round_timeout_s)
+    said = config_of(question).get("left-s", whole)
     if not isinstance(said, int | float) or not math.isfinite(said):
         raise Declined(f"a question says how many seconds its round has left, not {said!r}")
-    return min(float(said), study.strategy.round_timeout_s)
+    return min(float(said), whole)
 
 
 def kept_answer(question: Message, site: Site, asked: Asked) -> Kept | None:

@@ -100,12 +100,13 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
     """Heading and lines of each clause. A task that can't be run here says so in its own clause."""
     settings = [f"{name}: {value}" for name, value in study.task.items() if name != "name"]
     yield "Study", [f"{study.name}, {study.hash}", f"together with {', '.join(study.sites)}"]
+    at_most = f"a round may take {study.strategy.timeout_s(site.name):g} s here"
     yield (
         "What it runs",
         [
             f"task {study.task['name']} of konsil {study.konsil_version}, as it is installed here; no code comes from outside",
             *([", ".join(settings)] if settings else []),
-            f"strategy {study.strategy.name}, {study.rounds} rounds, a round may take {study.strategy.round_timeout_s:g} s",
+            f"strategy {study.strategy.name}, {study.rounds} rounds, {at_most}",
             *_time_boxed(study),
         ],
     )

@@ -8,7 +8,7 @@ round is over is never used, and told as late.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -62,6 +62,7 @@ class _UnderWay:
 
     waiting: dict[str, _Question]
     attempts: dict[int, int]  # node -> how often it was asked
+    ends: dict[int, float]  # node -> when its answer counts no more
     lost: dict[int, tuple[Message, float]] = field(default_factory=dict)  # node -> the error, when it came
     unseen: dict[str, SiteRound] = field(default_factory=dict)
 
@@ -80,68 +81,78 @@ class Asking:
         questions: Sequence[Message],
         *,
         timeout_s: float,
+        timeouts_s: Mapping[str, float] | None = None,
         retries: int = 0,
         heard: Callable[[str], None] = lambda site: None,
     ) -> dict[str, SiteRound]:
-        """Send the questions, and give `strategy` what comes within `timeout_s` seconds.
+        """Send the questions, and give `strategy` what comes within `timeout_s` seconds; of some sites, within `timeouts_s`.
 
         `heard` is told of each hospital that has answered. Returns the entries of hospitals that were lost, of whom `strategy`
         only saw an error.
         """
         start = self.clock()
+        nodes = [question.metadata.dst_node_id for question in questions]
+        ends = {node: start + (timeouts_s or {}).get(strategy.site(node), timeout_s) for node in nodes}
         simulated = self.grid if isinstance(self.grid, Simulated) else None
-        under_way = _UnderWay(self._push(strategy, questions), {q.metadata.dst_node_id: 1 for q in questions})
+        under_way = _UnderWay(self._push(strategy, questions), dict.fromkeys(nodes, 1), ends)
         batch = max(1, AT_ONCE // max(1, _size(questions)))
         others_done = None  # when nobody was waited for but machines that are offline
         while under_way.waiting or under_way.lost:
-            looked = self.clock()
-            left = timeout_s - (looked - start)
-            found = self._look(strategy, under_way, batch, left, retries, heard, simulated)
-            again = [node for node in under_way.lost if self._may_be_asked(under_way, node, rest=0.0 if simulated else REST_S)]
+            now = self.clock()
+            found = self._look(strategy, under_way, batch, retries, heard, simulated)
+            again = [node for node in under_way.lost if simulated is not None or self.clock() < ends[node]]
+            again = [node for node in again if self._may_be_asked(under_way, node, rest=0.0 if simulated else REST_S)]
             for node in again:
                 del under_way.lost[node]
                 under_way.attempts[node] += 1
-                repeated = strategy.ask_again(strategy.site(node), left_s=left)
+                repeated = strategy.ask_again(strategy.site(node), left_s=ends[node] - self.clock())
                 under_way.waiting |= self._push(strategy, [repeated])
             if simulated is not None:  # its clock is not this one, and nobody waits in it
                 if not found and not again:
                     break
                 continue
-            passed = self.clock() - start
-            if passed >= timeout_s:
-                if looked - start < timeout_s:  # one answer took until now to come in, and nobody else was looked for meanwhile
-                    self._look(strategy, under_way, batch, LONGEST_WAIT_S, 0, heard, None, at=start + timeout_s)
+            for question, asked in list(under_way.waiting.items()):
+                if ends[asked.node] <= now:  # a whole look began after its time, and did not find it
+                    del under_way.waiting[question]
+                    self._listen_on(strategy, question, asked, start, ends[asked.node])
+            open_ends = [ends[one.node] for one in under_way.waiting.values()] + [ends[node] for node in under_way.lost]
+            if not under_way.waiting and max(open_ends, default=now) <= now:
                 break
             others_done = (others_done or self.clock()) if not under_way.waiting else None
             if others_done is not None and self.clock() - others_done > BACK_S:
                 break
-            if not found:
-                time.sleep(pause(passed, timeout_s - passed))
+            if not found and (left := min(end for end in open_ends if end > now) - self.clock()) > 0:
+                time.sleep(pause(self.clock() - start, left))
         for node, (reply, _) in under_way.lost.items():  # it did not come back in time
             strategy.take(reply)
             if reply.error.code != ErrorCode.CLIENT_APP_CRASHED:
                 under_way.unseen[strategy.site(node)] = _gone(reply, under_way.attempts[node])
-        until = start + timeout_s + min(timeout_s, LATE_S)
-        self._over |= {question: (strategy, asked, until) for question, asked in under_way.waiting.items()}
+        for question, asked in under_way.waiting.items():
+            self._listen_on(strategy, question, asked, start, ends[asked.node])
         return under_way.unseen
+
+    def _listen_on(self, strategy: Rounds, question: str, asked: _Question, start: float, end: float) -> None:
+        self._over[question] = (strategy, asked, end + min(end - start, LATE_S))
 
     def _look(
         self,
         strategy: Rounds,
         under_way: _UnderWay,
         batch: int,
-        left_s: float,
         retries: int,
         heard: Callable[[str], None],
         simulated: Simulated | None,
-        *,
-        at: float | None = None,
     ) -> int:
-        """Take what is there; how many questions were answered. `at` is when it came, if not now."""
+        """Take what is there; how many questions were answered.
+
+        A question is looked after until a look that began when its time was over does not find its answer: the pause between
+        two looks, or somebody's answer that is large, makes nobody late.
+        """
         found = 0
         for some in _batches(list(under_way.waiting), batch):
-            now = self.clock() if at is None else at
-            replies, unreadable = self._pulled(some, left_s)
+            now = self.clock()
+            left = max(under_way.ends[under_way.waiting[question].node] for question in some) - now
+            replies, unreadable = self._pulled(some, max(left, LONGEST_WAIT_S))
             for question_id in unreadable:
                 question = under_way.waiting.pop(question_id)
                 found += 1
@@ -153,10 +164,11 @@ class Asking:
                     strategy.take(reply)
                     continue
                 found += 1
-                seconds = now - asked.asked
+                end = under_way.ends[asked.node]
+                seconds = min(now, end) - asked.asked
                 if simulated is not None:
                     seconds = simulated.took(reply.metadata.reply_to_message_id)
-                if _is_lost(reply) and under_way.attempts[asked.node] <= retries:
+                if _is_lost(reply) and under_way.attempts[asked.node] <= retries and (simulated is not None or now < end):
                     under_way.lost[asked.node] = (reply, self.clock())
                     continue
                 strategy.take(reply, seconds=seconds)

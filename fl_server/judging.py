@@ -159,6 +159,7 @@ def _ask(
         weights=enrolment.sizes,
         ttl_s=study.strategy.round_timeout_s,
         deadline_s=study.strategy.round_timeout_s,
+        deadlines_s=study.strategy.site_timeouts_s,
         expected={"total": np.zeros(task.judgement_length), "noise_variance": np.zeros(1)},
         check=require_noise(study, kind),
         kind=MessageType.EVALUATE,
@@ -168,8 +169,10 @@ def _ask(
     questions = strategy.configure_train(number, ArrayRecord(dict(model)), config, grid)
     unseen: dict[str, SiteRound] = {}
     if questions:
-        limit, retries = study.strategy.round_timeout_s, study.strategy.retries
-        unseen = Asking(grid).ask(strategy, questions, timeout_s=limit, retries=retries)
+        plan = study.strategy
+        unseen = Asking(grid).ask(
+            strategy, questions, timeout_s=plan.round_timeout_s, timeouts_s=plan.site_timeouts_s, retries=plan.retries
+        )
     strategy.finish(number)
     answered = {**strategy.answers[number], **unseen}
     for site in list(sums):

@@ -141,6 +141,7 @@ class _Course:
             weights={},
             ttl_s=study.strategy.round_timeout_s + min(study.strategy.round_timeout_s, LATE_S),  # to be told as late
             deadline_s=study.strategy.round_timeout_s,
+            deadlines_s=study.strategy.site_timeouts_s,
             steps=study.training.steps if study.training.work_s is not None else None,
             outlier_factor=study.strategy.outlier_factor,
             used=self._keep_local if study.privacy.matrix_share else None,
@@ -190,11 +191,12 @@ class _Course:
         if enough:
             config = ConfigRecord({"study-hash": study.hash})
             questions = strategy.configure_train(number, ArrayRecord(dict(progress.state)), config, self.grid)
-            self._enter("round", number, asked=list(enrolment.nodes.values()), timeout_s=study.strategy.round_timeout_s)
+            self._enter("round", number, asked=list(enrolment.nodes.values()))
             unseen = self.asking.ask(
                 strategy,
                 questions,
                 timeout_s=study.strategy.round_timeout_s,
+                timeouts_s=study.strategy.site_timeouts_s,
                 retries=study.strategy.retries,
                 heard=self._heard,
             )
@@ -322,20 +324,17 @@ class _Course:
 
     # -- what it is doing now -------------------------------------------------------------------------------------------
 
-    def _enter(
-        self, phase: Phase, number: int | None = None, *, asked: list[str] | None = None, timeout_s: float = 0.0
-    ) -> None:
+    def _enter(self, phase: Phase, number: int | None = None, *, asked: list[str] | None = None) -> None:
         now = time.time()
         self.now.phase, self.now.began, self.now.heard = phase, now, {}
         self.now.round = len(self.record.rounds) if number is None else number
         self.now.asked = dict.fromkeys(asked or (), now)
-        self.now.deadline = now + timeout_s if asked else None
+        self.now.deadline = now + max(map(self.study.strategy.timeout_s, asked)) if asked else None
         self.now.write(self.folder)
 
     def _judged(self, phase: Phase, number: int) -> None:
         self.enrolment.before_round(self.grid)
-        nodes = list(self.enrolment.nodes.values())
-        self._enter(phase, number, asked=nodes, timeout_s=self.study.strategy.round_timeout_s)
+        self._enter(phase, number, asked=list(self.enrolment.nodes.values()))
 
     def _heard(self, site: str) -> None:
         entry = self.strategy.outcome(site)

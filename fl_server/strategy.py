@@ -81,6 +81,8 @@ class Rounds(Strategy):
         Seconds a message stays valid, so that a site that wakes up late does not work on a round long gone.
     deadline_s
         An answer that took longer is late and does not count, where `take` is told how long it took.
+    deadlines_s
+        The same of sites that have another; a message to one stays valid for as much longer or shorter.
     expected
         What comes back, by name, as far as shapes and dtypes go; None: some of what was sent.
     check
@@ -114,6 +116,7 @@ class Rounds(Strategy):
         weights: Mapping[str, int] | None = None,
         ttl_s: float | None = None,
         deadline_s: float | None = None,
+        deadlines_s: Mapping[str, float] | None = None,
         expected: Arrays | None = None,
         check: Callable[[Arrays], None] | None = None,
         kind: str = MessageType.TRAIN,
@@ -130,6 +133,7 @@ class Rounds(Strategy):
         self.weights = weights
         self.ttl_s = ttl_s
         self.deadline_s = deadline_s
+        self.deadlines_s = dict(deadlines_s or {})
         self.expected = expected
         self.check = check
         self.kind = kind
@@ -156,6 +160,10 @@ class Rounds(Strategy):
         """The name of a node's site, as far as it is known."""
         return (self.nodes or {}).get(node, f"node {node}")
 
+    def deadline(self, site: str) -> float | None:
+        """Seconds after its question at which this site's answer counts no more."""
+        return self.deadlines_s.get(site, self.deadline_s)
+
     # -- asking -------------------------------------------------------------------------------------------------------
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
@@ -175,7 +183,8 @@ class Rounds(Strategy):
                 asked.append(Message(content, node, self.kind, ttl=self.ttl_s, group_id=group))
         if self.ttl_s is not None:
             for message in asked:
-                message.metadata.ttl = self.ttl_s
+                deadline = self.deadline(self.site(message.metadata.dst_node_id))
+                message.metadata.ttl = self.ttl_s + (deadline or 0.0) - (self.deadline_s or 0.0)
         self._places = {self.site(m.metadata.dst_node_id): _Place(m.metadata.dst_node_id, [m]) for m in asked}
         self._by_question, self._strays, self._full = {}, [], ""
         self._spool.close()
@@ -395,12 +404,13 @@ class Rounds(Strategy):
         return self._by_question.get(asked)
 
     def _lateness(self, reply: Message, node: int, seconds: float | None) -> SiteRound | None:
-        if self.deadline_s is None or seconds is None or seconds <= self.deadline_s:
+        deadline = self.deadline(self.site(node))
+        if deadline is None or seconds is None or seconds <= deadline:
             return None
         if reply.has_error() and reply.metadata.src_node_id != node:
             return None
         said = f"; it said: {printable(reply.error.reason or '')}" if reply.has_error() else ""
-        reason = f"answered {seconds:.1f} s after the question; the round took answers for {self.deadline_s:g} s{said}"
+        reason = f"answered {seconds:.1f} s after the question; the round took answers for {deadline:g} s{said}"
         return SiteRound(answer="late", reason=reason)
 
     def _judge(self, reply: Message, place: _Place, site: str) -> tuple[SiteRound, Arrays]:

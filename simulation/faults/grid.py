@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,10 +61,10 @@ class Story:
 class FaultyGrid(GridAround):
     """`inside`, whose nodes are the hospitals `sites`, with the faults of a story on its wire.
 
-    A round is `timeout_s` long.
+    `timeout_s` tells how long a round is for a hospital.
     """
 
-    def __init__(self, inside: InProcessGrid, story: Story, sites: Sequence[str], *, timeout_s: float) -> None:
+    def __init__(self, inside: InProcessGrid, story: Story, sites: Sequence[str], *, timeout_s: Callable[[str], float]) -> None:
         self.inside: InProcessGrid = inside
         self.story, self.timeout_s = story, timeout_s
         self.sites = {FIRST_NODE + place: name for place, name in enumerate(sites)}
@@ -133,7 +133,7 @@ class FaultyGrid(GridAround):
         _, site, number = self._asked[question]
         seconds = 0.0 if question in self._gone else self.inside.took(question)
         for fault in self.story.wire(site, number):
-            seconds = fault.seconds(seconds, timeout_s=self.timeout_s)
+            seconds = fault.seconds(seconds, timeout_s=self.timeout_s(site))
         return seconds
 
     def _arrived(self, reply: Message) -> list[Message]:
@@ -196,7 +196,7 @@ def federate(
     resume = False
     while True:
         grid = InProcessGrid("simulation.faults.hospital:app", nodes, {"study": study.to_json()}, pool=pool)
-        faulty = FaultyGrid(grid, story, list(sites), timeout_s=study.strategy.round_timeout_s)
+        faulty = FaultyGrid(grid, story, list(sites), timeout_s=study.strategy.timeout_s)
         try:
             state, record = run(faulty, study, initial, folder=folder, observer=observer, engine="inprocess", resume=resume)
         except Killed:

@@ -3,7 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from conf.study import Study, words
+from conf.study import Strategy, Study, words
 from fl_client.site import Site
 
 STUDY = {
@@ -108,3 +108,12 @@ def test_a_hospital_has_no_name_that_means_something_else_where_it_is_used(name,
 def test_a_study_that_would_keep_a_hospital_reckoning_for_ever_is_none(change):
     with pytest.raises(ValidationError):
         Study.from_json(json.dumps({**STUDY, **change}))
+
+
+def test_a_deadline_of_its_own_is_for_a_hospital_of_the_study():
+    settings = {"konsil_version": "1", "task": {"name": "count"}, "rounds": 1, "sites": ("north", "south")}
+    study = Study(**settings, strategy=Strategy(round_timeout_s=60.0, site_timeouts_s={"south": 90.0}))
+    assert (study.strategy.timeout_s("north"), study.strategy.timeout_s("south")) == (60.0, 90.0)
+    assert Study.from_json(study.to_json()) == study
+    with pytest.raises(ValidationError, match="site_timeouts_s names sout; the sites are north, south"):
+        Study(**settings, strategy=Strategy(site_timeouts_s={"sout": 90.0}))

@@ -174,6 +174,15 @@ def test_no_question_gives_a_round_more_time_than_the_study_does(house):
     assert paid(house) == []
 
 
+def test_a_site_with_a_deadline_of_its_own_works_until_that_is_over(house):
+    longer = house.study(strategy={"round_timeout_s": 60.0, "site_timeouts_s": {"a": 600.0}})
+    Approvals(house.site("a").folder).decide(longer, "approved", who="Dr. Alpha", epsilon=8.0)
+    told = ask(house, longer, age_s=700.0).error.reason
+    assert "a round of study rehearsal lasts 600 s" in told
+    assert paid(house) == []
+    assert ask(house, longer, age_s=300.0).has_content()
+
+
 def test_a_site_that_declares_another_size_than_it_enrolled_with_says_so_before_the_ledger(house):
     study = house.study()
     told = ask(house, study, **{"declared-size": 7}).error

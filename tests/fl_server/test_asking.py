@@ -97,14 +97,14 @@ def clock(monkeypatch):
     return found
 
 
-def round_of(clock, script, *, retries=1, online=None):
+def round_of(clock, script, *, retries=1, online=None, timeouts=None):
     grid = Scripted(clock, script, online=online)
-    strategy = Rounds(FedAvg(), nodes=NAMES, deadline_s=TIMEOUT_S, ttl_s=2 * TIMEOUT_S)
+    strategy = Rounds(FedAvg(), nodes=NAMES, deadline_s=TIMEOUT_S, deadlines_s=timeouts, ttl_s=2 * TIMEOUT_S)
     sent = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
     questions = strategy.configure_train(1, sent, ConfigRecord(), grid)
     under_way = Asking(grid, clock)
     start = clock()
-    unseen = under_way.ask(strategy, questions, timeout_s=TIMEOUT_S, retries=retries)
+    unseen = under_way.ask(strategy, questions, timeout_s=TIMEOUT_S, timeouts_s=timeouts, retries=retries)
     seconds = clock() - start
     arrays, _ = strategy.finish(1)
     answers = {**strategy.answers[1], **unseen}
@@ -186,3 +186,38 @@ def test_an_answer_that_nobody_can_read_is_one_hospitals_and_the_others_count(cl
 def test_an_answer_that_takes_for_ever_to_come_in_makes_nobody_else_late(clock):
     *_, answers, model, _ = round_of(clock, {A: [(50, (80, 3.0))], B: [(60, 3.0)], C: [(1, 3.0)]})
     assert (kinds(answers)["b"], kinds(answers)["c"], model) == ("used", "used", 3.0)
+
+
+def test_a_hospital_with_less_time_is_not_waited_for_and_one_with_more_is(clock):
+    script = {A: [(50, 3.0)], B: [(150, 5.0)], C: [(1, 4.0)]}
+    _, strategy, under_way, answers, model, seconds = round_of(clock, script, timeouts={"a": 40.0, "b": 200.0})
+    assert (kinds(answers), model) == ({"a": "absent", "b": "used", "c": "used"}, 4.5)
+    assert 150 <= seconds < 153
+    ((_, site, entry),) = under_way.late()
+    assert (site, entry.answer) == ("a", "late")
+    assert strategy.answers[1]["a"].answer == "late"
+
+
+def test_a_round_is_over_when_nobodys_time_is_left(clock):
+    *_, answers, model, seconds = round_of(clock, {A: [None], B: [(50, 5.0)], C: [None]}, timeouts={"a": 30.0, "c": 60.0})
+    assert (kinds(answers), model) == ({"a": "absent", "b": "used", "c": "absent"}, 5.0)
+    assert 60 <= seconds < 63
+
+
+@pytest.mark.parametrize("after", [40.0, 39.9, 38.5])
+def test_an_answer_that_came_just_in_time_counts_whenever_it_is_seen(clock, after):
+    script = {A: [(after, 3.0)], B: [(90, 3.0)], C: [(1, 3.0)]}
+    *_, answers, _, _ = round_of(clock, script, timeouts={"a": 40.0})
+    assert answers["a"].answer == "used"
+    assert answers["a"].seconds <= 40.0
+
+
+def test_a_question_is_valid_for_as_much_longer_as_its_hospital_has_time(clock):
+    grid, *_ = round_of(clock, {A: [(1, 3.0)], B: [(1, 3.0)], C: [(1, 3.0)]}, timeouts={"a": 40.0, "b": 200.0})
+    assert [question.metadata.ttl for question in grid.questions] == [140.0, 300.0, 200.0]
+
+
+def test_a_lost_answer_is_not_asked_for_again_when_its_hospitals_time_is_over(clock):
+    code = ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+    grid, *_, answers, _, _ = round_of(clock, {A: [(38, code), (1, 3.0)], B: [(90, 3.0)], C: [(1, 3.0)]}, timeouts={"a": 40.0})
+    assert (answers["a"].answer, len(grid.questions)) == ("absent", 3)
