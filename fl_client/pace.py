@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -34,12 +36,28 @@ FRESH_S = 86400.0
 _PATIENTS = 4
 """Drawn patients of a measurement, beside one before it that isn't timed."""
 
+_SLOWER: ContextVar[float] = ContextVar("_SLOWER", default=1.0)
+
 
 def steps_of(site: Site, study: Study, task: GradientTask) -> int:
     """Steps that this hospital takes in one round of the study: all, or as many as its time is enough for, but at least one."""
     if study.training.work_s is None or not isinstance(task, PacedTask):
         return study.training.steps
-    return max(1, min(study.training.steps, math.floor(study.training.work_s / pace(site, study, task))))
+    seconds = pace(site, study, task) * _SLOWER.get()
+    return max(1, min(study.training.steps, math.floor(study.training.work_s / seconds)))
+
+
+@contextmanager
+def slower(factor: float) -> Iterator[None]:
+    """As long as this lasts, a step takes `factor` times what it takes here: in rehearsals, this machine is then a slower one.
+
+    What is measured and remembered stays this machine's own.
+    """
+    before = _SLOWER.set(factor)
+    try:
+        yield
+    finally:
+        _SLOWER.reset(before)
 
 
 def pace(site: Site, study: Study, task: PacedTask) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BeforeValidator, SerializeAsAny
@@ -58,18 +58,22 @@ class Plan(Frozen):
         return [fault.told() for fault in self.plan]
 
     def inside(self, site: str) -> tuple[InHospital, ...]:
-        """The faults inside one hospital."""
-        return tuple(cast(InHospital, f) for f in self.plan if f.where == "hospital" and site in f.hospitals)
+        """The faults inside one hospital, from the inside outwards.
+
+        Slowness comes first: a process that another fault starts is as slow.
+        """
+        faults = [fault for fault in self.plan if isinstance(fault, InHospital) and site in fault.hospitals]
+        return tuple(sorted(faults, key=lambda fault: not isinstance(fault, wire.Slow)))
 
     @property
     def on_wire(self) -> tuple[OnWire, ...]:
         """The faults between hospitals and coordinator."""
-        return tuple(cast(OnWire, f) for f in self.plan if f.where == "wire")
+        return tuple(fault for fault in self.plan if isinstance(fault, OnWire))
 
     @property
     def at_coordinator(self) -> tuple[AtCoordinator, ...]:
         """The faults of the coordinator."""
-        return tuple(cast(AtCoordinator, f) for f in self.plan if f.where == "coordinator")
+        return tuple(fault for fault in self.plan if isinstance(fault, AtCoordinator))
 
     def require(self, *, sites: Sequence[str], rounds: int, processes: bool) -> None:
         """Raise `ValueError`, in words, for a plan that a study of these hospitals and rounds can't have.

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from conf.study import Name
-from simulation.faults.fault import AtSite, OnWire
+from simulation.faults.fault import Answer, AtSite, InHospital, OnWire, Where
 
 if TYPE_CHECKING:
-    from flwr.app import Message
+    from flwr.app import Context, Message
 
 NODE_UNAVAILABLE, REPLY_UNAVAILABLE = 5, 4
 """Flower's codes of a node that is gone and of an answer that is."""
@@ -57,11 +57,25 @@ class Partition(OnWire):
         return None
 
 
-class Slow(OnWire, AtSite):
-    """The hospital takes three times as long for everything."""
+class Slow(OnWire, InHospital):
+    """The hospital takes three times as long for everything.
+
+    The coordinator sees that on the wire. The hospital feels it where a round has a time (`training.work_s`): it has a third of
+    its pace, and takes as many steps as that allows.
+    """
+
+    where: ClassVar[Where] = "wire"
 
     fault: Literal["slow"]
     factor: Annotated[float, Field(gt=1)] = 3.0
+    times: None = None  # a machine doesn't become faster by being asked again
+
+    def around(self, answer: Answer, question: Message, context: Context) -> Message:
+        """At a third of the pace."""
+        from fl_client.pace import slower
+
+        with slower(self.factor):
+            return answer(question, context)
 
     def seconds(self, took: float, *, timeout_s: float) -> float:
         """By the clock of the simulation; nobody sleeps."""

@@ -50,6 +50,33 @@ class Listening(InProcessGrid):
         return replies
 
 
+class Keeping(InProcessGrid):
+    """A wire that keeps the weights of each question and answer of training, by round and hospital."""
+
+    sent: dict[tuple[str, str], State] = {}
+    answered: dict[tuple[str, str], State] = {}
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        for message in messages:
+            if message.metadata.message_type == "train":
+                self.sent[message.metadata.group_id, NAMES[message.metadata.dst_node_id - FIRST_NODE]] = weights(message)
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
+        for reply in replies:
+            if reply.has_content() and reply.metadata.message_type == "train":
+                self.answered[reply.metadata.group_id, NAMES[reply.metadata.src_node_id - FIRST_NODE]] = weights(reply)
+        return replies
+
+
+def weights(message: Message) -> State:
+    """In float64, so that sums of them are exact enough to compare with."""
+    (record,) = message.content.array_records.values()
+    return {name: torch.from_numpy(array.numpy()).double() for name, array in record.items()}
+
+
 class Deaf(InProcessGrid):
     """A wire on which nothing arrives of what hospital d answers in the rounds `deaf_in`."""
 
@@ -214,6 +241,39 @@ def test_a_fault_of_one_hospital_costs_no_more_than_its_answer(world, case):
 def test_the_matrix_and_the_tests_after_it_have_every_fault():
     elsewhere = {"partition", "coordinator_killed", "superlink_killed"}
     assert {case.fault["fault"] for case in MATRIX} == set(KNOWN) - elsewhere
+
+
+def test_a_hospital_three_times_slower_takes_a_third_of_the_steps_pays_for_those_and_pulls_as_hard(world, monkeypatch):
+    monkeypatch.setattr(faulty, "InProcessGrid", Keeping)
+    monkeypatch.setattr("fl_client.pace.measured", lambda site, study, task: 1.0)
+    training = LocalTraining(views=1, steps=3, work_s=3.0)
+    study = world.study.model_copy(update={"training": training, "strategy": Strategy(name="fedavg", quorum=2)})
+    ended = world.with_faults({"fault": "slow", "site": "d", "rounds": 2}, study=study)
+    told = [{name: entry.sites[name].steps for name in NAMES} for entry in ended.record.rounds]
+    all_of_them = dict.fromkeys(NAMES, 3)
+    assert told == [all_of_them, all_of_them | {"d": 1}, all_of_them]
+    for name in NAMES:
+        paid = [event.steps for event in ledger_of(ended.hospitals.site(name)).events]
+        assert paid == [entry[name] for entry in told]
+        log = (ended.hospitals.site(name).folder / "log" / "training.jsonl").read_text().splitlines()
+        assert [json.loads(line)["steps"] for line in log] == paid
+
+    share = dict(zip(NAMES, (0.1, 0.2, 0.5, 0.2), strict=True))  # of the declared sizes 5, 10, 25 and 10
+    mean = 3 * 0.8 + 1 * 0.2  # Wang et al. 2020, section 4: the way of a step, times the mean number of steps
+    came = [Keeping.answered["2", name] for name in NAMES]
+    for name, start in Keeping.sent["2", "a"].items():
+        ways = [(answer[name] - start) / told[1][site] * share[site] for site, answer in zip(NAMES, came, strict=True)]
+        torch.testing.assert_close(Keeping.sent["3", "a"][name], start + mean * sum(ways), rtol=0, atol=1e-6)
+
+
+def test_a_process_that_another_fault_starts_in_a_slow_hospital_is_slow_too():
+    plan = Plan.model_validate(
+        {"plan": [{"fault": "crash_in_training", "site": "d", "rounds": 2}, {"fault": "slow", "site": "d", "rounds": 2}]}
+    )
+    assert [fault.fault for fault in plan.inside("d")] == ["slow", "crash_in_training"]  # from the inside outwards
+    assert [fault.fault for fault in plan.on_wire] == ["slow"]
+    with pytest.raises(ValidationError, match="times"):
+        Plan.model_validate({"plan": [{"fault": "slow", "site": "d", "rounds": 2, "times": 1}]})
 
 
 def test_hospitals_on_the_other_side_of_a_cut_cable_are_absent_and_go_on_afterwards(world):
