@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 STOP_S = 30.0
 """Seconds that a daemon gets to end by itself."""
@@ -54,6 +56,27 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def require_ended(folder: Path, *, timeout_s: float = STOP_S) -> None:
+    """Wait until no program of konsil or Flower works in this folder any more, this one and those that started it aside.
+
+    Raises `CommandFailed`, naming those that are left.
+    """
+    us = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    end = time.monotonic() + timeout_s
+    while left := [words for pid, words in _command_lines() if pid not in us and _works_in(folder, words)]:
+        if time.monotonic() > end:
+            raise CommandFailed("these processes have not ended:\n" + "\n".join(left))
+        time.sleep(0.2)
+
+
+def _command_lines() -> list[tuple[int, str]]:
+    return [(process.pid, " ".join(process.info["cmdline"] or ())) for process in psutil.process_iter(["cmdline"])]
+
+
+def _works_in(folder: Path, words: str) -> bool:
+    return f"{folder}{os.sep}" in words and any(name in words for name in ("fl_client", "fl_server", "flwr"))
 
 
 class Daemon:

@@ -25,10 +25,11 @@ import yaml
 from fl_client.audit import AuditLog
 from fl_client.cohort import Cohort
 from fl_server.record import Record
+from simulation.faults.accounting import account
 from simulation.faults.plan import NO_FAULTS, Plan
 from simulation.federation.archive import generate, send, sunnybrook
 from simulation.federation.breaking import READY, Breaking, Supervised
-from simulation.federation.programs import Daemon, free_port, konsil_site, konsil_study, run
+from simulation.federation.programs import CommandFailed, Daemon, free_port, konsil_site, konsil_study, require_ended, run
 from simulation.settings import GeneratedHospital
 
 SUNNYBROOK = Path(__file__).parents[2] / "tests" / "data" / "sunnybrook"
@@ -112,6 +113,7 @@ def federation(town: Town, *, tell: Tell = print) -> dict[str, Record]:
             records[study["name"]] = _study(town, study, houses, serving, faults, log=log, tell=tell)
         for house in houses:
             tell(_books(house, log=log))
+    require_ended(town.folder)
     tell("all processes have ended")
     return records
 
@@ -185,8 +187,6 @@ def _answers(house: House, log: Path) -> bool:
 
 
 def _until(done: Callable[[], bool], timeout_s: float, words: str) -> None:
-    from simulation.federation.programs import CommandFailed
-
     end = time.monotonic() + timeout_s
     while not done():
         if time.monotonic() > end:
@@ -252,6 +252,10 @@ def _study(
     tell(f"study {study.name}: {record.verdict}, {len(record.rounds)} rounds in {time.monotonic() - begun:.0f} s")
     for reason in record.reasons:
         tell(f"  {reason}")
+    found = account(record)
+    tell(f"  the record tells what became of {found.accounted} of {found.planned} answers that were planned")
+    if found.silent:
+        raise CommandFailed("nobody knows what became of these:\n" + "\n".join(found.silent))
     return record
 
 

@@ -5,6 +5,8 @@ To the rounding of float32: how many threads torch has in a process decides in w
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pydicom
 import pytest
@@ -20,7 +22,7 @@ from fl_client.site import Site
 from fl_server.app import run as run_in_process
 from fl_server.record import Record
 from fl_server.weights import initial_state
-from simulation.federation.programs import CommandFailed, Daemon, free_port, konsil_site, konsil_study, run
+from simulation.federation.programs import CommandFailed, Daemon, free_port, konsil_site, konsil_study, require_ended, run
 from simulation.federation.recipe import Town, federation
 from simulation.grid import InProcessGrid
 
@@ -97,6 +99,16 @@ def test_a_command_that_fails_is_told_with_its_own_words(tmp_path):
         pytest.raises(CommandFailed, match="the daemon ended with 1"),
     ):
         daemon.wait_for("anything")
+
+
+def test_a_process_that_has_not_ended_is_named(tmp_path):
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()", "fl_client.worker", str(tmp_path / "alster" / "site.yaml")]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE) as left:
+        with pytest.raises(CommandFailed, match=r"have not ended:\n.*fl_client\.worker .*alster/site\.yaml"):
+            require_ended(tmp_path, timeout_s=0)
+        require_ended(tmp_path / "alster" / "site", timeout_s=0)  # another folder
+        left.terminate()
+    require_ended(tmp_path)
 
 
 @pytest.mark.slow
