@@ -161,6 +161,8 @@ class Worker:
             self._tell("handing over an answer", run=str(run.run_id), message=question.metadata.message_type)
             push_message(client, answer, context)
             push_task_output(client, context, SubStatus.COMPLETED, "")
+        except httpx.HTTPError as error:  # between us and the SuperNode: where in our own code would help nobody
+            log.warning("a message was not answered: %s", lost(error))
         except Exception:
             log.exception("a message was not answered")
         finally:
@@ -267,6 +269,13 @@ class Heartbeat:
                 self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
             except (httpx.HTTPError, ValueError) as error:
                 log.warning("the SuperNode does not hear: %s", type(error).__name__)
+
+
+def lost(error: httpx.HTTPError) -> str:
+    """What it means, in words, that the SuperNode can't be talked with about a message that was taken."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+        return "the SuperNode waits for it no longer: its run has ended, or the SuperNode was started anew"
+    return f"the SuperNode is gone or out of order ({type(error).__name__}: {error})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -210,18 +210,52 @@ def test_the_worker_goes_on_with_a_supernode_that_was_started_anew(hospitals, wo
         assert worker._acquire() == ""  # nobody there is no error
 
 
-def test_an_answer_that_the_supernode_no_longer_waits_for_is_lost_and_nothing_else(hospitals, node, worker_of):
+def forget(node):
+    """Be as a SuperNode whose run has ended, or that was started anew."""
+    node.state.task_token_store.clear()
+    node.state.task_token_to_task_id.clear()
+
+
+@pytest.fixture
+def said(caplog):
+    """What the worker has logged, in one piece, with any traceback."""
+    caplog.set_level("INFO", logger="konsil.worker")
+    return lambda: "\n".join(record.getMessage() + str(record.exc_text or "") for record in caplog.records)
+
+
+def test_a_question_whose_run_has_ended_is_told_in_words_and_without_a_traceback(hospitals, node, worker_of, said):
+    study, worker = hospitals.study(), worker_of(small_app())
+    node.ask(question(study), "train", study=study.to_json())
+    token = worker._acquire()
+    forget(node)
+    worker.answer(token)
+    assert "a message was not answered: the SuperNode waits for it no longer: its run has ended" in said()
+    assert "Traceback" not in said()
+    assert AuditLog(hospitals.site("a").folder / "audit.jsonl").lines == ()  # nothing was done for it
+
+
+def test_a_supernode_that_goes_away_meanwhile_is_told_in_words(hospitals, worker_of, said):
+    study, worker = hospitals.study(), worker_of(small_app())
+    with Node(Loopback.make(runtime_folder(hospitals.site("a")))) as node:
+        node.ask(question(study), "train", study=study.to_json())
+        token = worker._acquire()
+    worker.answer(token)
+    assert "a message was not answered: the SuperNode is gone or out of order (ConnectError" in said()
+    assert "Traceback" not in said()
+
+
+def test_an_answer_that_the_supernode_no_longer_waits_for_is_lost_and_nothing_else(hospitals, node, worker_of, said):
     study, app = hospitals.study(), ClientApp()
 
     @app.train()
     def train(message, context):
-        node.state.task_token_store.clear()  # as in a SuperNode that was started anew
-        node.state.task_token_to_task_id.clear()
+        forget(node)
         return Message(RecordDict(), reply_to=message)
 
     worker = worker_of(app)
     node.ask(question(study), "train", study=study.to_json())
     serve_one(worker)
+    assert "waits for it no longer" in said()
     worker.app = small_app()
     node.ask(question(study), "train", study=study.to_json(), run_id=12)
     serve_one(worker)
