@@ -37,6 +37,14 @@ def make_key(path: Path, *, comment: str) -> str:
 def public_key(path: Path) -> str:
     """The public half of the key in `path`, as one line in OpenSSH's format, without a comment.
 
+    Raises what `private_key` raises.
+    """
+    return _line(private_key(path))
+
+
+def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The hospital's own key, to sign with.
+
     Raises `FileNotFoundError`, `PermissionError` if other users may read it, and `ValueError` for what is no such key.
     """
     if not path.exists():
@@ -50,7 +58,7 @@ def public_key(path: Path) -> str:
         raise ValueError(f"{path} is no private key in OpenSSH's format: {error}") from None
     if not isinstance(private, ec.EllipticCurvePrivateKey):
         raise ValueError(f"{path} is a {type(private).__name__}; an elliptic-curve key (ecdsa, P-384) is needed")
-    return _line(private)
+    return private
 
 
 def _line(private: ec.EllipticCurvePrivateKey) -> str:

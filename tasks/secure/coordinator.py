@@ -1,0 +1,157 @@
+"""The coordinator's part in one secure sum: passes on what it can't read, adds up what it can't tell apart, takes the masks
+off.
+
+Only one vector is ever held, the running sum. A hospital that answers wrongly is left out with a reason (`left`), like one
+that does not answer; the attempt ends with `TooFew` when fewer than the threshold are left. Shares that don't give back the
+very secrets that a hospital committed to are found, so that nobody's false share turns the sum into noise unseen. Source:
+Bonawitz et al. 2017, figure 4.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from Crypto.Protocol.SecretSharing import Shamir
+
+from tasks.secure import keys, masks
+from tasks.secure.circle import Circle, Moment, TooFew, WrongSum
+from tasks.secure.keys import SEED, SignedKeys
+
+_MOST_TRIES = 200  # sets of shares tried for one secret, should some be false
+
+
+class CoordinatorRound:
+    """One attempt at one round, as the coordinator sees it. Call the methods in the order they stand in.
+
+    Parameters
+    ----------
+    circle, moment
+        As the sites have them, from the study.
+    length
+        Numbers in the vector that is summed.
+    """
+
+    def __init__(self, circle: Circle, moment: Moment, *, length: int) -> None:
+        self.circle, self.moment, self.length = circle, moment, length
+        self.left: dict[str, str] = {}
+        """Sites that are out of this attempt, and why, in words."""
+        self._roster: dict[str, SignedKeys] = {}
+        self._sharing: tuple[str, ...] = ()
+        self._answered: set[str] = set()
+        self._sum = np.zeros(length, dtype=np.uint32)
+
+    def keys(self, answers: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The roster for question `shares`, from the answers to `keys`: the same for every site in it."""
+        good: dict[str, bytes] = {}
+        for site in self.circle.sites:
+            if site not in answers:
+                self.left[site] = "sent no keys"
+                continue
+            try:
+                known = SignedKeys.from_bytes(answers[site])
+            except ValueError as error:
+                self.left[site] = f"sent keys that can't be read: {error}"
+                continue
+            if not known.signed_by(self.circle.keys[site], self.moment, site):
+                self.left[site] = "sent keys that are not signed by the key the study names for it, for this round and attempt"
+                continue
+            self._roster[site], good[site] = known, answers[site]
+        self._enough(len(good), "sent keys")
+        return good
+
+    def shares(self, answers: Mapping[str, Mapping[str, bytes]]) -> dict[str, dict[str, bytes]]:
+        """For every site that goes on, by name: what question `train` brings it, the shares addressed to it by sender."""
+        whole = set(self._roster)
+        for site in sorted(whole):
+            if site not in answers:
+                self.left[site] = "sent no shares"
+            elif set(answers[site]) != whole - {site}:
+                self.left[site] = (
+                    f"sent shares for {len(answers[site])} sites, not for the {len(whole) - 1} others of the roster"
+                )
+        self._sharing = tuple(sorted(whole - set(self.left)))
+        self._enough(len(self._sharing), "sent shares")
+        return {to: {sender: answers[sender][to] for sender in self._sharing if sender != to} for to in self._sharing}
+
+    def add(self, site: str, vector: masks.Vector) -> None:
+        """Add one masked vector to the sum, as it comes.
+
+        Raises `ValueError` for one that can't be added; the site is out then.
+        """
+        if site not in self._sharing or site in self._answered:
+            raise ValueError(f"'{site}' is not asked for a vector in this attempt, or sent one before")
+        if vector.dtype != np.uint32 or vector.shape != (self.length,):
+            self.left[site] = f"sent {vector.dtype} of shape {vector.shape}, not uint32 of ({self.length},)"
+            raise ValueError(f"'{site}' {self.left[site]}")
+        np.add(self._sum, vector, out=self._sum)
+        self._answered.add(site)
+
+    def survivors(self) -> tuple[str, ...]:
+        """Who answered: what questions `agree` and `unmask` bring. After this no vector can be added."""
+        for site in self._sharing:
+            if site not in self._answered:
+                self.left.setdefault(site, "sent no vector")
+        self._enough(len(self._answered), "sent a vector")
+        return tuple(sorted(self._answered))
+
+    def agreed(self, answers: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The signatures that question `unmask` brings, where `circle.must_agree`."""
+        good = {site: answers[site] for site in sorted(self._answered & set(answers))}
+        self._enough(len(good), "signed the list of who answered")
+        return good
+
+    def unmask(self, answers: Mapping[str, Mapping[str, bytes]]) -> masks.Vector:
+        """The sum modulo 2**32 over `survivors()`, from the answers to `unmask`. The vector is this object's own: use it once.
+
+        Raises `TooFew`, and `WrongSum` where shares were false and too few good ones are left to tell.
+        """
+        answers = {site: answers[site] for site in sorted(self._answered & set(answers))}
+        self._enough(len(answers), "sent shares to unmask with")
+        for name in self._sharing:
+            if name in self._answered:
+                seed = self._recovered(name, answers, "its own mask", self._is_own)
+                masks.subtract(self._sum, keys.own_mask_key(seed, self.moment, name))
+            else:
+                self._take_off_pairs(name, self._recovered(name, answers, "its masks with others", self._is_mask))
+        return self._sum
+
+    def _recovered(
+        self, name: str, answers: Mapping[str, Mapping[str, bytes]], which: str, fits: Callable[[str, bytes], bool]
+    ) -> bytes:
+        place = {site: index for index, site in enumerate(sorted(self._roster), start=1)}
+        shares = [
+            (place[site], answer[name]) for site, answer in answers.items() if name in answer and len(answer[name]) == SEED
+        ]
+        threshold = self.circle.threshold
+        if len(shares) < threshold:
+            raise TooFew(f"{len(shares)} sites sent a share of {which} of '{name}', fewer than the threshold {threshold}")
+        for some in itertools.islice(itertools.combinations(shares, threshold), _MOST_TRIES):
+            seed = Shamir.combine(list(some), False)
+            if fits(name, seed):
+                return seed
+        raise WrongSum(
+            f"no {threshold} of the {len(shares)} shares of {which} of '{name}' give the secret it committed to: "
+            f"some site sent a false share (or '{name}' shared out another secret); this attempt has no sum"
+        )
+
+    def _is_own(self, name: str, seed: bytes) -> bool:
+        return keys.own_commitment(seed, self.moment, name) == self._roster[name].own_mask
+
+    def _is_mask(self, name: str, seed: bytes) -> bool:
+        return keys.public_half(keys.mask_private(seed, self.moment, name)) == self._roster[name].mask
+
+    def _take_off_pairs(self, gone: str, seed: bytes) -> None:
+        """Those masks that the survivors put on for a site whose vector never came."""
+        private = keys.mask_private(seed, self.moment, gone)
+        for name in sorted(self._answered):
+            key = keys.pair_mask_key(private, self._roster[name].mask, self.moment, gone, name)
+            (masks.subtract if name < gone else masks.add)(self._sum, key)
+
+    def _enough(self, count: int, what: str) -> None:
+        if count < self.circle.threshold:
+            reasons = "; ".join(f"{site}: {why}" for site, why in sorted(self.left.items()))
+            raise TooFew(
+                f"{count} sites {what}, fewer than the threshold {self.circle.threshold}" + (f" ({reasons})" if reasons else "")
+            )
