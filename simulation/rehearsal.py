@@ -17,8 +17,8 @@ from fl_server import report
 from fl_server.record import Outcome, Record, Round
 from fl_server.report.measured import FILE as measured_file
 from fl_server.report.measured import Measured
-from fl_server.weights import State, initial_state
-from simulation import clinical, pretraining, tables
+from fl_server.weights import State
+from simulation import clinical, starting, tables
 from simulation import hospital as hospitals_module
 from simulation.arms import Arm, train, train_by_itself, write_line
 from simulation.faults.plan import NO_FAULTS
@@ -32,7 +32,6 @@ from simulation.screen import Screen
 from simulation.settings import Arm as ArmName
 from simulation.settings import GeneratedHospitals, Simulation, TableHospitals
 from tasks.fingerprint import fingerprint
-from tasks.weights import save
 
 
 class NoPatients(Exception):
@@ -64,7 +63,7 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
         classifier = simulation.radiomics
         with meter.phase("pretraining"):
             if classifier is None or "unet" in classifier.masks:
-                start, start_path = _start(simulation, cache, folder, pool, screen)
+                start, start_path = starting.start(simulation, folder, cache=cache, pool=pool, advance=screen.advance)
         one_thread()  # as in the workers: what is done in this process from here on gives the same numbers as there
         if classifier is not None:
             from simulation.radiomics import recipe
@@ -139,20 +138,6 @@ def open_hospitals(
         else:
             screen.note(f"no real patients: there is no folder {simulation.real.folder}")
     return sites, held_out, real
-
-
-def _start(simulation: Simulation, cache: Path, folder: Path, pool: Executor, screen: Screen) -> tuple[State, Path]:
-    """The weights that every arm begins with: pre-trained on generated patients, or freshly drawn."""
-    if simulation.pretraining is None or not isinstance(simulation.hospitals, GeneratedHospitals):
-        study = simulation.study(seed=simulation.seed, private=False, sites=tuple(simulation.hospitals.sites), initial=None)
-        state = initial_state(study)
-    else:
-        state = pretraining.pretrain(
-            simulation.task, simulation.pretraining, simulation.hospitals.series, cache=cache, pool=pool, advance=screen.advance
-        )
-    path = folder / "start.pt"
-    save(state, path)
-    return state, path
 
 
 def _arms(simulation: Simulation, world: World, folder: Path) -> list[Arm]:

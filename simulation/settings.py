@@ -124,6 +124,16 @@ class Pretraining(Frozen):
     subslices: Annotated[int, Field(ge=1, le=8)] = 2
 
 
+class StartFrom(Frozen):
+    """Another model's weights, in the place of pre-training: what `konsil-study start-from` takes, and takes over alike."""
+
+    source: Annotated[str, Field(min_length=1)]  # NAME[:VERSION] of a registry, a run's folder, a MONAI bundle, or weights
+    coordinator: str | None = None  # the folder whose registry it is; None: KONSIL_COORDINATOR
+    map: tuple[str, ...] = ()  # OLD=NEW: how arrays are renamed, whole names or prefixes with a star
+    fresh: tuple[str, ...] = ()  # patterns: these arrays are drawn from the seed instead
+    torchscript: bool = False  # read TorchScript too, a program of somebody who is trusted
+
+
 class Size(Frozen):
     """How large the rehearsal is; the profile's name stands in the record, so that small figures are read as such."""
 
@@ -160,9 +170,15 @@ class Simulation(Frozen):
     hospitals: Annotated[GeneratedHospitals | FolderHospitals | TableHospitals, Field(discriminator="source")]
     real: RealHospital | None = None
     pretraining: Pretraining | None = None
+    start_from: StartFrom | None = None  # another model's weights; nothing is pre-trained then
     arms: tuple[Arm, ...] = ("federation_private",)
     faults: Plan = NO_FAULTS  # what goes wrong on purpose, in the federations; comparisons are spared
     radiomics: Classifier | None = None  # a study of regions' features; `task` then is the model that draws their masks
+
+    @field_validator("start_from", mode="before")
+    @classmethod
+    def _source_alone(cls, given: object) -> object:
+        return {"source": given} if isinstance(given, str) else given
 
     @field_validator("arms")
     @classmethod
@@ -236,6 +252,8 @@ def read(settings: dict[str, Any]) -> Simulation:
     for private in (True, False):
         study = simulation.study(seed=0, private=private, sites=tuple(simulation.hospitals.sites), initial=None)
         tasks.task.load(study.task)
+        if study.training.frozen or study.training.personal:
+            tasks.task.load_for(study)  # a hospital would decline names that its task doesn't have
     wanted = simulation.task.get("series")
     if isinstance(wanted, list) and not set(wanted) & set(simulation.hospitals.series):
         there = ", ".join(simulation.hospitals.series) or "no images"
@@ -295,6 +313,10 @@ def require_data(simulation: Simulation) -> None:
         for name, file in {**hospitals.sites, **hospitals.held_out}.items():
             if not Path(file).is_file():
                 raise ValueError(f"hospitals: there is no file {file}, the table of {name}")
+    if simulation.start_from is not None:
+        from simulation.starting import require_start  # after the cheap checks, as below
+
+        require_start(simulation)
     if real is not None:
         _require_labels("real.labels", real.labels)
         there = Path(real.folder).is_dir()

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from fl_server.report.statistics import difference, mean, seed_means, spread
 from simulation.report import figures, words
-from simulation.report.results import ALONE_ELSEWHERE, ARMS, ROLES, Run
+from simulation.report.results import ALONE_ELSEWHERE, ROLES, Run
 
 
 def forests(run: Run) -> dict[str, list[Markup]]:
@@ -21,13 +21,15 @@ def forests(run: Run) -> dict[str, list[Markup]]:
             rows, told = {}, []
             for arm in run.arms(role):
                 values = run.values(f"dice/{name}", arm, role)
-                label = _label(arm, role)
+                label = _label(run, arm, role)
                 if estimate := mean(values):
                     rows[label] = (estimate, seed_means(values))
                     told.append(f"{label} {estimate.value:.3f} ({words.interval(estimate) or 'no interval'})")
             if len(rows) > 1:
                 alt = f"{words.structure(name)} Dice by arm, {where.lower()}: {'; '.join(told)}."
-                chart = figures.forest(words.structure(name), rows, headline=_label(run.headline, role), unit="Dice", alt=alt)
+                chart = figures.forest(
+                    words.structure(name), rows, headline=_label(run, run.headline, role), unit="Dice", alt=alt
+                )
                 drawn.setdefault(role, []).append(chart)
     return drawn
 
@@ -47,13 +49,13 @@ def comparisons(run: Run) -> dict[str, list[dict[str, Any]]]:
             ]
             if any(gaps):
                 told = [(gap, words.comparison(gap), words.why_not(gap) if gap else "") for gap in gaps]
-                rows.setdefault(role, []).append({"arm": _label(arm, role), "gaps": told})
+                rows.setdefault(role, []).append({"arm": _label(run, arm, role), "gaps": told})
     return rows
 
 
 def spreads(run: Run) -> dict[str, Any] | None:
     """Bias and variance of each arm on the sites, over the mean Dice of a patient; None with a single seed."""
-    table = {ARMS[arm]: spread(run.dice(arm, "site")) for arm in run.arms("site")}
+    table = {run.words_of(arm): spread(run.dice(arm, "site")) for arm in run.arms("site")}
     table = {arm: s for arm, s in table.items() if isfinite(s.between_seeds)}
     if not table:
         return None
@@ -75,14 +77,14 @@ def heat(run: Run, structure: str) -> dict[str, Any]:
     for model, row in cells.items():
         own = model.removeprefix("alone/") if model.startswith("alone/") else None
         shaded = [(value, _shade(value, low, high), own == name) for value, (_, name) in zip(row, columns, strict=True)]
-        rows.append((f"Alone: {own}" if own else ARMS.get(model, model), shaded))
+        rows.append((f"Alone: {own}" if own else run.words_of(model), shaded))
     return {"structure": structure, "columns": columns, "rows": rows}
 
 
-def _label(arm: str, role: str) -> str:
+def _label(run: Run, arm: str, role: str) -> str:
     if role != "site" and arm == ALONE_ELSEWHERE:
         return "Average hospital alone"
-    return ARMS[arm]
+    return run.words_of(arm)
 
 
 def _shade(value: float, low: float, high: float) -> str:

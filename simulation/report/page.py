@@ -70,9 +70,9 @@ def page(run: Run) -> str:
         "agreements": agreements(run),
         "phases": phases(run),
         "settings": json.dumps(record.study, indent=2),
-        "headline": ARMS[run.headline],
+        "headline": run.words_of(run.headline),
         "roles": ROLES,
-        "arms": ARMS,
+        "arms": {arm: run.words_of(arm) for arm in ARMS},
         "mark": drawing.mark,
     }
     return environment.get_template("template.html").render(contents)

@@ -28,7 +28,7 @@ ARMS = {
     PLAIN: "Federation without privacy",
     PRIVATE: "Federation with privacy",
 }
-"""The arms in the order in which a report lists them, in words."""
+"""The arms in the order in which a report lists them, in words; `Run.words_of` knows what this run started from."""
 
 
 ROLES = {"site": "On the hospitals that trained", "held_out": "On the hospital that took no part", "real": "On real patients"}
@@ -101,6 +101,20 @@ class Run:
         sunnybrook = any("sunnybrook" in name.lower() for name in self.hospitals("real"))
         sunnybrook |= (self.settings.get("real") or {}).get("labels") == "sunnybrook"
         return sunnybrook and bool(self.hospitals("real")) and self.settings.get("pretraining", True) is not None
+
+    @property
+    def start(self) -> str | None:
+        """Whose weights all arms began with, in words, where the run took over another model; None where it did not."""
+        if self.settings.get("start_from") is None:
+            return None
+        words = self.folder / "start.json"
+        return str(json.loads(words.read_text())["source"]) if words.exists() else "another model"
+
+    def words_of(self, arm: str) -> str:
+        """What this run's report calls an arm."""
+        if arm == "pretrained" and self.start is not None:
+            return f"Starting model: {self.start}"
+        return ARMS.get(arm, arm)
 
     @property
     def models(self) -> list[str]:

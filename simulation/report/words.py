@@ -204,6 +204,11 @@ def limits(run: Run) -> list[str]:
         lines.append(
             "A hospital with a single test patient adds nothing to an interval's width: intervals over it are too narrow."
         )
+    if run.start is not None:
+        lines.append(
+            f"All arms began with {run.start}. What those weights tell of the patients whom they were trained on is covered by "
+            "no promise of this study."
+        )
     if not run.hospitals("real"):
         lines.append("No separate real hospital was tested: how the model does on clinical scans from elsewhere is not shown.")
     if len(run.seeds) < SEEDS_FOR_A_CLAIM:
