@@ -18,8 +18,9 @@ from typing import Any
 
 import pydicom
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
-from pynetdicom import AE, _config
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.transport import AssociationSocket
 
 from fl_client.intake.deidentify import discreet
@@ -146,19 +147,27 @@ def _open(archive: Archive, *, attempts: int = 1, pause_s: float = 0.0) -> Assoc
     for kind in KINDS:
         asking.add_requested_context(kind, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     peer, context = archive.peer, _tls(archive.tls)
+    noes: list[A_ASSOCIATE_RJ] = []  # a line that was closed at once after its no does not know of it any more
+
+    def heard(event: evt.Event) -> None:
+        if isinstance(event.pdu, A_ASSOCIATE_RJ):
+            noes.append(event.pdu)
+
+    hearing = [(evt.EVT_PDU_RECV, heard)]
     for attempt in range(attempts):
         if attempt:
             time.sleep(pause_s)
+        noes.clear()
         arguments = (context, None) if context else None
-        line = asking.associate(peer.address, peer.port, ae_title=peer.ae_title, tls_args=arguments)
+        line = asking.associate(peer.address, peer.port, ae_title=peer.ae_title, tls_args=arguments, evt_handlers=hearing)
         if line.is_established:
             return line
         if len(line.rejected_contexts) == len(KINDS):
             raise NoLine(
                 f"{destination(archive)} takes neither DICOM SEG nor encapsulated PDF; ask who looks after the archive"
             )
-        said = line.acceptor.primitive if line.is_rejected else None
-        why = (int(said.result_source), int(said.diagnostic)) if said is not None else (0, 0)
+        said = noes[-1] if noes else None
+        why = (int(said.source), int(said.reason_diagnostic)) if said is not None else (0, 0)
         if said is not None and why[0] != 3:  # a stranger stays one
             break
     if said is None:

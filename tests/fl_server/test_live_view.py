@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 
 import pytest
@@ -19,18 +20,9 @@ from fl_server.commands import LEFT
 from fl_server.console.picture import LAST, Picture, SitePicture
 from fl_server.console.view import View, spark
 from fl_server.record import Record
-
-STUDY = """
-import sys, time
-from pathlib import Path
-from conf.study import Study
 from fl_server.rounds import run
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
-study = Study.from_json(sys.argv[1])
-grid = InProcessGrid("fl_client.app:app", [{"site": site} for site in sys.argv[3:]], {"study": study.to_json()})
-run(grid, study, initial_state(study), folder=Path(sys.argv[2]), observer=lambda entry, model: time.sleep(1.5))
-"""
 
 
 class Terminal:
@@ -69,18 +61,38 @@ class Terminal:
         os.close(self.inside)
 
 
+class RunningStudy:
+    """A study in a thread, whose first round ends when somebody says so; its folder."""
+
+    def __init__(self, hospitals):
+        self.study = hospitals.study(name="slow", rounds=3, sites=("a", "b", "nowhere"))
+        self.folder, self._nodes, self._go_on = hospitals.folder / "runs" / "slow", hospitals.nodes, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        grid = InProcessGrid("fl_client.app:app", self._nodes, {"study": self.study.to_json()})
+        run(
+            grid, self.study, initial_state(self.study), folder=self.folder, observer=lambda entry, model: self._go_on.wait(200)
+        )
+
+    def go_on(self):
+        self._go_on.set()
+
+    def end(self):
+        self.go_on()
+        self._thread.join()
+
+
 @pytest.fixture
 def study_that_runs(hospitals):
-    """A study in a process of its own that takes a while; its folder."""
-    study, folder = hospitals.study(name="slow", rounds=3, sites=("a", "b", "nowhere")), hospitals.folder / "runs" / "slow"
-    sites = [str(path) for path in hospitals.sites.values()]
-    process = subprocess.Popen([sys.executable, "-c", STUDY, study.to_json(), str(folder), *sites])
+    """A study that is in its first round."""
+    running = RunningStudy(hospitals)
     end = time.monotonic() + 200
-    while not (folder / "now.json").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    yield folder
-    process.kill()
-    process.wait()
+    while not (running.folder / "now.json").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    yield running
+    running.end()
 
 
 def konsil(*arguments):
@@ -90,14 +102,16 @@ def konsil(*arguments):
 @pytest.fixture
 def terminal(study_that_runs):
     """A terminal in which somebody watches the study."""
-    opened = Terminal(konsil("watch", "slow", "--runs", study_that_runs.parent))
+    opened = Terminal(konsil("watch", "slow", "--runs", study_that_runs.folder.parent))
     yield opened
     opened.close()
 
 
-def test_a_terminal_shows_the_study_until_its_verdict_which_is_the_exit_code(terminal):
+def test_a_terminal_shows_the_study_until_its_verdict_which_is_the_exit_code(study_that_runs, terminal):
     terminal.read_until("epsilon (promise 8)")
     terminal.read_until("verdict: degraded so far")
+    terminal.read_until("left")
+    study_that_runs.go_on()
     terminal.read_until("over: degraded, 3 of 3 rounds")
     assert terminal.end() == 3
     assert "●●" in terminal.plain
@@ -111,23 +125,24 @@ def test_ctrl_c_ends_the_looking_and_not_the_study(study_that_runs, terminal):
     os.killpg(terminal.process.pid, signal.SIGINT)  # as the terminal does
     terminal.read_until("the study goes on; konsil-study watch slow looks again")
     assert terminal.end() == LEFT
-    end = time.monotonic() + 200
-    while not Record.read(study_that_runs / "record.json").finished and time.monotonic() < end:
-        time.sleep(0.2)
-    assert Record.read(study_that_runs / "record.json").verdict == "degraded"
+    record = study_that_runs.folder / "record.json"
+    assert not Record.read(record).finished
+    study_that_runs.end()
+    assert (Record.read(record).finished, Record.read(record).verdict) == (True, "degraded")
 
 
 def test_on_a_pipe_there_are_plain_lines(study_that_runs):
-    said = subprocess.run(
-        konsil("watch", "slow", "--runs", study_that_runs.parent), capture_output=True, text=True, check=False
-    )
-    assert said.returncode == 3, said.stderr
-    assert "\x1b" not in said.stdout
-    rounds = re.findall(
-        r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  round (\d) of 3, \d+ s: a, b used; nowhere absent", said.stdout, re.M
-    )
-    assert rounds == ["1", "2", "3"]
-    assert "over: degraded" in said.stdout
+    command = konsil("watch", "slow", "--runs", study_that_runs.folder.parent)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        first = watching.stdout.readline()
+        study_that_runs.go_on()
+        rest, errors = watching.communicate(timeout=200)
+    said = first + rest
+    assert watching.returncode == 3, errors
+    assert "\x1b" not in said
+    rounds = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  round (\d) of 3, \d+ s: a, b used; nowhere absent", said, re.M)
+    assert rounds == ["1", "2", "3"], said
+    assert "over: degraded" in said
 
 
 def drawn(picture, *, columns=100, rows=30, encoding="utf-8"):

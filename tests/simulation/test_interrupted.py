@@ -35,6 +35,7 @@ def in_round(folder, number):
     return now if now is not None and now.phase == "round" and now.round >= number and now.alive else None
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_study_outlives_its_process_and_its_coordinator(hospitals, tmp_path):
     study = hospitals.study(sites=("a", "b"), rounds=6, privacy=Privacy(kind="none"))
