@@ -21,7 +21,7 @@ What is assumed
 * Then the coordinator learns the sum over at least `threshold` hospitals, with the noise of at least `threshold - colluding`,
   and nothing else; of a round that ends below the threshold it learns nothing. The sum itself is what the ledger charges.
 * If more hospitals than `colluding` work with it, the promise falls back to the noise that a site itself added:
-  `price.Price.own_noise_multiplier`.
+  `own_noise_multiplier` of the event in its ledger (`price.event`).
 * Not covered: a hospital that sends wrong numbers (it can spoil a sum, as it can without masks), and who took part, and when.
 
 Secrets live in memory for one round and are written nowhere. A site that restarts between two questions has forgotten them

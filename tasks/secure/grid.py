@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tasks.secure.circle import Circle, WrongSum
 from tasks.secure.masks import Vector
-from tasks.secure.noise import Bits, discrete_gaussian
+from tasks.secure.noise import TOTAL_VARIATION, Bits, discrete_gaussian
 
 Floats = npt.NDArray[np.floating]
 _HALF = 2**31 - 1  # largest number of the 32 bits, as signed
@@ -71,9 +71,9 @@ class Grid:
                 f"a multiplier of {self.noise_multiplier} on {self.length} numbers of {len(self.circle.keys)} "
                 "hospitals does not fit into 32 bits"
             )
-        if 0 < self.site_std < FINEST_NOISE:
+        if 0 < self.share_std < FINEST_NOISE:
             raise ValueError(
-                f"noise of {self.site_std:.3g} steps at each site is too coarse for this grid: it needs {FINEST_NOISE:g}. "
+                f"noise of {self.share_std:.3g} steps at each site is too coarse for this grid: it needs {FINEST_NOISE:g}. "
                 f"Fewer declared patients ({self.patients}) or a larger noise_multiplier ({self.noise_multiplier}) would do"
             )
 
@@ -94,9 +94,14 @@ class Grid:
         return self.bound / self.step + math.sqrt(self.length)
 
     @property
-    def site_std(self) -> float:
+    def share_std(self) -> float:
         """Standard deviation, in steps, of the noise that each site adds: its share of what is promised for the sum."""
         return self.noise_multiplier * self.sensitivity / math.sqrt(self.circle.noise_shares)
+
+    @property
+    def sampling_error(self) -> float:
+        """Total variation of the noise that counts, as it is drawn, from exact discrete Gaussians: all shares, all numbers."""
+        return self.circle.noise_shares * self.length * TOTAL_VARIATION
 
     @property
     def max_error(self) -> float:
@@ -123,7 +128,7 @@ class Grid:
                 if not np.isfinite(piece).all():
                     raise ValueError(f"'{name}' holds a number that is not finite")
                 whole = np.clip(piece, -most, most).astype(np.int64)
-                whole += discrete_gaussian(whole.size, std=self.site_std, bits=bits)
+                whole += discrete_gaussian(whole.size, std=self.share_std, bits=bits)
                 vector[place : place + whole.size] = whole.astype(np.uint32)  # modulo 2**32
                 place += whole.size
         return vector
@@ -138,7 +143,7 @@ class Grid:
             raise ValueError(f"the sum must be uint32 of ({self.length},), not {total.dtype} of {total.shape}")
         signed = total.view(np.int32)
         norm = math.sqrt(sum(float(np.square(piece.astype(np.float64)).sum()) for piece in _in_pieces(signed)))
-        noise = self.site_std * math.sqrt(len(sites))
+        noise = self.share_std * math.sqrt(len(sites))
         most = (
             self.patients * self.bound / self.step
             + noise * (math.sqrt(self.length) + _DEVIATIONS)
