@@ -40,6 +40,7 @@ class CoordinatorRound:
         self._roster: dict[str, SignedKeys] = {}
         self._sharing: tuple[str, ...] = ()
         self._answered: set[str] = set()
+        self._closed = False
         self._sum = np.zeros(length, dtype=np.uint32)
 
     def keys(self, answers: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -80,8 +81,8 @@ class CoordinatorRound:
 
         Raises `ValueError` for one that can't be added; the site is out then.
         """
-        if site not in self._sharing or site in self._answered:
-            raise ValueError(f"'{site}' is not asked for a vector in this attempt, or sent one before")
+        if self._closed or site not in self._sharing or site in self._answered:
+            raise ValueError(f"'{site}' is not asked for a vector in this attempt, sent one before, or comes too late")
         if vector.dtype != np.uint32 or vector.shape != (self.length,):
             self.left[site] = f"sent {vector.dtype} of shape {vector.shape}, not uint32 of ({self.length},)"
             raise ValueError(f"'{site}' {self.left[site]}")
@@ -90,6 +91,7 @@ class CoordinatorRound:
 
     def survivors(self) -> tuple[str, ...]:
         """Who answered: what questions `agree` and `unmask` bring. After this no vector can be added."""
+        self._closed = True
         for site in self._sharing:
             if site not in self._answered:
                 self.left.setdefault(site, "sent no vector")

@@ -41,8 +41,8 @@ def test_whoever_drops_out_and_whenever_the_sum_is_the_survivors_or_there_is_non
     patterns = itertools.combinations_with_replacement(range(len(phases) + 1), 5)
     for index, steps in enumerate(patterns):
         dropping = [step for step in steps if step < len(phases)]
-        if len(dropping) > 3 and index % 5:
-            continue  # far too few
+        if 5 - len(dropping) < threshold - 1 and index % 5:
+            continue  # far too few are left
         pattern = steps[index % 5 :] + steps[: index % 5]
         gone = {phase: [circle.sites[i] for i in range(5) if pattern[i] == step] for step, phase in enumerate(phases)}
         sent = {circle.sites[i] for i in range(5) if pattern[i] > phases.index("train")}
@@ -55,4 +55,4 @@ def test_whoever_drops_out_and_whenever_the_sum_is_the_survivors_or_there_is_non
         sums += 1
         assert total.tolist() == summed(vectors, sent)
     assert sums >= 5
-    assert refusals > 20
+    assert refusals > 10
