@@ -49,3 +49,7 @@ def test_two_bad_days_of_the_town_are_told_and_nobody_is_lost(tmp_path):
     assert [fault["fault"] for fault in record.faults] == [fault.fault for fault in town.faults.plan]
     assert len(record.resumed) >= 2  # after the SuperLink, and after the study's own process
     assert Record.read(town.folder / "coordinator" / "runs" / "segmentation" / "record.json").faults == record.faults
+    # what was done on purpose is told in words: a traceback is for what nobody expected
+    logs = list(town.folder.rglob("*.log"))
+    assert {"alster.log", "coordinator.log", "superlink.log"} <= {log.name for log in logs}
+    assert [log.name for log in logs if "Traceback (most recent" in log.read_text(errors="replace")] == []

@@ -115,6 +115,7 @@ def test_what_breaks_at_a_real_site_stays_in_its_log(hospitals):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # Ray starts anew for every federation: minutes on a busy machine
 @pytest.mark.filterwarnings("default")  # Ray's own
 def test_flowers_engine_gives_the_same_bits_as_the_grid_in_process(hospitals, new_hospitals):
     twins = new_hospitals("twins")

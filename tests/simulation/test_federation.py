@@ -112,6 +112,7 @@ def test_a_process_that_has_not_ended_is_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # minutes on a busy machine
 def test_a_town_from_dicom_to_models_equals_the_same_studies_in_this_process(tmp_path):
     town = Town(tmp_path / "town", patients=3, rounds=2, epsilon=None)
     records = federation(town)

@@ -394,6 +394,7 @@ def test_hospitals_without_any_patient_are_refused_in_words_and_leave_no_model_o
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # Ray starts anew for every federation: minutes on a busy machine
 @pytest.mark.filterwarnings("default")  # Ray's own
 def test_flowers_own_engine_ends_with_the_same_models(tiny, tmp_path):
     shutil.copytree(tiny.folder.parent / "cache", tmp_path / "cache", symlinks=True)
