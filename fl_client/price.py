@@ -221,9 +221,11 @@ def _multiplier(study: Study, share: float, releases: int) -> float:
 
 def _event(site: Site, study: Study, multiplier: float, *, kind: str, round: int) -> Event:
     scores = kind in (SCORES, VALIDATION, MATRIX)
+    sampled = not scores and study.training.sample_rate < 1
     return Event(
         noise_multiplier=multiplier,
-        sample_rate=1.0 if scores else study.training.sample_rate,
+        sample_rate=study.training.sample_rate if sampled else 1.0,
+        planned=study.noise_steps if sampled else None,  # sampled rounds are cheaper together than one by one
         steps=1 if scores else study.training.steps,
         study=study.hash,
         study_name=study.name,

@@ -1,22 +1,20 @@
-"""Patient-level differential privacy: gate, clip, noise, events, budget, ledger, and the training loop made of them.
+"""Patient-level differential privacy: gate, clip, noise, ledger and its filter, and the training loop made of them.
 
 In reading order: what may be trained (`gate`), what one patient may contribute (`clip`), what hides it (`noise`), what that
-costs (`events`, `budget`), who keeps count (`ledger`), and the loop (`dp_sgd`). The promise stands in docs/privacy.md. Names
-are imported when first used: whoever only reads the ledger waits for no torch.
+costs (`tasks.accounting`, which the coordinator reckons with, too), whether one more may leave (`filters`), who keeps count
+(`ledger`), and the loop (`dp_sgd`). The promise stands in docs/privacy.md. Names are imported when first used: whoever only
+reads the ledger waits for no torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fl_client.privacy.budget import calibrate as calibrate
-    from fl_client.privacy.budget import epsilon as epsilon
     from fl_client.privacy.clip import ClippedSum as ClippedSum
     from fl_client.privacy.clip import clipped_sum as clipped_sum
     from fl_client.privacy.dp_sgd import PatientExamples as PatientExamples
     from fl_client.privacy.dp_sgd import TrainingReport as TrainingReport
     from fl_client.privacy.dp_sgd import train as train
-    from fl_client.privacy.events import Event as Event
     from fl_client.privacy.gate import require_private as require_private
     from fl_client.privacy.ledger import BudgetSpent as BudgetSpent
     from fl_client.privacy.ledger import Ledger as Ledger
@@ -27,19 +25,23 @@ if TYPE_CHECKING:
     from fl_client.privacy.noise import noisy_total as noisy_total
     from fl_client.privacy.noise import os_noise as os_noise
     from fl_client.privacy.noise import seeded_noise as seeded_noise
+    from tasks.accounting.budget import calibrate as calibrate
+    from tasks.accounting.budget import epsilon as epsilon
+    from tasks.accounting.events import Event as Event
+    from tasks.accounting.events import shared_noise as shared_noise
 
 _HOME = {
-    **dict.fromkeys(("calibrate", "epsilon"), "budget"),
-    **dict.fromkeys(("ClippedSum", "clipped_sum"), "clip"),
-    **dict.fromkeys(("PatientExamples", "TrainingReport", "train"), "dp_sgd"),
-    "Event": "events",
-    "require_private": "gate",
-    **dict.fromkeys(("BudgetSpent", "Ledger", "LedgerBroken"), "ledger"),
-    **dict.fromkeys(("Noise", "noised", "noisy_sum", "noisy_total", "os_noise", "seeded_noise"), "noise"),
+    **dict.fromkeys(("calibrate", "epsilon"), "tasks.accounting.budget"),
+    **dict.fromkeys(("Event", "shared_noise"), "tasks.accounting.events"),
+    **dict.fromkeys(("ClippedSum", "clipped_sum"), "fl_client.privacy.clip"),
+    **dict.fromkeys(("PatientExamples", "TrainingReport", "train"), "fl_client.privacy.dp_sgd"),
+    "require_private": "fl_client.privacy.gate",
+    **dict.fromkeys(("BudgetSpent", "Ledger", "LedgerBroken"), "fl_client.privacy.ledger"),
+    **dict.fromkeys(("Noise", "noised", "noisy_sum", "noisy_total", "os_noise", "seeded_noise"), "fl_client.privacy.noise"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(f"fl_client.privacy.{_HOME[name]}"), name)
+        return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'fl_client.privacy' has no attribute '{name}'")

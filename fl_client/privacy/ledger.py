@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fl_client.chain import Body, Chain, ChainBroken
-from fl_client.privacy.events import Event
+from tasks.accounting.events import Event
 
 
 class BudgetSpent(RuntimeError):
@@ -39,8 +39,9 @@ class Ledger:
     path : Path
         The JSONL file; made at the first event, readable by its owner only.
     epsilon, delta : float
-        The most these patients' data may cost, over everything, for ever. The hospital may change either at any time:
-        the ledger holds events, and what they cost is worked out when it is asked.
+        The most these patients' data may cost, over everything, for ever, whatever the choice of one release owes to those
+        before it (`filters`). The hospital may change either at any time: the ledger holds events, and what they cost is
+        worked out when it is asked.
     accept_no_privacy : bool
         Let releases without noise be written (rehearsals). They make `epsilon` infinite and it stays so. The budget then
         goes on binding the releases that do have noise. Without it, an infinite epsilon is over every budget.
@@ -83,7 +84,7 @@ class Ledger:
             if check is not None:
                 check(past)
             self._require_affordable(past, [event])
-            book.append({"event": event.model_dump(mode="json")})
+            book.append({"event": event.model_dump(mode="json", exclude_none=True)})
             return epsilon_of([*past, event], delta=self.delta)
 
     def planned(self, events: Sequence[Event]) -> float:
@@ -122,8 +123,18 @@ class Ledger:
                 )
         noisy = [event for event in new if event.noise_multiplier > 0]
         counted = [event for event in past if event.noise_multiplier > 0 or not self.accept_no_privacy]
-        if noisy and (after := epsilon_of([*counted, *noisy], delta=self.delta)) > self.budget:
-            raise BudgetSpent(f"{_name(noisy[-1])} would bring epsilon to {_over(after, self.budget)}, over {limit}")
+        if not noisy:
+            return
+        from fl_client.privacy.filters import ALLOWANCE, reached  # here: the accountant takes a moment to import
+
+        after = reached([*counted, *noisy], budget=self.budget, delta=self.delta)
+        if after.epsilon > self.budget:
+            raise BudgetSpent(f"{_name(noisy[-1])} would bring epsilon to {_over(after.epsilon, self.budget)}, over {limit}")
+        if after.beside > ALLOWANCE:
+            raise BudgetSpent(
+                f"{_name(noisy[-1])} would add {100 * after.beside:.2g} % to this hospital's delta of {self.delta:g}, so "
+                f"coarsely is its noise drawn; at most {100 * ALLOWANCE:g} % may be"
+            )
 
     def _event(self, body: Body) -> Event:
         try:
@@ -133,8 +144,8 @@ class Ledger:
 
 
 def epsilon_of(events: Sequence[Event], *, delta: float) -> float:
-    """What these events cost together (`fl_client.privacy.budget.epsilon`)."""
-    from fl_client.privacy.budget import epsilon  # here: the accountant takes a second to import
+    """What these events cost together (`tasks.accounting.budget.epsilon`)."""
+    from tasks.accounting.budget import epsilon  # here: the accountant takes a moment to import
 
     return epsilon(events, delta=delta)
 
