@@ -3,8 +3,11 @@
 The sampler is that of Canonne, Kamath and Steinke 2020 ("The Discrete Gaussian for Differential Privacy", algorithms 1 to 3),
 vectorised: a discrete Laplace proposal made of uniform whole numbers and coin flips of probability exp(-1), and one coin flip
 to accept. Their flips are exact for rational std; ours compare 53 fresh bits with a double, and the difference that makes is
-bounded (`TOTAL_VARIATION`) and charged. In production all bits come from the operating system, as in
-fl_client/privacy/noise.py.
+bounded (`TOTAL_VARIATION`) and charged.
+
+In production all bits come from the operating system's generator: a fresh key of 256 bits for every draw of some hundred
+kilobytes, spread out with AES-256 in counter mode. The generator itself (ChaCha20 in Linux) does no other, at a twentieth of
+the speed.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 TOTAL_VARIATION = 2.0**-48
 """One number differs from the exact distribution by less than this in total variation; `count` numbers by `count` times it.
@@ -45,7 +49,10 @@ class _OsBits:
     source: Literal["os", "seeded"] = "os"
 
     def draw(self, count: int) -> bytes:
-        return os.urandom(count)
+        stream = Cipher(
+            algorithms.AES(os.urandom(32)), modes.CTR(bytes(16))
+        ).encryptor()  # one key, one stream: no nonce needed
+        return stream.update(bytes(count))
 
 
 class _SeededBits:
@@ -59,7 +66,7 @@ class _SeededBits:
 
 
 def os_bits() -> Bits:
-    """For production: no seed, can't be repeated, nothing about it is stored."""
+    """For production: keyed by the operating system at every draw, can't be repeated, nothing about it is stored."""
     return _OsBits()
 
 
