@@ -56,7 +56,7 @@ def over(hospitals, study):
 
 def study_of(hospitals, privacy, *, rounds=5, every=2, patience=None, **settings):
     validation = {"every": every, "patience": patience}
-    training = LocalTraining(views=2, steps=2, learning_rate=0.5)
+    training = LocalTraining(views=1, steps=1, learning_rate=0.5)
     return hospitals.study(privacy=privacy, rounds=rounds, validation=validation, training=training, **settings)
 
 
