@@ -99,7 +99,8 @@ class Circle:
 
         Not needed where all but one must be left: a hospital answers one list only, and so leaves out one hospital at most.
         Two different ones left out would take 2 * (threshold - colluding) answers of honest hospitals, more than there are.
-        Below that, a coordinator could leave out another hospital in every list and unmask a sum of few.
+        Below that, a coordinator could leave out other hospitals in every list and unmask a sum of few (tests/tasks/secure/
+        test_secure_lists.py tries every such lie on small circles).
         """
         return self.threshold < len(self.keys) - 1
 

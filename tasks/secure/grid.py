@@ -30,7 +30,9 @@ exp(-2000)."""
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """How totals become whole numbers; the same at every site and at the coordinator. Public facts only.
+    """How totals become whole numbers; the same at every site and at the coordinator.
+
+    All of it from the study, never from a question: on different grids the sites' noise would not add up to what was promised.
 
     Parameters
     ----------
