@@ -22,7 +22,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -72,7 +71,6 @@ def main() -> int:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[10_000, 2_000_000, 30_000_000], help="bytes of the plain vector"
     )
-    parser.add_argument("--runs", type=Path, help="not used: nothing is written")
     options = parser.parse_args()
     rows = []
     for size in options.sizes:
@@ -102,8 +100,8 @@ def _row(count: int, length: int) -> dict[str, Any]:
         "noise_s": noise,
         "coordinator_s": clock.total("coordinator"),
         "plain_coordinator_s": plain_sum,
-        "sent_bytes": sent["up"],
-        "received_bytes": sent["down"],
+        "sent_bytes": round(sent["up"]),
+        "received_bytes": round(sent["down"]),
         "sent_ratio": sent["up"] / (4 * length),
         "max_error": error,
         "max_error_in_steps": error / grid.step,

@@ -1,0 +1,25 @@
+"""The program that measures secure sums, on a small round."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parent.parent.parent / "benchmarks" / "secure_aggregation.py"
+
+
+def test_its_last_line_is_figures_of_every_round(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [PROGRAM.name, "--sites", "3", "4", "--sizes", "4000"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+    assert ended.value.code == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["sites"] for row in figures["rounds"]] == [3, 4]
+    assert 0 < figures["max_error"] < 1e-6
+    for row in figures["rounds"]:
+        assert row["max_error_in_steps"] <= row["sites"] / 2
+        assert 4000 < row["sent_bytes"] < 5000  # the vector, two keys, a signature, and shares for each other site
+    assert figures["rounds"][1]["one_gone_max_error"] < 1e-6
+    assert "one_gone_max_error" not in figures["rounds"][0]  # of three, all must be left
