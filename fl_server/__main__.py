@@ -93,9 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except ValidationError as error:
         print(f"{about}: {words(error)}", file=sys.stderr)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        print(f"konsil-study: {_of_file(error)}", file=sys.stderr)
+    except ValueError as error:
         print(f"{about}: {error}", file=sys.stderr)
     return 1
+
+
+def _of_file(error: OSError) -> str:
+    """What the system says of a file, without its number."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def _parser() -> argparse.ArgumentParser:

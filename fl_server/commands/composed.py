@@ -48,7 +48,8 @@ def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
         with initialize_config_dir(version_base="1.3", config_dir=str(home / "federation")):
             settings = OmegaConf.to_container(compose("start", overrides=offered), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("See https")]
+        text = str(error).partition("Config search path:")[0]  # where Hydra looked helps nobody here
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("See https")]
         raise ValueError("\n".join(lines)) from None
     return {str(key): value for key, value in settings.items()} if isinstance(settings, dict) else {}
 

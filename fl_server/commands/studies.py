@@ -19,9 +19,10 @@ from fl_server.commands.composed import settings_of
 def add(commands: Commands, house: argparse.ArgumentParser) -> None:
     """The commands and their options."""
     shown = commands.add_parser("show", help="the study as it will be identified: hash, price, settings")
-    shown.set_defaults(run=lambda options: show(_shown(options.file, options.change)))
+    shown.set_defaults(run=lambda options: show(_shown(options.file, options.change), file_alone=options.json))
     shown.add_argument("file", type=Path, help="a study file, or the first KEY=VALUE")
     shown.add_argument("change", nargs="*", help="KEY=VALUE")
+    shown.add_argument("--json", action="store_true", help="the study's file and nothing else, to be sent to hospitals")
     started = commands.add_parser("start", parents=[house], help="start a study on the running coordinator")
     started.set_defaults(run=start)
     started.add_argument("study", nargs="*", help="a study's file and KEY=VALUE, or only KEY=VALUE")
@@ -40,8 +41,11 @@ def add(commands: Commands, house: argparse.ArgumentParser) -> None:
     own.add_argument("--stream", action="store_true", help="show the ServerApp's log until the run ends")
 
 
-def show(study: Study) -> int:
-    """Print the hash that the sites approve, the price, and every setting."""
+def show(study: Study, *, file_alone: bool = False) -> int:
+    """Print the hash that the sites approve, the price, and every setting; or only the settings, as a study file."""
+    if file_alone:
+        print(study.model_dump_json(indent=1))
+        return 0
     privacy = study.privacy
     price = f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g}" if privacy.kind == "patient" else "no privacy"
     print(f"{study.hash}  {study.name}: {study.rounds} rounds, {len(study.sites)} sites, {price} for a patient of each site")
@@ -55,7 +59,10 @@ def _shown(first: Path, changes: Sequence[str]) -> Study:
         return Study.read(first)
     from fl_server.start import study_of
 
-    return study_of(settings_of([str(first), *changes]), registered=[], models=Path())
+    settings = settings_of([str(first), *changes])
+    if settings.get("sites") is None:
+        raise ValueError("name the hospitals: sites=[a,b]; only `start` knows who is registered")
+    return study_of(settings, registered=[], models=Path())
 
 
 def start(options: argparse.Namespace) -> int:

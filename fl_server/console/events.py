@@ -112,7 +112,8 @@ def _behind(record: Record) -> Iterator[Event]:
         yield _event("scores", text=f"final scores: {_scores(record.evaluation)}")
     if record.matrix is not None:
         models, sites = len(record.matrix.scores), _answers(record.matrix.sites)
-        yield _event("matrix", text=f"{models} models at every hospital ({record.matrix.metric}): {sites}")
+        note = f"; {record.matrix.note}" if record.matrix.note else ""
+        yield _event("matrix", text=f"{models} models at every hospital ({record.matrix.metric}): {sites}{note}")
     if record.finished:
         yield _event("ended", when=record.ended, text=f"over: {record.verdict}")
 
@@ -149,7 +150,10 @@ def _answers(sites: dict[str, SiteRound]) -> str:
 def _scores(evaluation: Evaluation) -> str:
     said = ", ".join(scored(evaluation.scores))
     used = sum(site.answer == "used" for site in evaluation.sites.values())
-    return f"{said or 'no scores'} from {used} of {len(evaluation.sites)} hospitals"
+    answers = f"{used} of {len(evaluation.sites)} hospitals"
+    if said:
+        return f"{said} from {answers}"
+    return f"no scores, though {answers} answered: {evaluation.note}" if evaluation.note else f"no scores from {answers}"
 
 
 def _iso(seconds: float) -> str:

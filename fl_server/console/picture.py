@@ -66,6 +66,7 @@ class Picture(_Part):
     left_s: float | None = None  # by the median of the rounds so far; None: not known, or not running
     verdict: Outcome | None = None  # so far, as long as the study is not over; None: nothing has been heard yet
     reasons: list[str] = []
+    remarks: list[str] = []  # about scores; the verdict doesn't depend on them
     interruptions: int = 0  # from which it went on
     promise: float | None = None  # epsilon for a patient of each hospital, in this study; None: no privacy
     selected_round: int | None = None
@@ -131,6 +132,7 @@ def drawn(name: str, found: Found, at: float | None = None) -> Picture:
         left_s=_left(record, live, at) if live is not None else None,
         verdict=verdict_so_far(record, over=state in ("over", "stopped")),
         reasons=reasons_so_far(record, over=state in ("over", "stopped")),
+        remarks=list(record.remarks),
         interruptions=len(record.resumed),
         promise=privacy.get("epsilon") if privacy.get("kind", "patient") == "patient" else None,
         selected_round=record.selected_round,

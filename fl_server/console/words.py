@@ -68,12 +68,17 @@ def told(picture: Picture) -> Iterator[str]:
     for line in scored(picture.final_scores):
         yield f"  {line} on patients that nobody chose by"
     if picture.selected_round is not None:
-        yield f"  chosen: the model of round {picture.selected_round}"
+        noisy = ", the latest that the noise doesn't tell from the best" if picture.promise is not None else ""
+        yield f"  chosen: the model of round {picture.selected_round}{noisy}"
     yield from _sites(picture)
     for reason in picture.reasons[:MOST_REASONS]:
         yield f"  {reason}"
     if len(picture.reasons) > MOST_REASONS:
         yield f"  and {len(picture.reasons) - MOST_REASONS} more reasons (--json has them all)"
+    for remark in picture.remarks[:MOST_REASONS]:
+        yield f"  {remark}"
+    if len(picture.remarks) > MOST_REASONS:
+        yield f"  and {len(picture.remarks) - MOST_REASONS} more remarks (--json has them all)"
 
 
 def scored(scores: Mapping[str, float]) -> Iterator[str]:

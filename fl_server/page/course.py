@@ -135,7 +135,7 @@ def _packed(record: Record, rounds: list[Any], written: float) -> Course:
 
 
 def _finite(evaluation: Evaluation) -> dict[str, float]:
-    return {name: value for name, value in evaluation.scores.items() if math.isfinite(value)}
+    return {name: value for name, (value, _) in evaluation.figures.items() if math.isfinite(value)}
 
 
 @dataclass

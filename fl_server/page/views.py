@@ -282,9 +282,13 @@ def _part(study: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def final_scores(course: Course) -> list[tuple[str, str]]:
-    """What patients that were held back say of the final model."""
+    """What patients that were held back say of the final model, and the deviation that the noise alone gives each score."""
     evaluation = course.record.evaluation
-    return [(name, number(value)) for name, value in evaluation.scores.items()] if evaluation else []
+    figures = evaluation.figures if evaluation else {}
+    return [
+        (name, number(value) + (f" (noise alone: ± {number(noise)})" if noise else ""))
+        for name, (value, noise) in figures.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -320,7 +324,7 @@ class Crossed:
 def crossed(course: Course) -> Crossed | None:
     """The cross-site matrix, as far as it can be looked at."""
     matrix = course.record.matrix
-    if matrix is None or not matrix.scores:
+    if matrix is None or not any(matrix.scores.values()):
         return None
     sites = list(dict.fromkeys(site for row in matrix.scores.values() for site in row))
     values = [value for row in matrix.scores.values() for value in row.values() if math.isfinite(value)]
@@ -351,9 +355,18 @@ def faults(course: Course) -> list[tuple[str, str]]:
         rest = dict(fault)
         name = next((str(rest.pop(key)) for key in ("fault", "name", "kind") if key in rest), "a fault")
         words = str(rest.pop("words", ""))
-        told = ", ".join(f"{key} {_plain(value)}" for key, value in rest.items() if value not in (None, "", []))
+        when = _rounds(rest.pop("rounds", None))
+        told = ", ".join([*when, *(f"{key} {_plain(value)}" for key, value in rest.items() if value not in (None, "", []))])
         found.append((name.replace("_", " "), f"{words} ({told})" if words and told else words or told))
     return found
+
+
+def _rounds(rounds: Any) -> list[str]:
+    """The first and the last round of a fault, in words; nothing if a record has something else there."""
+    if not isinstance(rounds, list) or len(rounds) != 2:
+        return [f"rounds {_plain(rounds)}"] if rounds else []
+    first, last = rounds
+    return [f"round {first}" if first == last else f"rounds {first} to {last}"]
 
 
 def _plain(value: Any) -> str:

@@ -172,7 +172,9 @@ def _sites(record: Record) -> list[Site]:
 
 def _chosen(record: Record) -> str:
     if record.selected_round is not None:
-        return f"the model of round {record.selected_round}, which did best on patients set aside for choosing"
+        chosen = f"the model of round {record.selected_round}, chosen by scores of patients set aside for that"
+        noisy = "; of models whose scores the noise doesn't tell apart, the latest is taken"
+        return chosen + (noisy if record.study.get("privacy", {}).get("kind") == "patient" else "")
     decay = record.study["strategy"].get("ema_decay", 0.0)
     return f"the mean of the rounds' models, weighted by {decay:g}^(rounds to come)" if decay else "the model of the last round"
 

@@ -60,7 +60,7 @@ def compose(findings: Findings) -> Document:
         kicker=printable(kicker),
         outcome=record.verdict,
         verdict=VERDICTS[record.verdict],
-        reasons=_first(record.reasons),
+        reasons=(*_first(record.reasons), *_first(record.remarks)),
         sections=(
             learned(findings),
             cohort(findings),

@@ -196,7 +196,7 @@ def _metrics(findings: Findings) -> str:
         return "Dice, volumes (Bland and Altman), calibration of voxel probabilities, rank correlation of doubt and error."
     evaluation = findings.record.evaluation
     if evaluation and evaluation.scores:
-        return f"Scores from a noisy sum: {listed([name for name in evaluation.scores if not name.startswith('noise_sd/')])}."
+        return f"Scores from a noisy sum: {listed(list(evaluation.figures))}."
     return ""
 
 

@@ -15,7 +15,7 @@ from fl_server.report import charts
 from fl_server.report.document import Block, Figure, Section, Text
 from fl_server.report.drawing import Drawing
 from fl_server.report.findings import SITE, Findings
-from fl_server.report.statistics import Estimate, mean
+from fl_server.report.statistics import FEWEST, Estimate, mean
 from fl_server.report.words import count, interval, listed, number, structure
 from tasks.case import UNKNOWN
 
@@ -61,7 +61,8 @@ def _sentences(findings: Findings) -> list[str]:
     model = f"one model that outlines {what} in an image" if what else "one model"
     text = [f"{asked} trained {model} together over {rounds}; no image left a hospital."]
     if record.selected_round is not None:
-        text.append(f"Scores between the rounds chose the model of round {record.selected_round}.")
+        noisy = ", the latest that the noise doesn't tell from the best" if findings.private else ""
+        text.append(f"Scores between the rounds chose the model of round {record.selected_round}{noisy}.")
     if record.stopped_early:
         text.append(f"It was ended before its last round: {record.stopped_early}.")
     return text + (_measured(findings) or _classified(findings) or _summed(findings))
@@ -78,7 +79,8 @@ def _measured(findings: Findings) -> list[str]:
     elsewhere = findings.of("held_out")
     if away := mean(findings.dice(elsewhere)):
         names = listed(sorted({patient.hospital for patient in elsewhere}))
-        text.append(f"At {names}, which took no part in the training, it was {number(away.value)}{_bracket(away)} on average.")
+        said = f"{number(away.value)}{_bracket(away, of=len(elsewhere))}"
+        text.append(f"At {names}, which took no part in the training, it was {said} on average.")
     return text
 
 
@@ -105,8 +107,9 @@ def _summed(findings: Findings) -> list[str]:
     return ["How good it is was not measured: nothing of the privacy promise was set aside for scores, or nobody answered."]
 
 
-def _bracket(estimate: Estimate) -> str:
-    return f" (95% interval {interval(estimate)})" if interval(estimate) else ""
+def _bracket(estimate: Estimate, *, of: int = FEWEST) -> str:
+    """The interval, unless it would be of too few patients to mean anything, as in the tables."""
+    return f" (95% interval {interval(estimate)})" if of >= FEWEST and interval(estimate) else ""
 
 
 # -- the picture ------------------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import exp
 from typing import Any
 
+from fl_server.record import Record
 from fl_server.report.document import Block, Bullets, Section, Table, Text
 from fl_server.report.findings import Findings
 from fl_server.report.measures import best_guess, raised
-from fl_server.report.words import epsilon, number, share
+from fl_server.report.words import epsilon, listed, number, printable, share
 
 STRONG, REASONABLE = 1.0, 10.0
 """Epsilon up to which a guarantee is called strong, and reasonable: Ponomareva et al. 2023, JAIR 77:1113."""
@@ -51,6 +52,13 @@ def privacy(findings: Findings) -> Section:
     blocks.append(
         Text(_strength(worst)) if worst else Text("No hospital told what it spent: none released anything.", "missing")
     )
+    if unheard := _unheard(findings.record):
+        blocks.append(
+            Text(
+                f"The last answer of {listed(unheard)} was lost or never came, and may have been paid for: ε is what was last "
+                "heard, and the hospital's own ledger may say more."
+            )
+        )
     if findings.rehearsal and findings.seeds > 1:
         blocks.append(
             Text(
@@ -60,6 +68,18 @@ def privacy(findings: Findings) -> Section:
         )
     blocks.append(Bullets(_not_promised(findings)))
     return Section(title, tuple(blocks))
+
+
+def _unheard(record: Record) -> list[str]:
+    """Hospitals that may have paid for a round after the last in which they told of their ledger; a refusal is free."""
+    found = []
+    for name in record.sites:
+        answers = [entry.sites[name] for entry in record.rounds if name in entry.sites]
+        heard = max((at for at, answer in enumerate(answers) if answer.epsilon is not None), default=-1)
+        later = answers[heard + 1 :]
+        if any(answer.attempts and answer.answer != "declined" for answer in later):
+            found.append(printable(name))
+    return found
 
 
 def _times(spent: float) -> str:
@@ -79,7 +99,7 @@ def _strength(worst: float) -> str:
 
 def _not_promised(findings: Findings) -> tuple[str, ...]:
     lines = [
-        "Not promised: that nothing is learned about patients of a kind. That people with a disease have such hearts is "
+        "Not promised: that nothing is learned about patients of a kind. That people with a disease have such images is "
         "what the study is for, and it would come out the same without any one of them.",
         "Not promised: protection from the hospital's own staff, who see the images as always, or from what is published "
         "elsewhere.",

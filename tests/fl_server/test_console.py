@@ -19,7 +19,7 @@ from fl_server.console.picture import drawn, picture
 from fl_server.console.words import spoken, told
 from fl_server.house import House
 from fl_server.live import Heard, Now
-from fl_server.record import Record
+from fl_server.record import Evaluation, Matrix, Record
 from fl_server.rounds import run
 from fl_server.runs import Standing
 from fl_server.weights import initial_state
@@ -195,6 +195,28 @@ def test_the_log_has_a_line_for_each_round_with_its_time(runs, capsys):
     assert all(line["when"].endswith("Z") for line in lines)
     assert "a used; nowhere absent" in lines[1]["text"]
     assert lines[-1]["text"] == "over: degraded"
+
+
+def test_scores_that_drown_are_told_as_that_and_who_answered(runs, capsys):
+    record = Record.read(runs / "whole" / "record.json")
+    note, used = "what so few patients say drowns in the noise", {"a": {"answer": "used"}, "b": {"answer": "used"}}
+    asked = {"sites": used, "total": [1.0], "noise_std": 9.0, "seconds": 1.0, "note": note}
+    record.rounds[0].validation = Evaluation.model_validate(asked)
+    record.matrix = Matrix.model_validate(
+        {"metric": "dice", "scores": {"global": {}}, "noise_std": {}, "sites": used, "seconds": 1.0, "note": note}
+    )
+    record.selected_round = 2
+    record.judge()
+    record.write(runs / "whole" / "record.json")
+    assert main(["log", "whole", "--runs", str(runs)]) == 0
+    said = capsys.readouterr().out
+    assert f"validation after round 1: no scores, though 2 of 2 hospitals answered: {note}" in said
+    assert f"1 models at every hospital (dice): a, b used; {note}" in said
+    assert main(["status", "whole", "--runs", str(runs)]) == 0
+    said = capsys.readouterr().out
+    assert f"  validation after round 1: {note}" in said
+    assert f"  matrix: {note}" in said
+    assert "  chosen: the model of round 2" in said
 
 
 def test_the_log_follows_answers_as_they_come_and_tells_nothing_twice(runs):

@@ -24,6 +24,25 @@ def test_show_prints_the_hash_that_sites_approve(hospitals, tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"{study.hash}  rehearsal: 2 rounds, 3 sites, epsilon 8, delta 0.001")
 
 
+def test_show_gives_the_file_alone_to_be_sent(hospitals, tmp_path, capsys):
+    study = hospitals.study()
+    assert main(["show", str(write(tmp_path / "study.json", study)), "--json"]) == 0
+    (tmp_path / "sent.json").write_text(capsys.readouterr().out)
+    assert Study.read(tmp_path / "sent.json").hash == study.hash
+
+
+def test_what_can_not_be_composed_is_said_without_inner_workings(tmp_path, capsys):
+    assert main(["show", "study=segmentation", "strategy=fedfoo", "sites=[a]"]) == 1
+    said = capsys.readouterr().err
+    assert "fedfoo" in said
+    assert "fedmedian" in said
+    assert "provider" not in said
+    assert main(["show", "study=segmentation", "rounds=3"]) == 1
+    assert "name the hospitals: sites=[a,b]" in capsys.readouterr().err
+    assert main(["show", str(tmp_path / "gone.json")]) == 1
+    assert f"konsil-study: {tmp_path / 'gone.json'}: No such file or directory\n" == capsys.readouterr().err
+
+
 def test_a_wrong_key_is_named(tmp_path, capsys):
     (tmp_path / "study.json").write_text('{"task": {}, "rounds": 0, "sites": ["a"], "epsilon": 3}')
     assert main(["show", str(tmp_path / "study.json")]) == 1

@@ -564,7 +564,7 @@ def rich(runs):
             "total": [1.0],
             "noise_std": 0.5,
             "seconds": 3.0,
-            "scores": {"dice": dice, "loss": float("nan")},
+            "scores": {"dice": dice, "noise_sd/dice": 0.05, "loss": float("nan")},
         }
     record["study"]["validation"] = {"every": 2, "patience": None, "metric": "dice"}
     record["selected_round"] = 2
@@ -573,7 +573,8 @@ def rich(runs):
         "total": [9.0],
         "noise_std": 0.25,
     }
-    record["evaluation"] |= {"seconds": 2.0, "scores": {"dice": 0.777}}
+    record["evaluation"] |= {"seconds": 2.0, "scores": {"dice": 0.777, "noise_sd/dice": 0.0621, "patients/dice": 9.0}}
+    record["remarks"] = ["matrix: what so few patients say drowns in the noise"]
     scores = {"global": {"north": 0.7, "south": 0.8}, "north": {"north": 0.75, "south": 0.5}}
     record["matrix"] = {"metric": "dice", "scores": scores, "noise_std": {"north": 0.1}, "sites": said, "seconds": 1.0}
     record["matrix"]["noise_sd"] = {"global": {"north": 0.0123}}
@@ -589,16 +590,20 @@ def test_scores_matrix_counts_faults_and_interruptions_are_told(browser, real, r
     rich(runs)
     page = browser.settled("/study/rich")
     assert "The result is the model of round 2" in page.text
+    assert "chosen by scores of validation patients: the latest that the noise doesn't tell from the best" in page.text
+    assert "matrix: what so few patients say drowns in the noise" in page.text
     assert "dice, on validation patients" in page.text
     assert "loss, on" not in page.text  # no number of it is one
+    assert "noise_sd" not in page.text.partition("Every setting")[0]  # stands beside its score, and is none
+    assert "patients/dice" not in page.text
     assert "L late west 2 2, 4 4 s after the end" in page.text
-    assert "dice 0.777" in page.text
+    assert "dice 0.777 (noise alone: ± 0.0621)" in page.text
     assert "Final scores: 2 of 3 hospitals answered. D north declined: no" in page.text
     assert "Model of at north at south all together 0.7 0.8 north 0.75 0.5" in page.text
     assert "noise alone: ± 0.0123" in str(page.tags)
     assert "How many patients by sex sex Patients F 1 234 M fewer than 20" in page.text
     assert "Who Patients everybody 7" in page.text
-    assert "slow site west, rounds 2, 3, factor 3" in page.text
+    assert "slow rounds 2 to 3, site west, factor 3" in page.text
     assert "After round Went on (UTC) With 3 2026-11-22 09:00 flower" in page.text
     assert "A rehearsal in the size small" in page.text
     site = browser.settled("/study/rich/site/west")
