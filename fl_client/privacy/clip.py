@@ -1,22 +1,33 @@
 """One gradient per patient, clipped once, summed.
 
-Each patient is an ordinary forward and backward pass over that patient's own rows (slices, phases, augmented views), so the
-gradient is exact for any module and any loss, no hook is needed, and memory is one patient's. Whatever happens among a
-patient's rows is free; what leaves this file moves by at most `max_grad_norm` when a patient is added or removed.
+Whatever happens among a patient's rows (slices, phases, augmented views) is free; what leaves this file moves by at most
+`max_grad_norm` when a patient is added or removed. Two engines compute it (`engine`): a loop over the patients, exact for any
+network, and one pass over many of them, where a patient alone would leave the processor idle and the network allows it.
 Source: Abadi et al. 2016, Algorithm 1, with the patient in place of the example.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(output, target) -> one number per row, shape (rows,). Row i depends on row i alone."""
+from fl_client.privacy.engine.loop import PatientLoop
+from fl_client.privacy.engine.one_pass import each_gradient
+from fl_client.privacy.engine.shares import Loss as Loss
+from fl_client.privacy.engine.shares import LossMisshapen as LossMisshapen
+from fl_client.privacy.engine.shares import Shares, each_norm
+from fl_client.privacy.engine.trial import Engine, engine_for, tried
+
+_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
+"""Memory for the gradients of the patients of one pass. A large network gets few patients at a time, or one."""
+_NUMBERS = 2**22
+"""Input numbers in one pass, which bound its activations: 640 slices of 80 x 80, or 4 volumes of 96 x 96 x 96."""
+
+_Patient = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,6 @@ class ClippedSum:
     failed: list[str] = field(repr=False, default_factory=list)  # why a patient's gradient could not be computed
 
 
-class LossMisshapen(ValueError):
-    """The task's loss isn't one number per row: there is nothing to clip, for any patient."""
-
-
 def clipped_sum(
     model: nn.Module,
     parameters: Sequence[nn.Parameter],
@@ -44,6 +51,8 @@ def clipped_sum(
     loss: Loss,
     *,
     max_grad_norm: float,
+    engine: Literal["auto", "loop", "one_pass"] = "auto",
+    autocast: torch.dtype | None = None,
 ) -> ClippedSum:
     """Sum over patients of each patient's gradient, scaled down to an L2 norm of at most `max_grad_norm`.
 
@@ -59,6 +68,10 @@ def clipped_sum(
         Maps (output, target) to shape (rows,). A patient's gradient is that of the mean over the rows.
     max_grad_norm : float
         Bound on one patient's contribution; `math.inf` clips nothing.
+    engine : "auto", "loop" or "one_pass"
+        `auto` is right everywhere but in a test or a measurement. `one_pass` is taken only if the network allows it.
+    autocast : torch.dtype or None
+        Forward pass in this precision (`torch.bfloat16`); gradients, norms and sum keep theirs, and so does the bound.
 
     Returns
     -------
@@ -71,48 +84,112 @@ def clipped_sum(
     ------
     ValueError
         If `max_grad_norm` is not positive, or the loss isn't one number per row. A loss that is already a mean over rows
-        or patients has nothing left to clip, and no hook would notice.
+        or patients has nothing left to clip, and no hook would notice. For `engine="one_pass"` also if the network doesn't
+        allow it, with the reason.
     """
     if not max_grad_norm > 0:
         raise ValueError(f"max_grad_norm must be positive, not {max_grad_norm}")
-    # float64, so that rounding can't lift a patient's share above the bound or tell who was summed before
-    total = [torch.zeros_like(parameter, dtype=torch.float64, requires_grad=False) for parameter in parameters]
-    norms, losses, failed = [], [], list[str]()
+    step = _Step(model, parameters, loss, max_grad_norm=max_grad_norm, engine=engine, autocast=autocast)
     for x, y in patients:
+        step.add(x, y)
+    shares = step.ended()
+    return ClippedSum(shares.total, shares.norms, shares.losses, shares.failed)
+
+
+class _Step:
+    """Patients on their way into the sum: those of equal shape wait for one another, if one pass takes them together."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        loss: Loss,
+        *,
+        max_grad_norm: float,
+        engine: str,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.shares = Shares(parameters, max_grad_norm)
+        self.loop = PatientLoop(model, parameters, loss, autocast=autocast)
+        self.engine = engine
+        self.ways: dict[object, Engine] = {}
+        self.waiting: dict[object, list[_Patient]] = {}
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Now, or when enough have come."""
+        kind = (x.shape, x.dtype, y.shape, y.dtype)
+        if kind not in self.ways:  # for each shape: what is odd about one patient decides nothing for the others
+            self.ways[kind] = self._way(x)
+        if self.ways[kind].name == "loop":
+            self.loop.add(self.shares, x, y)
+            return
+        waiting = self.waiting.setdefault(kind, [])
+        waiting.append((x, y))
+        if len(waiting) >= _at_once(self.loop.parameters, x):
+            self._together(kind)
+
+    def ended(self) -> Shares:
+        """The shares of all, those who still wait included."""
+        for kind in self.waiting:
+            while self.waiting[kind]:
+                self._together(kind)
+        return self.shares
+
+    def _way(self, x: Tensor) -> Engine:
+        if self.engine == "loop":
+            return Engine("loop")
+        if self.engine == "auto":
+            return engine_for(self.loop.model, self.loop.parameters, x)
+        way = tried(self.loop.model, self.loop.parameters, x)
+        if way.name != "one_pass" and not any(other.name == "one_pass" for other in self.ways.values()):
+            raise ValueError(f"engine='one_pass' doesn't suit {type(self.loop.model).__name__}: {way.why}; take 'auto'")
+        return way
+
+    def _together(self, kind: object) -> None:
+        """One pass over those who wait. Who fails or isn't finite leaves, and the others wait again.
+
+        So the passes are those of a hospital where that patient never was, to the last bit.
+        """
+        patients, self.waiting[kind] = self.waiting[kind], []
+        loop, shares = self.loop, self.shares
         try:
-            mean, gradient = _gradient(model, parameters, x, y, loss)
+            x, y = (torch.stack(parts) for parts in zip(*patients, strict=True))
+            losses, gradients = each_gradient(
+                loop.model, loop.parameters, x, y, loop.loss, apart=self.ways[kind].apart, autocast=loop.autocast
+            )
         except LossMisshapen:
             raise
-        except Exception as error:
-            failed.append(f"{type(error).__name__}: {error}")
-            continue
-        norm = _norm(gradient)
-        if math.isfinite(norm):
-            scale = 1.0 if norm <= max_grad_norm else max_grad_norm / norm
-            for share, part in zip(total, gradient, strict=True):
-                if part is not None:
-                    share.add_(part, alpha=scale)
-        norms.append(norm)
-        losses.append(float(mean.detach()))
-    return ClippedSum(total, norms, losses, failed)
+        except Exception:
+            self._one_is_to_blame(kind, patients)
+            return
+        norms = each_norm(gradients, losses)
+        finite = norms.isfinite().tolist()
+        if all(finite):
+            shares.add_each(gradients, norms, losses)
+            return
+        for patient, good in zip(range(len(patients)), finite, strict=True):
+            if good:
+                self.waiting[kind].append(patients[patient])
+            else:
+                shares.note(norms[patient], losses[patient])
+
+    def _one_is_to_blame(self, kind: object, patients: Sequence[_Patient]) -> None:
+        alone = Shares(self.loop.parameters, self.shares.bound)
+        good = []
+        for patient in patients:
+            before = len(alone.failed)
+            self.loop.add(alone, *patient)
+            if len(alone.failed) == before:
+                good.append(patient)
+        if len(good) < len(patients):
+            self.waiting[kind].extend(good)
+            self.shares.failed.extend(alone.failed)
+        else:  # the pass itself is impossible: memory, say
+            self.ways[kind] = Engine("loop", why="one pass failed")
+            self.shares.take(alone)
 
 
-def _gradient(
-    model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: Loss
-) -> tuple[Tensor, list[Tensor | None]]:
-    """One patient's loss, and its gradient in float64; None where a parameter has no part in it."""
-    per_row = loss(model(x), y)  # (rows,)
-    if per_row.shape != (len(x),):
-        shape = tuple(per_row.shape)
-        raise LossMisshapen(
-            f"the loss of one patient with {len(x)} rows has shape {shape}; it must be ({len(x)},), one number per row"
-        )
-    mean = per_row.mean()
-    found = torch.autograd.grad(mean, parameters, allow_unused=True)
-    return mean, [None if g is None else g.double() for g in found]
-
-
-def _norm(gradient: Sequence[Tensor | None]) -> float:
-    """L2 norm over all tensors together."""
-    parts = torch._foreach_norm([part for part in gradient if part is not None])
-    return float(torch.stack(parts).norm()) if parts else 0.0
+def _at_once(parameters: Sequence[nn.Parameter], x: Tensor) -> int:
+    """How many patients share a pass: known from the network and the rows' shape alone."""
+    each = sum(p.numel() * p.element_size() for p in parameters)
+    return max(1, min(_BYTES.get(x.device.type, _BYTES["cpu"]) // max(1, each), _NUMBERS // max(1, x.numel())))

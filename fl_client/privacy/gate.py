@@ -13,6 +13,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+_CONSTANT = {("monai.networks.nets.swin_unetr", "WindowAttention", "relative_position_index")}
+"""Buffers that follow from the settings of their layer and never change: module, class, name."""
 _INSTEAD = 'use group normalisation (MONAI: norm=("group", {"num_groups": 4}))'
 
 
@@ -44,7 +46,12 @@ def require_private(model: nn.Module) -> None:
         hooks = module._forward_pre_hooks.values()
         if isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
             raise TypeError(f"{where} has spectral normalisation, whose power iteration is a buffer without noise; remove it")
-    buffers = [name for name, _ in model.named_buffers()]
+    buffers = [
+        f"{where}.{name}".lstrip(".")
+        for where, module in model.named_modules()
+        for name in module._buffers
+        if module._buffers[name] is not None and (type(module).__module__, type(module).__name__, name) not in _CONSTANT
+    ]
     if buffers:
         raise TypeError(
             f"the model has buffers ({', '.join(buffers[:4])}), which would leave without noise; make constants of them"

@@ -1,0 +1,139 @@
+"""Which engine a network gets, found out once for each architecture with numbers that were drawn for it.
+
+One pass over all patients is taken where a patient alone doesn't fill the processor, and only if it has agreed with the loop
+to double precision, patient by patient, on random weights and a random input. A network on which it fails or disagrees keeps
+the loop: one that mixes rows, keeps something between calls, or lets parameters act in a way that no rule follows. Nothing of a
+patient has a part in the choice but the shape of the rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fl_client.privacy.engine.loop import PatientLoop
+from fl_client.privacy.engine.one_pass import each_gradient, without_rule
+
+log = logging.getLogger("konsil.privacy")
+
+_ENOUGH = 2e8
+"""Multiplications and additions in a patient's forward pass that fill one core of a CPU: about 5 ms."""
+_PATIENTS, _ROWS = 3, 2  # in the trial; different, so that one can't stand for the other
+_AGREED = 1e-9
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`one_pass`, with the modules that are run patient by patient in it, or `loop`, and why."""
+
+    name: Literal["loop", "one_pass"]
+    apart: tuple[str, ...] = ()
+    why: str = ""
+
+
+_known: dict[object, Engine] = {}
+
+
+def engine_for(model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor) -> Engine:
+    """The engine for patients like `x` (rows, ...), of which only shape, precision and device are looked at."""
+    key = _structure(model, parameters, x)
+    if key not in _known:
+        _known[key] = _chosen(model, parameters, x)
+        log.info("%s: %s %s", type(model).__name__, _known[key].name, _known[key].why)
+    return _known[key]
+
+
+def _chosen(model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor) -> Engine:
+    if x.device.type == "cpu" and (work := _work(model, x)) > _ENOUGH:
+        return Engine("loop", why=f"a patient fills the processor ({work:.1e} operations)")
+    return tried(model, parameters, x)
+
+
+def tried(model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor) -> Engine:
+    """`one_pass` if it agrees with the loop on random weights and rows of the shape of `x`'s; else the loop."""
+    if not x.is_floating_point():
+        return Engine("loop", why="the input isn't of real numbers")
+    try:
+        twin, learned = _twin(model, parameters)
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn((_PATIENTS, _ROWS, *x.shape[1:]), generator=generator, dtype=torch.float64).to(x.device)
+        apart = without_rule(twin, learned, rows[0])
+        apart = [name for name in apart if not any(name.startswith(f"{other}.") for other in apart)]
+        if "" in apart:
+            return Engine("loop", why="the network itself holds a parameter without a rule")
+        with torch.no_grad():
+            like = twin(rows[0])
+        weight = torch.randn((_PATIENTS, *like.shape), generator=generator, dtype=torch.float64).to(x.device)
+        _, together = each_gradient(twin, learned, rows, weight, _any_loss, apart=apart)
+        loop = PatientLoop(twin, learned, _any_loss)
+        for patient in range(_PATIENTS):
+            _, alone = loop.gradient(rows[patient], weight[patient])
+            apartness = _apartness([None if g is None else g[patient] for g in together], alone)
+            if not apartness <= _AGREED:
+                return Engine("loop", why=f"one pass differs from the loop by {apartness:.1e}")
+    except Exception as error:
+        return Engine("loop", why=f"one pass isn't possible: {type(error).__name__}: {error}")
+    return Engine("one_pass", tuple(apart), f"agreed; patient by patient: {', '.join(apart) or 'no layer'}")
+
+
+def _any_loss(output: Tensor, weight: Tensor) -> Tensor:
+    """A different direction of the output for every row and voxel, curved so that rows can't be exchanged."""
+    return (weight * output + 0.1 * output.square()).reshape(len(output), -1).mean(1)
+
+
+def _twin(model: nn.Module, parameters: Sequence[nn.Parameter]) -> tuple[nn.Module, list[nn.Parameter]]:
+    """A copy in double precision with shaken weights (zeros would hide a wrong rule) and without drop-out."""
+    where = {id(p): name for name, p in model.named_parameters()}
+    twin = copy.deepcopy(model).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.add_(torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device), alpha=0.1)
+    for module in twin.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    named = dict(twin.named_parameters())
+    return twin, [named[where[id(p)]] for p in parameters]
+
+
+def _apartness(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float:
+    """Largest difference of any number over the length of the whole gradient."""
+    length = sum(float(g.square().sum()) for g in other if g is not None) ** 0.5
+    worst = 0.0
+    for a, b in zip(one, other, strict=True):
+        if a is None and b is None:
+            continue
+        a, b = (torch.zeros(()) if g is None else g.detach().cpu() for g in (a, b))
+        worst = max(worst, float((a - b).abs().max()))
+    return worst / length if length > 0 else float("inf")
+
+
+def _work(model: nn.Module, x: Tensor) -> float:
+    """Operations of one patient's forward pass, counted without computing; infinite where that fails."""
+    try:
+        ghost = copy.deepcopy(model).to("meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            ghost(torch.empty(x.shape, dtype=x.dtype, device="meta"))
+    except Exception:
+        return float("inf")
+    return float(counter.get_total_flops())
+
+
+def _structure(model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor) -> object:
+    """Equal for two models that compute alike: the tree of modules with their settings, what is learned, the rows."""
+    learned = {id(p) for p in parameters}
+    tree = tuple((name, type(m), m.training, m.extra_repr(), _settings(m)) for name, m in model.named_modules())
+    shapes = tuple((name, p.shape, p.dtype, id(p) in learned) for name, p in model.named_parameters())
+    return tree, shapes, x.shape, x.dtype, x.device
+
+
+def _settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    plain = (bool, int, float, str, type(None))
+    return tuple((k, v) for k, v in vars(module).items() if not k.startswith("_") and isinstance(v, plain))
