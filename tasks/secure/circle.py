@@ -61,7 +61,7 @@ class Circle:
     ------
     ValueError
         For numbers that protect nobody. `2 * threshold > sites + colluding`, else two groups of hospitals could be asked for
-        different shares of the same secret (Bonawitz et al. 2017, theorem 6.5).
+        different shares of the same secret (Bonawitz et al. 2017, on active adversaries).
     """
 
     keys: Mapping[str, str]
