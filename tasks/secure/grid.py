@@ -2,8 +2,8 @@
 
 Only whole numbers can be masked and summed without rounding. The step of the grid comes from public facts alone (bound,
 declared patients, noise), so that the sum of all sites can't leave the 32 bits, and so that what rounding does to one
-patient's influence is known: it adds at most one step in each coordinate. Source: Kairouz, Liu, Steinke 2021, section 4,
-without their rotation.
+patient's influence is known: it adds at most one step in each coordinate. Source: Kairouz, Liu, Steinke 2021, without
+their rotation and their rounding at random.
 """
 
 from __future__ import annotations
