@@ -25,6 +25,8 @@ ALLOWANCE = 0.01
 _LOT = 1e-4  # of delta: the difference that one lot of sampled sums may make
 _LOTS = 50  # that may make one; sums of further lots are counted as if everybody took part
 
+_VAIN = 40.0  # a budget above it promises nothing that noise drawn a little wrongly could spoil
+
 
 class Reached(NamedTuple):
     """How far a sequence of releases has come."""
@@ -63,7 +65,7 @@ def reached(events: Sequence[Event], *, budget: float, delta: float) -> Reached:
     if mu2:
         normal[Law("gaussian", 1 / math.sqrt(mu2))] += 1
     found = of_sums(tuple(sorted((normal + lots.fixed).items())), delta) + pad
-    beside = lots.covers * _LOT + (1 + math.exp(min(budget, 700.0))) * error / delta
+    beside = lots.covers * _LOT + (1 + math.exp(min(budget, _VAIN))) * error / delta
     return Reached(max(found, epsilon_of_fixed(events, delta=delta)), beside)
 
 
