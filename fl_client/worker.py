@@ -137,6 +137,7 @@ class Worker:
         in our place that the app stopped responding.
         """
         from flwr.common.constant import SubStatus
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
         from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
         door = self._door or Loopback.read(runtime_folder(self.site))
@@ -161,7 +162,8 @@ class Worker:
             self._tell("handing over an answer", run=str(run.run_id), message=question.metadata.message_type)
             push_message(client, answer, context)
             push_task_output(client, context, SubStatus.COMPLETED, "")
-        except httpx.HTTPError as error:  # between us and the SuperNode: where in our own code would help nobody
+        except (httpx.HTTPError, ObjectPullError, ObjectPushError) as error:
+            # between us and the SuperNode: where in our own code would help nobody
             log.warning("a message was not answered: %s", lost(error))
         except Exception:
             log.exception("a message was not answered")
@@ -271,10 +273,12 @@ class Heartbeat:
                 log.warning("the SuperNode does not hear: %s", type(error).__name__)
 
 
-def lost(error: httpx.HTTPError) -> str:
+def lost(error: Exception) -> str:
     """What it means, in words, that the SuperNode can't be talked with about a message that was taken."""
     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
         return "the SuperNode waits for it no longer: its run has ended, or the SuperNode was started anew"
+    if not isinstance(error, httpx.HTTPError):
+        return f"the SuperNode has no place for its parts any more, as when its run has ended ({error})"
     return f"the SuperNode is gone or out of order ({type(error).__name__}: {error})"
 
 

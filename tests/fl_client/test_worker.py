@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from node_in_process import Node, bundle
@@ -232,6 +233,19 @@ def test_a_question_whose_run_has_ended_is_told_in_words_and_without_a_traceback
     assert "a message was not answered: the SuperNode waits for it no longer: its run has ended" in said()
     assert "Traceback" not in said()
     assert AuditLog(hospitals.site("a").folder / "audit.jsonl").lines == ()  # nothing was done for it
+
+
+def test_an_answer_whose_parts_nobody_takes_any_more_is_told_in_words(hospitals, node, worker_of, said, monkeypatch):
+    study = hospitals.study()
+
+    def refused(objects, push_object_fn, **given):
+        raise ObjectPushError("4f2e", 11, "session")
+
+    monkeypatch.setattr("flwr.supernode.runtime.run_clientapp.push_objects", refused)
+    node.ask(question(study), "train", study=study.to_json())
+    serve_one(worker_of(small_app()))
+    assert "a message was not answered: the SuperNode has no place for its parts any more, as when its run has ended" in said()
+    assert "Traceback" not in said()
 
 
 def test_a_supernode_that_goes_away_meanwhile_is_told_in_words(hospitals, worker_of, said):
