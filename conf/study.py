@@ -50,6 +50,19 @@ MOST_ERRORS, LONGEST_WORD = 20, 300
 be read is the coordinator's, and what a hospital says of it stays short."""
 
 
+class SecureAggregation(Frozen):
+    """Sums over hospitals in which nobody sees a hospital's own numbers, so that they need one noise instead of one each.
+
+    For rounds of one step over all patients, and for counting tasks. The protocol and what it assumes: `tasks/secure`.
+    """
+
+    keys: Annotated[dict[SiteName, Annotated[str, Field(max_length=400)]], Field(max_length=1000)]
+    # each hospital's public key, as `konsil-site public-key` prints it: nobody can sit between two hospitals
+    patients: Annotated[int, Field(ge=1, le=10_000_000)]  # more than what the hospitals declare together is refused
+    threshold: Annotated[int, Field(ge=3)] | None = None  # hospitals that must be left at a round's end; None: all but one
+    colluding: Annotated[int, Field(ge=0)] = 1  # hospitals that may tell the coordinator all they know, their noise included
+
+
 class Privacy(Frozen):
     """What a patient is promised. The unit is one patient with all images; adjacency is add or remove one patient.
 
@@ -65,6 +78,7 @@ class Privacy(Frozen):
     evaluation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the promise, for the scores of patients held back
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the promise, for choosing among rounds; other patients
     matrix_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the promise, for every model on every hospital's patients
+    secure: SecureAggregation | None = None  # None: each hospital adds all of the noise
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:
@@ -191,6 +205,38 @@ class Study(Frozen):
     def _validation_is_paid_for(self) -> Self:
         if (self.validation is None) != (self.privacy.validation_share == 0):
             raise ValueError("validation and privacy.validation_share come together: each score between rounds has a price")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_summed_securely(self) -> Self:
+        secure, training, strategy = self.privacy.secure, self.training, self.strategy
+        if secure is None:
+            return self
+        known = ", ".join(sorted(secure.keys)) or "nobody"
+        wrong = [
+            (
+                self.privacy.kind != "patient",
+                "privacy.kind must be 'patient': without a bound on a patient nothing can be masked",
+            ),
+            (training.steps != 1, f"training.steps must be 1, not {training.steps}: one step's sum is what can be masked"),
+            (training.sample_rate != 1, f"training.sample_rate must be 1, not {training.sample_rate:g}"),
+            (training.work_s is not None, "training.work_s must be empty: a hospital takes its one step"),
+            (training.optimizer != "sgd", "training.optimizer must be 'sgd': the coordinator takes the step, for all together"),
+            (bool(training.personal), "training.personal must be empty: nobody has an update of its own"),
+            (self.privacy.matrix_share > 0, "privacy.matrix_share must be 0: nobody has a model of its own"),
+            (strategy.outlier_factor is not None, "strategy.outlier_factor must be empty: nobody's update is seen"),
+            (
+                strategy.name in ("fedmedian", "fedtrimmed", "krum"),
+                f"strategy.name can't be '{strategy.name}': it compares updates, which nobody sees",
+            ),
+            (
+                set(secure.keys) != set(self.sites),
+                f"privacy.secure.keys names {known}; the sites are {', '.join(self.sites)}",
+            ),
+        ]
+        for is_wrong, words in wrong:
+            if is_wrong:
+                raise ValueError(f"with secure aggregation {words}")
         return self
 
     @property

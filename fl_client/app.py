@@ -11,6 +11,7 @@ within the rounds that were approved.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import time
@@ -25,7 +26,7 @@ from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
 from conf.study import Study, words
-from fl_client import personal, release, sent
+from fl_client import personal, release, secure, sent
 from fl_client.approval import Declined, require_approval
 from fl_client.device import device_of
 from fl_client.pace import steps_of
@@ -49,8 +50,11 @@ from fl_client.price import (
 )
 from fl_client.privacy import BudgetSpent, Event, Ledger, Noise, noisy_total, os_noise, require_private, seeded_noise
 from fl_client.privacy import train as dp_sgd
+from fl_client.privacy.dp_sgd import one_sum
 from fl_client.sent import Asked, Kept
 from fl_client.site import Site
+from tasks.secure.noise import Bits, os_bits, seeded_bits
+from tasks.secure.plan import grid_of
 from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for, moving
 from tasks.task import personal as personal_names
 
@@ -94,6 +98,8 @@ def train(question: Message, context: Context) -> Message:
     site = site_of(context)
     study = study_of(question, context)
     asked = asked_of(question, site, study, kind="train", number=round_of(question, study))
+    if study.privacy.secure is not None:
+        return train_masked(question, context, site, study, asked)
     answer = kept_answer(question, site, asked)
     require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=0 if answer else 1)
     if answer is not None:
@@ -168,6 +174,102 @@ def count(question: Message, site: Site, study: Study, task: CountingTask, asked
     total = summed(vectors, task.length, study, cost, noise)
     note(site, study=study.hash, round=asked.round, counted=task.counted, patients=len(patients))
     return release.total(question, total, noise_std=cost.noise_multiplier, declared_size=site.declared_size, epsilon=epsilon)
+
+
+# -- secure aggregation: the sum of all hospitals leaves, no hospital's own (tasks/secure) ----------------------------------
+
+
+@app.query("secure_keys")
+@release.guarded
+def secure_keys(question: Message, context: Context) -> Message:
+    """Begin an attempt at a round: fresh public keys, signed by this hospital."""
+    site, study, where = part_of(question, context)
+    require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=1)
+    return release.shared(question, {"keys": secure.begin(site, study, context, **where)})
+
+
+@app.query("secure_shares")
+@release.guarded
+def secure_shares(question: Message, context: Context) -> Message:
+    """Shares of this attempt's secrets, encrypted for each other hospital of the roster that came."""
+    site, study, where = part_of(question, context)
+    roster = secure.brought(question, "roster")
+    return release.shared(question, secure.shared_out(site, study, context, **where, roster=roster))
+
+
+@app.query("secure_agree")
+@release.guarded
+def secure_agree(question: Message, context: Context) -> Message:
+    """A signature on who answered."""
+    site, study, where = part_of(question, context)
+    names = secure.survivors_of(question)
+    return release.shared(question, {"signature": secure.agree(site, study, context, **where, survivors=names)})
+
+
+@app.query("secure_unmask")
+@release.guarded
+def secure_unmask(question: Message, context: Context) -> Message:
+    """One share for each hospital, with which the masks come off the sum; given once for an attempt."""
+    site, study, where = part_of(question, context)
+    names, agreed = secure.survivors_of(question), secure.brought(question, "agreed")
+    return release.shared(question, secure.unmask(site, study, context, **where, survivors=names, agreed=agreed))
+
+
+def train_masked(question: Message, context: Context, site: Site, study: Study, asked: Asked) -> Message:
+    """A round whose answer can be read in the sum of all alone. The others' shares are looked at before anything is paid."""
+    attempt = secure.attempt_of(question)
+    this_try = dataclasses.replace(asked, kind="train-masked", digest=f"{asked.digest}-{attempt}")
+    if (answer := kept_answer(question, site, this_try)) is not None:
+        require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=0)
+        return release.again(question, answer)
+    require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=1)
+    task = task_of(site, study)
+    where = {"number": asked.round, "attempt": attempt}
+    secure.accept(site, study, context, **where, shares=secure.brought(question, "shares"))
+    cost = round_event(site, study, task, number=asked.round)
+    if isinstance(task, CountingTask):
+        grid = grid_of(study, task)
+        epsilon = pay(site, study, cost)
+        cohort, chosen = usable_patients(site, study, task, "train")
+        vectors = vectors_of(site, chosen, lambda patient: task.contribution(cohort.prepared(task, patient)))
+        bare = noisy_total(vectors, length=task.length, bound=1.0, noise_multiplier=0.0, noise=os_noise())
+        total, took_part = {"total": bare}, len(chosen)
+    else:
+        model = task.model()
+        model.load_state_dict(received(question.content, model.state_dict()))
+        require_private(model)
+        grid = grid_of(study, task, model)
+        epsilon = pay(site, study, cost)
+        patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
+        parameters = dict(model.named_parameters())
+        _, sampling = randomness(site, asked)
+        sums, failed = one_sum(
+            model,
+            patients,
+            parameters=[parameters[name] for name in grid.shapes],
+            loss=task.loss,
+            views=study.training.views,
+            max_grad_norm=study.privacy.max_grad_norm,
+            sampling_rng=sampling,
+            device=device_of(site),
+        )
+        for patient, reason in failed.items():
+            note(site, patient=patient, left_out=reason)
+        total = {name: gradient.cpu().numpy() for name, gradient in zip(grid.shapes, sums, strict=True)}
+        took_part = len(patients.patients)
+    vector = grid.encode(total, patients=site.declared_size, bits=bits_of(site, asked))
+    note(site, study=study.hash, round=asked.round, patients=took_part, masked=True)
+    vector = secure.mask(site, study, context, vector, **where)
+    work = release.masked(question, vector, declared_size=site.declared_size, epsilon=epsilon)
+    return release.kept(site, this_try, work)
+
+
+def part_of(question: Message, context: Context) -> tuple[Site, Study, dict[str, int]]:
+    """Hospital, study, and which try at which round. Raises `Declined` for a study without secure aggregation."""
+    site, study = site_of(context), study_of(question, context)
+    if study.privacy.secure is None:
+        raise Declined(f"study {study.name} has no secure aggregation")
+    return site, study, {"number": round_of(question, study), "attempt": secure.attempt_of(question)}
 
 
 @app.evaluate()
@@ -406,3 +508,11 @@ def randomness(site: Site, asked: Asked) -> tuple[Noise, np.random.Generator]:
         return os_noise(), np.random.default_rng()
     key = int.from_bytes(hashlib.sha256(f"{site.name}/{asked.digest}".encode()).digest()[:16], "big")
     return seeded_noise(site.noise_seed, key), np.random.default_rng([site.noise_seed, key])
+
+
+def bits_of(site: Site, asked: Asked) -> Bits:
+    """Where the noise in whole numbers comes from; as `randomness`."""
+    if site.noise_seed is None:
+        return os_bits()
+    key = int.from_bytes(hashlib.sha256(f"{site.name}/{asked.digest}".encode()).digest()[:16], "big")
+    return seeded_bits(site.noise_seed, key)

@@ -1,6 +1,7 @@
 """The door out: the only place where an answer to the coordinator is built.
 
-What passes: trained parameters by name, or one noisy sum and how much noise is in it, with the size that the hospital
+What passes: trained parameters by name, or one noisy sum and how much noise is in it, or one with a share of the noise under
+masks and what these are agreed on with, with the size that the hospital
 declares in public, the epsilon of its ledger and the steps that it took; or a refusal in words; or the bare fact that
 something failed. What does not pass: buffers, losses, counts of patients, texts of exceptions, timings (Flower's own is set to
 zero in supernode.py; when an answer comes can be seen from outside). The reader of this file has read everything that leaves
@@ -13,7 +14,7 @@ import errno
 import functools
 import logging
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def total(
     arrays = ArrayRecord({"total": Array(total), "noise_variance": Array(np.array([noise_std**2]))})
     metrics = MetricRecord({"num-examples": declared_size, "epsilon": float(epsilon)})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=question)
+
+
+def masked(question: Message, vector: npt.NDArray[np.uint32], *, declared_size: int, epsilon: float) -> Message:
+    """One sum over patients with this hospital's share of the noise, under masks: the coordinator can read it in a sum alone.
+
+    Raises `ValueError` for anything that is no masked vector.
+    """
+    if vector.dtype != np.uint32 or vector.ndim != 1:
+        raise ValueError(f"a masked vector is uint32 of one axis, not {vector.dtype} of {vector.ndim}; it may not leave")
+    metrics = MetricRecord({"num-examples": declared_size, "epsilon": float(epsilon)})
+    return Message(RecordDict({"arrays": ArrayRecord({"masked": Array(vector)}), "metrics": metrics}), reply_to=question)
+
+
+def shared(question: Message, pieces: Mapping[str, bytes]) -> Message:
+    """What a secure sum is agreed on with: public keys, signatures, shares that one other hospital can read. No patient."""
+    return Message(RecordDict({"secure": ConfigRecord(dict(pieces))}), reply_to=question)
 
 
 def enrolment(question: Message, site: Site, *, konsil: str, refusal: str, epsilon: float) -> Message:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy.fedopt import FedOpt
 
@@ -31,13 +31,17 @@ from fl_server.enrolment import Enrolment
 from fl_server.live import Heard, Now, Phase
 from fl_server.record import Record, Resumption, Round, SiteRound, moment
 from fl_server.run_lock import PATIENCE_S, alone_in
+from fl_server.secure_sum import SecureSum
 from fl_server.spool import Arrays
 from fl_server.strategies import aggregator
 from fl_server.strategy import Rounds
 from fl_server.weights import State
 from tasks.fingerprint import fingerprint
-from tasks.task import load, released
+from tasks.task import CountingTask, load, load_for, released
 from tasks.weights import save
+
+ATTEMPTS = 1000
+"""Of secure sums, between two interruptions of a study, at a round."""
 
 Observer = Callable[[Round, State], None]
 """Called after each round with who answered and the model as it would be released now."""
@@ -87,6 +91,7 @@ class _Course:
     grid: Grid = None  # type: ignore[assignment]  # given before anything is asked
     observer: Observer | None = None
     run_id: int | None = None
+    masked: Rounds | None = None  # under secure aggregation, what hospitals are being asked
 
     @classmethod
     def begun(cls, study: Study, folder: Path, initial: Mapping[str, torch.Tensor], engine: str) -> _Course:
@@ -188,7 +193,9 @@ class _Course:
         enough = len(enrolment.nodes) >= study.strategy.quorum  # else every answer would be paid for and none would count
         unseen: dict[str, SiteRound] = {}
         arrays = None
-        if enough:
+        if enough and study.privacy.secure is not None:
+            unseen, arrays = self._masked_round(number)
+        elif enough:
             config = ConfigRecord({"study-hash": study.hash})
             questions = strategy.configure_train(number, ArrayRecord(dict(progress.state)), config, self.grid)
             self._enter("round", number, asked=list(enrolment.nodes.values()))
@@ -219,6 +226,45 @@ class _Course:
         self._write()
         if self.observer is not None:
             self.observer(entry, {name: tensor.clone() for name, tensor in progress.mean.items()})
+
+    def _masked_round(self, number: int) -> tuple[dict[str, SiteRound], ArrayRecord | None]:
+        """A round under secure aggregation: what became of each hospital, and the arrays that came of all together."""
+        study, progress, enrolment = self.study, self.progress, self.enrolment
+        task = load_for(study)
+        secure = SecureSum(grid=self.grid, asking=self.asking, study=study, task=task, folder=self.folder)
+        self._enter("round", number, asked=list(enrolment.nodes.values()))
+        came = secure.ask(
+            number,
+            progress.state,
+            enrolment.nodes,
+            enrolment.sizes,
+            attempt=ATTEMPTS * len(self.record.resumed),  # an attempt that was interrupted is over at the hospitals
+            heard=self._heard,
+            asked=self._ask_masked,
+        )
+        self.masked = None
+        if came.sums is None:
+            return came.sites, None
+        if isinstance(task, CountingTask):
+            variance = (secure.steps.share_std * secure.steps.step) ** 2 * len(came.survivors)
+            return came.sites, ArrayRecord({"total": Array(came.sums["total"]), "noise_variance": Array(np.array([variance]))})
+        patients = sum(enrolment.sizes[site] for site in came.survivors)  # declared, as hospitals alone divide by
+        before = {name: progress.state[name].numpy() for name in came.sums}
+        training = study.training
+        mean = {
+            name: before[name].astype(np.float64) * (1 - training.learning_rate * training.weight_decay)
+            - training.learning_rate / patients * total
+            for name, total in came.sums.items()
+        }
+        moved = self.strategy.move(number, before, mean)
+        progress.strategy = self.strategy.state()
+        if moved is None:
+            return {site: _not_finite(entry) for site, entry in came.sites.items()}, None
+        state = {**progress.state, **{name: torch.from_numpy(np.array(array)) for name, array in moved.items()}}
+        return came.sites, ArrayRecord(state)
+
+    def _ask_masked(self, strategy: Rounds) -> None:
+        self.masked = strategy
 
     def _move(self, state: State) -> None:
         """The model after a round in which answers were used."""
@@ -337,7 +383,7 @@ class _Course:
         self._enter(phase, number, asked=list(self.enrolment.nodes.values()))
 
     def _heard(self, site: str) -> None:
-        entry = self.strategy.outcome(site)
+        entry = (self.masked or self.strategy).outcome(site)
         if entry is not None:
             self.now.heard[site] = Heard(answer=entry.answer, at=time.time(), reason=entry.reason)
         if time.time() - self.now.updated > 0.5 or not self.now.awaited:
@@ -354,3 +400,9 @@ def versions() -> dict[str, str]:
     """What the coordinator runs on: konsil and the packages that decide the numbers."""
     packages = ("konsil", "flwr", "torch", "monai", "numpy", "dp-accounting", "scipy")  # the last two: how much noise
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _not_finite(entry: SiteRound) -> SiteRound:
+    if entry.answer != "used":
+        return entry
+    return entry.model_copy(update={"answer": "quarantined", "reason": "sound, but the model after this round was not finite"})

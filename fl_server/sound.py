@@ -62,6 +62,23 @@ def sound_steps(metrics: Mapping[str, object], most: int) -> int:
     return said
 
 
+MOST_PIECES, LONGEST_PIECE = 1000, 1024
+"""Of what a secure sum is agreed on with: one piece for each hospital, none longer than keys with a signature."""
+
+
+def sound_pieces(content: RecordDict) -> dict[str, bytes]:
+    """The pieces of bytes, by name, that a hospital answers a question of a secure sum with. Raises `ValueError`."""
+    if content.array_records or content.metric_records or len(content.config_records) != 1:
+        raise ValueError("the answer must hold one record of bytes and nothing else")
+    pieces = dict(next(iter(content.config_records.values())))
+    if len(pieces) > MOST_PIECES:
+        raise ValueError(f"the answer holds {len(pieces)} pieces; there are at most {MOST_PIECES} hospitals")
+    sound = {name: piece for name, piece in pieces.items() if isinstance(piece, bytes) and len(piece) <= LONGEST_PIECE}
+    if len(sound) < len(pieces):
+        raise ValueError(f"the answer holds pieces that are no bytes, or longer than {LONGEST_PIECE}")
+    return sound
+
+
 def shared_metrics(found: Sequence[MetricRecord]) -> list[MetricRecord]:
     """Of each answer, the metrics that all of them have in the same shape: Flower ends the run over any other."""
     shapes = [{name: len(value) if isinstance(value, list) else None for name, value in one.items()} for one in found]

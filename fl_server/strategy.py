@@ -37,6 +37,9 @@ LITTER = 64 * 1024**2
 """Bytes of answers after which Python looks for what nobody needs any more: each `Array` of Flower's that is made from numbers
 lies in a circle of functions that know one another, with its bytes, until then."""
 
+EVERYBODY = "all together"
+"""Stands in a site's place where only all sites' sum is known."""
+
 log = logging.getLogger("konsil.rounds")
 
 
@@ -97,6 +100,8 @@ class Rounds(Strategy):
         Where steps differ, updates are compared as long as they will count.
     used
         Called at the end of a round with the site and the arrays of each answer that was used.
+    unread
+        The answers are for `used` alone: they are under masks, and nothing can be made of them here.
     folder
         Where answers wait that memory is not spent on; None: the system's folder for temporary files.
     in_memory
@@ -123,6 +128,7 @@ class Rounds(Strategy):
         steps: int | None = None,
         outlier_factor: float | None = None,
         used: Callable[[str, Arrays], None] | None = None,
+        unread: bool = False,
         folder: Path | None = None,
         in_memory: int = IN_MEMORY,
     ) -> None:
@@ -140,6 +146,7 @@ class Rounds(Strategy):
         self.steps = steps
         self.outlier_factor = outlier_factor
         self.used = used
+        self.unread = unread
         self.folder = folder
         self.in_memory = in_memory
         self.answers: dict[int, dict[str, SiteRound]] = {}
@@ -272,6 +279,25 @@ class Rounds(Strategy):
             self.take(reply)
         return self.finish(server_round)
 
+    def move(self, number: int, sent: Arrays, mean: Arrays) -> dict[str, npt.NDArray[Any]] | None:
+        """The model after a round of which only the mean of all answers is known; None if it would not be finite.
+
+        `sent` are the arrays that hospitals train, as they were, `mean` the same as the hospitals together would have them.
+        """
+        question = Message(RecordDict(), 0, self.kind)
+        self._sent = {name: np.asarray(array) for name, array in sent.items()}
+        weight = MetricRecord({self.aggregator.weighted_by_key: 1.0})
+        self._places = {EVERYBODY: _Place(0, [question], metrics=weight)}
+        self._spool.close()
+        self._spool = Spool(self._wanted, folder=self.folder, in_memory=self.in_memory)
+        try:
+            self._spool.put(EVERYBODY, {name: rounded(np.asarray(mean[name]), self._sent[name].dtype) for name in self._sent})
+            made = self._combine(number, [EVERYBODY])
+        finally:
+            self._spool.close()
+            self._places = {}
+        return None if made is None else {name: made.arrays.get(name, array) for name, array in self._sent.items()}
+
     def outcome(self, site: str) -> SiteRound | None:
         """What is known of a site's answer before the round is over; None if nothing has come."""
         place = self._places.get(site)
@@ -317,6 +343,11 @@ class Rounds(Strategy):
             return None, None
         if len(sound) < self.quorum:
             self._discard(answers, f"sound, but {len(sound)} of the {self.quorum} answers came that a round needs")
+            return None, None
+        if self.unread:
+            for site in sound:
+                if self.used is not None:
+                    self.used(site, self._spool.arrays(site))
             return None, None
         try:
             made = self._combine(number, sound)

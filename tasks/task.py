@@ -163,6 +163,10 @@ def load_for(study: Study, *, models: Path | None = None) -> GradientTask | Coun
         raise ValueError(f"study {study.name} doesn't settle what its numbers are made by (task.image.extraction is empty)")
     _require_scores(study, task)
     _require_parameters(study, task)
+    if study.privacy.secure is not None:
+        from tasks.secure.plan import grid_of  # here: it looks at tasks, and most studies have no need of it
+
+        grid_of(study, task)
     if study.training.work_s is not None and not isinstance(task, PacedTask):
         raise ValueError(
             f"how long a step of task {study.task['name']} takes can't be told beforehand; training.work_s must be left out"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -73,6 +74,7 @@ def train(
     noise: Noise,
     sampling_rng: np.random.Generator,
     device: torch.device | str = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> TrainingReport:
     """Train `parameters` of `model` in place, on `device`.
 
@@ -107,7 +109,9 @@ def train(
     noise : Noise
         Where the noise comes from: `os_noise()` outside rehearsals.
     device : torch.device or str
-        Where model and patients are computed.
+        Where model and patients are computed. On a GPU the next patient is prepared while one is computed.
+    precision : "float32" or "bfloat16"
+        Of the forward pass (torch's autocast). Gradients, bound, sum and noise keep theirs.
 
     Raises
     ------
@@ -127,9 +131,12 @@ def train(
     follow = _optimizer(optimizer, parameters, learning_rate=learning_rate, weight_decay=weight_decay)
     norms, losses = list[list[float]](), list[list[float]]()
     failed: dict[str, str] = {}
+    autocast = torch.bfloat16 if precision == "bfloat16" else None
     for _ in range(steps):
         drawn = _draw(examples, sample_rate=sample_rate, views=views, rng=sampling_rng, device=device, failed=failed)
-        total = clipped_sum(model, parameters, drawn, loss, max_grad_norm=max_grad_norm)
+        if torch.device(device).type == "cuda":
+            drawn = _ahead(drawn)
+        total = clipped_sum(model, parameters, drawn, loss, max_grad_norm=max_grad_norm, autocast=autocast)
         for parameter, before, share in zip(parameters, start, total.gradients, strict=True):
             gradient = (noised(share, std, noise) / denominator).to(parameter.dtype)
             parameter.grad = gradient.add_(parameter.detach() - before, alpha=proximal_mu)
@@ -139,6 +146,34 @@ def train(
         losses.append(total.losses)
     follow.zero_grad(set_to_none=True)
     return TrainingReport(steps, norms, losses, failed)
+
+
+def one_sum(
+    model: nn.Module,
+    examples: PatientExamples,
+    *,
+    parameters: Sequence[nn.Parameter],
+    loss: Loss,
+    views: int,
+    max_grad_norm: float,
+    sampling_rng: np.random.Generator,
+    device: torch.device | str = "cpu",
+) -> tuple[list[Tensor], dict[str, str]]:
+    """The sum of all patients' clipped gradients, float64 and WITHOUT noise; and who could not be drawn, with the reason.
+
+    For secure aggregation, which adds the noise in whole numbers: **it doesn't leave the hospital as it is**. Parameters and
+    errors as in `train`.
+    """
+    require_private(model)
+    if len(set(examples.patients)) < len(examples.patients):
+        raise ValueError("a patient is listed more than once; all rows of a patient belong under one pseudonym")
+    _require_sensible(steps=1, sample_rate=1.0, views=views, declared_size=1, parameters=parameters)
+    model.to(device).train()
+    failed: dict[str, str] = {}
+    drawn = _draw(examples, sample_rate=1.0, views=views, rng=sampling_rng, device=device, failed=failed)
+    total = clipped_sum(model, parameters, drawn, loss, max_grad_norm=max_grad_norm)
+    failed |= {f"number {n}": reason for n, reason in enumerate(total.failed, 1)}
+    return total.gradients, failed
 
 
 def _draw(
@@ -159,11 +194,20 @@ def _draw(
         own = np.random.default_rng([int(key), int.from_bytes(hashlib.sha256(patient.encode()).digest()[:16], "big")])
         if own.random() < sample_rate:
             try:
-                x, y = examples.example(patient, views, own)
+                x, y = (part.to(device) for part in examples.example(patient, views, own))
             except Exception as error:
                 failed[patient] = f"{type(error).__name__}: {error}"
                 continue
-            yield x.to(device), y.to(device)
+            yield x, y
+
+
+def _ahead(drawn: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same, with the next patient made in a thread of its own meanwhile: a GPU needn't wait for the augmentation."""
+    with ThreadPoolExecutor(1) as hand:
+        coming = hand.submit(next, drawn, None)
+        while (patient := coming.result()) is not None:
+            coming = hand.submit(next, drawn, None)
+            yield patient
 
 
 def _optimizer(

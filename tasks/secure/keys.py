@@ -63,6 +63,15 @@ class FreshKeys:
     def __repr__(self) -> str:
         return "FreshKeys(...)"
 
+    def raw(self) -> tuple[bytes, bytes, bytes]:
+        """The secrets themselves, to hand to this site's next process."""
+        return self.mask_seed, self.own_seed, self.encryption.private_bytes_raw()
+
+    @classmethod
+    def from_raw(cls, mask_seed: bytes, own_seed: bytes, encryption: bytes) -> FreshKeys:
+        """What `raw` gave."""
+        return cls(mask_seed, own_seed, X25519PrivateKey.from_private_bytes(encryption))
+
     def public(self, moment: Moment, site: str, key: ec.EllipticCurvePrivateKey) -> SignedKeys:
         """The public halves, signed with the hospital's own `key`."""
         mask = public_half(mask_private(self.mask_seed, moment, site))

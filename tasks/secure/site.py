@@ -8,6 +8,7 @@ are forgotten. Source: Bonawitz et al. 2017, figure 4.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -24,7 +25,7 @@ _ORDER = ("keys", "shares", "accept", "mask", "agree", "unmask")
 
 
 class SiteRound:
-    """One hospital in one attempt at one round. Make a new one for every attempt; keep it in memory only.
+    """One hospital in one attempt at one round. Make a new one for every attempt; keep it, and its `state`, in memory only.
 
     Parameters
     ----------
@@ -57,6 +58,33 @@ class SiteRound:
             raise Refused(f"the study's secure sum names {', '.join(circle.sites)}; this hospital is called '{site}'")
         if not keys.is_half_of(circle.keys[site], key):
             raise Refused(f"the study names another public key for '{site}' than this hospital's own; it must be joined anew")
+
+    def state(self) -> bytes:
+        """All of it but the hospital's own key, as a process hands it to the next: secret, for the memory of this machine."""
+        fresh = self._fresh
+        told = {
+            "fresh": None if fresh is None else [part.hex() for part in fresh.raw()],
+            "own": self._own.hex(),
+            "roster": {name: one.to_bytes().hex() for name, one in self._roster.items()},
+            "roster_hash": self._roster_hash.hex(),
+            "shares": {name: [mask.hex(), own.hex()] for name, (mask, own) in self._shares.items()},
+            "agreed": self._agreed,
+            "done": self._done,
+        }
+        return json.dumps(told).encode()
+
+    @classmethod
+    def restored(cls, circle: Circle, moment: Moment, *, site: str, key: ec.EllipticCurvePrivateKey, state: bytes) -> SiteRound:
+        """The same after `state`. Raises what a new one raises."""
+        one, told = cls(circle, moment, site=site, key=key), json.loads(state)
+        if told["fresh"] is not None:
+            one._fresh = FreshKeys.from_raw(*(bytes.fromhex(part) for part in told["fresh"]))
+        one._own, one._roster_hash = bytes.fromhex(told["own"]), bytes.fromhex(told["roster_hash"])
+        one._roster = {name: SignedKeys.from_bytes(bytes.fromhex(raw)) for name, raw in told["roster"].items()}
+        one._shares = {name: (bytes.fromhex(mask), bytes.fromhex(own)) for name, (mask, own) in told["shares"].items()}
+        one._agreed = None if told["agreed"] is None else tuple(told["agreed"])
+        one._done = told["done"]
+        return one
 
     def keys(self) -> bytes:
         """First answer: fresh public keys, signed (about 200 bytes)."""

@@ -1,0 +1,164 @@
+"""A hospital's part in a secure sum, question by question: what it keeps between them, and what makes it say no.
+
+The secrets of an attempt live in Flower's context of this node, which is the memory of the hospital's SuperNode: they are
+written nowhere, and are gone when it ends. That an attempt was unmasked, however, is written, and forced to the disk before the
+answer leaves: a hospital that is killed in between and asked again must not give out the other half of anybody's secret.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message
+
+from conf.study import Study
+from fl_client.approval import Declined
+from fl_client.keys import private_key
+from fl_client.sharing import file_mode, make_folder
+from fl_client.site import Site
+from tasks.secure.circle import Moment, SecureSumError
+from tasks.secure.masks import Vector
+from tasks.secure.plan import circle_of, moment_of
+from tasks.secure.site import SiteRound
+from tasks.weights import force_folder
+
+STATE = "secure"
+"""Name of the record in the node's context."""
+
+
+def node_key(site: Site) -> Path:
+    """Where this hospital's own key lies: the one it is known by."""
+    return site.coordinator.key if site.coordinator is not None else site.folder / "node.key"
+
+
+def attempt_of(question: Message) -> int:
+    """Which try at its round the question belongs to. Raises `Declined` for one that says none."""
+    attempt = question.content.config_records.get("config", ConfigRecord()).get("attempt")
+    if not isinstance(attempt, int) or not 0 <= attempt < 2**31:
+        raise Declined(f"a question of a secure sum says which attempt it is, not {attempt!r}")
+    return attempt
+
+
+def begin(site: Site, study: Study, context: Context, *, number: int, attempt: int) -> bytes:
+    """Fresh keys for this attempt, signed. Those of any other attempt are forgotten."""
+    moment = moment_of(study, number=number, attempt=attempt)
+    with _in_words():
+        if _marker(site, moment).exists():
+            raise Declined(f"attempt {attempt} at round {number} of study {study.name} is over at this site")
+        one = _new(site, study, moment)
+        keys = one.keys()
+    for old in _marker(site, moment).parent.glob("*"):  # of attempts whose secrets are gone with this
+        old.unlink(missing_ok=True)
+    _keep(context, one)
+    return keys
+
+
+def shared_out(
+    site: Site, study: Study, context: Context, *, number: int, attempt: int, roster: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """For every other hospital of the roster, its share of this one's secrets, which nobody else can read."""
+    with _taken_up(site, study, context, number=number, attempt=attempt) as one:
+        return one.shares(roster)
+
+
+def accept(site: Site, study: Study, context: Context, *, number: int, attempt: int, shares: Mapping[str, bytes]) -> None:
+    """Take the others' shares; before a patient is touched and anything is paid."""
+    with _taken_up(site, study, context, number=number, attempt=attempt) as one:
+        one.accept(shares)
+
+
+def mask(site: Site, study: Study, context: Context, vector: Vector, *, number: int, attempt: int) -> Vector:
+    """The vector under its masks, in place."""
+    with _taken_up(site, study, context, number=number, attempt=attempt) as one:
+        return one.mask(vector)
+
+
+def agree(site: Site, study: Study, context: Context, *, number: int, attempt: int, survivors: list[str]) -> bytes:
+    """A signature on the list of who answered."""
+    with _taken_up(site, study, context, number=number, attempt=attempt) as one:
+        return one.agree(survivors)
+
+
+def unmask(
+    site: Site,
+    study: Study,
+    context: Context,
+    *,
+    number: int,
+    attempt: int,
+    survivors: list[str],
+    agreed: Mapping[str, bytes],
+) -> dict[str, bytes]:
+    """One share of each hospital's secrets; once, whatever happens to this process."""
+    marker = _marker(site, moment_of(study, number=number, attempt=attempt))
+    if marker.exists():
+        raise Declined(f"this site has unmasked attempt {attempt} at round {number} of study {study.name}; it does so once")
+    with _taken_up(site, study, context, number=number, attempt=attempt) as one:
+        answer = one.unmask(survivors, agreed)
+    make_folder(marker.parent)
+    os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file_mode(marker.parent)))
+    force_folder(marker.parent)
+    return answer
+
+
+def survivors_of(question: Message) -> list[str]:
+    """Who answered, as the coordinator says. Raises `Declined` for what is no list of names."""
+    names = question.content.config_records.get("config", ConfigRecord()).get("survivors")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Declined("a question to unmask says who answered, as a list of names")
+    return [str(name) for name in names]
+
+
+def brought(question: Message, record: str) -> dict[str, bytes]:
+    """Bytes by hospital that a question brings in this record. Raises `Declined` for anything else in it."""
+    found = dict(question.content.config_records.get(record, ConfigRecord()))
+    if not all(isinstance(value, bytes) for value in found.values()):
+        raise Declined(f"the record '{record}' of a secure sum holds bytes by hospital, nothing else")
+    return {name: value for name, value in found.items() if isinstance(value, bytes)}
+
+
+def _new(site: Site, study: Study, moment: Moment, state: bytes | None = None) -> SiteRound:
+    circle, key = circle_of(study), private_key(node_key(site))
+    if state is None:
+        return SiteRound(circle, moment, site=site.name, key=key)
+    return SiteRound.restored(circle, moment, site=site.name, key=key, state=state)
+
+
+@contextmanager
+def _taken_up(site: Site, study: Study, context: Context, *, number: int, attempt: int) -> Iterator[SiteRound]:
+    """The attempt as it was left, kept again when it has been asked."""
+    moment = moment_of(study, number=number, attempt=attempt)
+    record = context.state.config_records.get(STATE, ConfigRecord())
+    state = record.get("state")
+    if record.get("moment") != moment.context("state").hex() or not isinstance(state, bytes):
+        raise Declined(
+            f"this site has no part in attempt {attempt} at round {number}: it was started anew in between, or never had one"
+        )
+    with _in_words():
+        one = _new(site, study, moment, state)
+        try:
+            yield one
+        finally:
+            _keep(context, one)
+
+
+def _keep(context: Context, one: SiteRound) -> None:
+    context.state[STATE] = ConfigRecord({"moment": one.moment.context("state").hex(), "state": one.state()})
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What the protocol refuses is about the coordinator's questions, never about patients: the coordinator may read it."""
+    try:
+        yield
+    except SecureSumError as refusal:
+        raise Declined(str(refusal)) from None
+    except (FileNotFoundError, PermissionError):
+        raise Declined("this site's own key can't be read, and without it nothing can be signed") from None
+
+
+def _marker(site: Site, moment: Moment) -> Path:
+    return site.folder / "secure" / f"{moment.study[:16]}.{moment.round}.{moment.attempt}"

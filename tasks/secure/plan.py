@@ -1,0 +1,90 @@
+"""What a study's secure sum is: hospitals, grid and price, worked out from the study alone.
+
+Hospital and coordinator each do it for themselves and come to the same, for they have the same study. Nothing that a message
+brings enters here: a coordinator that could choose a grid for each hospital could choose one on which others' noise is small.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from conf.study import Study
+from tasks.accounting.budget import calibrate, epsilon
+from tasks.accounting.events import Event
+from tasks.secure import price
+from tasks.secure.circle import Circle, Moment, usual_threshold
+from tasks.secure.grid import Grid
+from tasks.task import CountingTask, GradientTask, moving
+
+if TYPE_CHECKING:
+    import torch
+
+_CLOSE = 1e-3
+"""The noise that is found is larger than needed by no more than this share of itself."""
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def circle_of(study: Study) -> Circle:
+    """Who sums. Raises `ValueError` for a study without secure aggregation, or with numbers that protect nobody."""
+    secure = study.privacy.secure
+    if secure is None:
+        raise ValueError(f"study {study.name} has no secure aggregation (privacy.secure is empty)")
+    threshold = usual_threshold(len(secure.keys)) if secure.threshold is None else secure.threshold
+    return Circle(keys=secure.keys, threshold=threshold, colluding=secure.colluding)
+
+
+def moment_of(study: Study, *, number: int, attempt: int) -> Moment:
+    """One try at round `number`."""
+    return Moment(study=study.hash, round=number, attempt=attempt)
+
+
+def grid_of(study: Study, task: GradientTask | CountingTask, model: torch.nn.Module | None = None) -> Grid:
+    """The grid of one round's sum, with the least noise that keeps what the study promises for all its rounds and scores.
+
+    `model` is one that the task has made, if it is at hand. Raises `ValueError` where no grid can hold the sum, or no noise
+    keeps the promise.
+    """
+    if isinstance(task, CountingTask):
+        return _grid(study.to_json(), (("total", (task.length,)),), 1.0)
+    model = task.model() if model is None else model
+    parameters = dict(model.named_parameters())
+    shapes = tuple((name, tuple(parameters[name].shape)) for name in moving(study, task, model))
+    return _grid(study.to_json(), shapes, study.privacy.max_grad_norm)
+
+
+def scores_beside(study: Study) -> list[Event]:
+    """What the study's scores take of the promise, as one event: each hospital adds its noise to them as ever."""
+    privacy = study.privacy
+    share = privacy.evaluation_share + (privacy.validation_share if study.validations else 0.0)
+    if not share:
+        return []
+    alone = calibrate(epsilon=privacy.epsilon, delta=privacy.delta, sample_rate=1.0, steps=1)
+    return [Event(noise_multiplier=alone / share**0.5)]
+
+
+@lru_cache(maxsize=16)
+def _grid(text: str, shapes: Shapes, bound: float) -> Grid:
+    study = Study.from_json(text)
+    privacy, beside, circle = study.privacy, scores_beside(study), circle_of(study)
+
+    def grid(multiplier: float) -> Grid:
+        patients = 1 if privacy.secure is None else privacy.secure.patients
+        return Grid(circle=circle, shapes=dict(shapes), bound=bound, patients=patients, noise_multiplier=multiplier)
+
+    def is_enough(multiplier: float) -> bool:
+        rounds = [price.event(grid(multiplier), round=number + 1) for number in range(study.rounds)]
+        return epsilon([*rounds, *beside], delta=privacy.delta) <= privacy.epsilon
+
+    # whole numbers cost a little more than the Gaussian noise that they stand for
+    low = calibrate(epsilon=privacy.epsilon, delta=privacy.delta, sample_rate=1.0, steps=study.rounds, alongside=beside)
+    high = low
+    while not is_enough(high):
+        low, high = high, high * (1 + 16 * _CLOSE)
+        if high > 1e8:
+            raise ValueError(f"no noise in whole numbers keeps epsilon {privacy.epsilon:g} at delta {privacy.delta:g}")
+    while high - low > _CLOSE * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return grid(high)

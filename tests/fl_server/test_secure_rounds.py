@@ -1,0 +1,262 @@
+"""Rounds under secure aggregation, with real hospitals in one process: what comes of them, and of hospitals that drop out."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord
+
+from conf.study import LocalTraining, Privacy, SecureAggregation, Strategy
+from fl_client import app as hospital
+from fl_client import secure
+from fl_client.keys import make_key, public_key
+from fl_client.privacy import os_noise
+from fl_client.site import Budget
+from fl_server.rounds import run
+from fl_server.weights import initial_state
+from simulation.grid import FIRST_NODE, InProcessGrid
+from tasks.secure.plan import grid_of
+from tasks.task import load_for
+
+NAMES = ("a", "b", "c", "d")
+
+
+@pytest.fixture
+def noiseless(monkeypatch):
+    """What is left of a difference is not chance: no noise, and every study draws the same views."""
+    monkeypatch.setattr(hospital, "randomness", lambda site, asked: (os_noise(), np.random.default_rng(asked.round)))
+    monkeypatch.setattr("tasks.secure.grid.discrete_gaussian", lambda count, **how: np.zeros(count, dtype=np.int64))
+    monkeypatch.setattr("fl_client.privacy.dp_sgd.noised", lambda total, std, noise: total.double())
+
+
+@pytest.fixture
+def house(new_hospitals):
+    found = new_hospitals("sites")
+    for number, name in enumerate(NAMES):
+        found.add(name, declared_size=4 + number, budget=Budget(epsilon=10.0, delta=1e-3))
+        make_key(found.site(name).folder / "node.key", comment=name)
+    return found
+
+
+def keys_of(house):
+    return {name: public_key(house.site(name).folder / "node.key") for name in NAMES}
+
+
+def study_of(house, *, epsilon=8.0, threshold=3, colluding=1, secured=True, **settings):
+    secured = SecureAggregation(keys=keys_of(house), patients=30, threshold=threshold, colluding=colluding) if secured else None
+    fields = {
+        "privacy": Privacy(epsilon=epsilon, delta=1e-3, max_grad_norm=0.5, secure=secured),
+        "training": LocalTraining(views=2, learning_rate=0.5, weight_decay=0.01),
+        "strategy": Strategy(name="fedavg", quorum=3),
+    }
+    return house.study(**{**fields, **settings})
+
+
+def ran(house, study, folder, *, grid=None, **how):
+    if not how.get("resume"):
+        for name in NAMES:  # each study has the whole budget
+            for book in house.site(name).folder.glob("ledger.jsonl*"):
+                book.unlink()
+    grid = grid or InProcessGrid("fl_client.app:app", house.nodes, {"study": study.to_json()})
+    return run(grid, study, initial_state(study), folder=folder, **how)
+
+
+class Silent(InProcessGrid):
+    """Some hospitals don't hear some kinds of question."""
+
+    deaf: dict[str, tuple[str, ...]] = {}
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        heard = [m for m in messages if not self._lost(m)]
+        super().push_messages(heard)
+        for place, message in enumerate(messages):
+            if message not in heard:
+                message.metadata.__dict__["_message_id"] = f"lost {place} {message.metadata.message_type}"
+        return [m.metadata.message_id for m in messages]
+
+    def _lost(self, message):
+        name = NAMES[message.metadata.dst_node_id - FIRST_NODE]
+        kind = message.metadata.message_type.split(".")[-1]
+        return name in self.deaf.get(kind, ())
+
+
+def far(one, other):
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedavgm"])
+def test_the_model_is_that_of_hospitals_that_send_their_own(house, tmp_path, strategy, noiseless):
+    plan = Strategy(name=strategy, quorum=3, server_learning_rate=0.05 if strategy == "fedadam" else 1.0)
+    # a site that sends its own divides by its own size and is weighted by it, which is the same
+    plain, _ = ran(house, study_of(house, secured=False, strategy=plan), tmp_path / "plain")
+    study = study_of(house, strategy=plan)
+    masked, record = ran(house, study, tmp_path / "masked")
+    assert record.verdict == "complete", record.reasons
+    assert [entry.sites[name].answer for entry in record.rounds for name in NAMES] == ["used"] * 8
+    start = initial_state(study)
+    assert far(plain, start) > 0.001
+    tolerance = 1e-4 if strategy != "fedadam" else 5e-3  # Adam scales what is nearly nothing up
+    assert far(plain, masked) < tolerance
+
+
+def test_what_leaves_a_hospital_under_masks_tells_nothing_of_its_numbers(house, tmp_path):
+    seen = []
+
+    class Watching(InProcessGrid):
+        def pull_messages(self, ids):
+            replies = super().pull_messages(ids)
+            seen.extend(replies)
+            return replies
+
+    study = study_of(house, rounds=1)
+    ran(house, study, tmp_path / "run", grid=Watching("fl_client.app:app", house.nodes, {"study": study.to_json()}))
+    vectors = [reply.content["arrays"]["masked"].numpy() for reply in seen if "arrays" in reply.content]
+    assert len(vectors) == 4
+    for vector in vectors:
+        assert vector.dtype == np.uint32
+        counts, _ = np.histogram(vector.astype(np.float64), bins=16, range=(0, 2**32))
+        expected = vector.size / 16
+        assert float(((counts - expected) ** 2 / expected).sum()) < 60  # chi-square of 15 degrees: beyond lies 2e-7
+    bytes_ = [reply for reply in seen if not reply.has_error() and "secure" in reply.content]
+    assert len(bytes_) == 12  # keys, shares and what unmasks, of four hospitals
+    assert all(isinstance(piece, bytes) for reply in bytes_ for piece in reply.content["secure"].values())
+
+
+@pytest.mark.parametrize("kind", ["secure_keys", "secure_shares", "train", "secure_unmask"])
+def test_a_round_goes_on_without_a_hospital_that_drops_out(house, tmp_path, kind, noiseless):
+    study = study_of(house, rounds=1)
+    grid = Silent("fl_client.app:app", house.nodes, {"study": study.to_json()})
+    grid.deaf = {kind: ("b",)}
+    model, record = ran(house, study, tmp_path / "run", grid=grid)
+    answers = {name: entry.answer for name, entry in record.rounds[0].sites.items()}
+    assert record.rounds[0].moved
+    if kind == "secure_unmask":  # its numbers are in the sum, and the others' shares take its mask off
+        assert answers == dict.fromkeys(NAMES, "used")
+    else:
+        assert answers == {"a": "used", "b": "absent", "c": "used", "d": "used"}
+    plain = study_of(house, secured=False, rounds=1)
+    without = InProcessGrid("fl_client.app:app", house.nodes, {"study": plain.to_json()})
+    if kind != "secure_unmask":
+        without = Silent("fl_client.app:app", house.nodes, {"study": plain.to_json()})
+        without.deaf = {"train": ("b",)}
+    expected, _ = ran(house, plain, tmp_path / "plain", grid=without)
+    assert far(expected, model) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["secure_keys", "secure_shares", "train", "secure_unmask"])
+def test_below_the_threshold_there_is_no_sum_and_the_model_stays(house, tmp_path, kind, noiseless):
+    study = study_of(house, rounds=1)
+    grid = Silent("fl_client.app:app", house.nodes, {"study": study.to_json()})
+    grid.deaf = {kind: ("b", "c")}
+    model, record = ran(house, study, tmp_path / "run", grid=grid)
+    entry = record.rounds[0]
+    assert not entry.moved
+    assert far(model, initial_state(study)) == 0
+    assert record.verdict == "failed"
+    assert {"used"}.isdisjoint(answer.answer for answer in entry.sites.values())
+    paid = {"train": ["a", "d"], "secure_unmask": list(NAMES)}.get(kind, [])
+    assert [name for name in NAMES if house.site(name).ledger_path.exists()] == paid
+
+
+def test_noise_of_the_sum_is_that_of_the_promise_and_the_ledger_has_both_numbers(house, tmp_path):
+    study = study_of(house, rounds=1)
+    grid = grid_of(study, load_for(study))
+    _, record = ran(house, study, tmp_path / "run")
+    line = json.loads(house.site("a").ledger_path.read_text().splitlines()[0])
+    event = line.get("event", line)
+    assert event["mechanism"] == "discrete_gaussian"
+    assert event["noise_multiplier"] == pytest.approx(grid.noise_multiplier)
+    assert event["own_noise_multiplier"] == pytest.approx(grid.noise_multiplier / np.sqrt(2))  # threshold 3, 1 colluding
+    assert record.sites["a"].epsilon is not None
+    assert record.sites["a"].epsilon <= 8.0
+    assert record.sites["a"].epsilon > 7.5
+
+
+def test_a_site_answers_no_second_list_of_an_attempt(house, tmp_path):
+    study = study_of(house, rounds=1)
+    seen = []
+
+    class Watching(InProcessGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            seen.extend(m for m in messages if m.metadata.message_type.endswith("unmask"))
+            return super().push_messages(messages)
+
+    grid = Watching("fl_client.app:app", house.nodes, {"study": study.to_json()})
+    ran(house, study, tmp_path / "run", grid=grid)
+    question = seen[0]
+    question.content["config"] = ConfigRecord({**dict(question.content["config"]), "survivors": ["a", "b", "c"]})
+    (reply,) = grid.send_and_receive([question])
+    assert reply.has_error()
+    assert "has unmasked attempt 0 at round 1" in reply.error.reason
+
+
+def test_a_hospital_that_was_started_anew_has_no_part_in_the_attempt(house):
+    study = study_of(house, rounds=1)
+    grid = InProcessGrid("fl_client.app:app", house.nodes, {"study": study.to_json()})
+    site = house.site("a")
+    context = grid.contexts[FIRST_NODE]
+    secure.begin(site, study, context, number=1, attempt=0)
+    context.state.clear()
+    with pytest.raises(secure.Declined, match="started anew in between"):
+        secure.shared_out(site, study, context, number=1, attempt=0, roster={})
+
+
+def test_without_its_own_key_a_hospital_says_so_and_pays_nothing(house, tmp_path):
+    study = study_of(house, rounds=1)
+    (house.site("d").folder / "node.key").unlink()
+    _, record = ran(house, study, tmp_path / "run")
+    assert record.rounds[0].sites["d"].answer == "declined"
+    assert "own key can't be read" in record.rounds[0].sites["d"].reason
+    assert record.rounds[0].moved
+    assert not house.site("d").ledger_path.exists()
+
+
+def test_more_declared_patients_than_the_study_allows_are_not_summed(house, tmp_path):
+    study = study_of(house, rounds=1)
+    few = study.privacy.secure.model_copy(update={"patients": 10})
+    study = study.model_copy(update={"privacy": study.privacy.model_copy(update={"secure": few})})
+    _, record = ran(house, study, tmp_path / "run")
+    assert "declare 22 patients together; privacy.secure.patients allows 10" in record.rounds[0].sites["a"].reason
+    assert not house.site("a").ledger_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"training": LocalTraining(steps=2)}, "training.steps must be 1, not 2"),
+        ({"training": LocalTraining(sample_rate=0.5)}, "training.sample_rate must be 1, not 0.5"),
+        ({"strategy": Strategy(name="krum")}, "strategy.name can't be 'krum'"),
+        ({"strategy": Strategy(outlier_factor=3.0)}, "outlier_factor must be empty"),
+        ({"sites": ("a", "b", "c")}, "privacy.secure.keys names a, b, c, d; the sites are a, b, c"),
+    ],
+)
+def test_what_can_not_be_summed_is_refused_in_words(house, settings, words):
+    with pytest.raises(ValueError, match=words):
+        study_of(house, **settings)
+
+
+@pytest.mark.parametrize(("threshold", "colluding"), [(5, 1), (3, 3)])
+def test_numbers_that_protect_nobody_are_refused(house, threshold, colluding):
+    with pytest.raises(ValueError, match=r"threshold|colluding"):
+        load_for(study_of(house, threshold=threshold, colluding=colluding))
+
+
+def test_a_study_that_goes_on_ends_with_the_same_model(house, tmp_path):
+    study = study_of(house, rounds=2)
+    undisturbed, _ = ran(house, study, tmp_path / "one")
+
+    class Gone(Exception):
+        pass
+
+    def stop(entry, state):
+        raise Gone
+
+    with pytest.raises(Gone):
+        ran(house, study, tmp_path / "two", observer=stop)
+    model, record = ran(house, study, tmp_path / "two", resume=True)
+    assert record.verdict == "complete"
+    assert far(undisturbed, model) < 1e-6
+    assert torch.isfinite(next(iter(model.values()))).all()
