@@ -341,8 +341,12 @@ class _PReLU(torch.autograd.Function):
             below = (x.clamp(max=0) * dy).flatten(1) if slope.numel() == 1 else (x.clamp(max=0) * dy).flatten(2)
             per_row = below.sum(-1, keepdim=slope.numel() == 1) if x.dim() > 2 or slope.numel() == 1 else below.squeeze(-1)
             layer.book.write(layer.weight, _within(layer.book, per_row))
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        if slope.numel() == 1 and not x.is_cuda:  # many times quicker than choosing voxel by voxel; would stop a GPU
+            return _aten.leaky_relu_backward(dy, x, float(slope), False), None, None
         wide = slope.view(1, -1, *[1] * (x.dim() - 2)) if slope.numel() > 1 else slope
-        return (torch.where(x > 0, dy, dy * wide) if ctx.needs_input_grad[0] else None), None, None
+        return torch.where(x > 0, dy, dy * wide), None, None
 
 
 # -- which rule for which function --------------------------------------------------------------------------------------

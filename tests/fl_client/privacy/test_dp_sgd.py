@@ -212,6 +212,25 @@ def test_single_precision_models_train(ward):
     assert np.isfinite(moved).all()
 
 
+def test_brain_floats_train_and_keep_the_bound(ward):
+    ward = Ward({name: (x.float(), y) for name, (x, y) in ward.rows.items()})
+    low, _ = trained(small_unet(), ward, sample_rate=1.0, precision="bfloat16")
+    full, report = trained(small_unet(), ward, sample_rate=1.0)
+    start = vector(small_unet())
+    assert min(report.norms[0]) > BOUND
+    assert np.linalg.norm(low - start) <= STEP * 5 * BOUND / SIZE * (1 + 1e-4)  # float32 parameters
+    assert 0 < np.linalg.norm(low - full) < 0.1 * np.linalg.norm(full - start)
+
+
+def test_patients_made_ahead_are_the_same_in_the_same_order(unet, ward, monkeypatch):
+    from fl_client.privacy import dp_sgd
+
+    plain, _ = trained(unet, ward, steps=3)
+    real = dp_sgd._draw
+    monkeypatch.setattr(dp_sgd, "_draw", lambda *args, **kwargs: dp_sgd._ahead(real(*args, **kwargs)))
+    assert np.array_equal(trained(unet, ward, steps=3)[0], plain)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_computes_the_same_step(unet, ward):
