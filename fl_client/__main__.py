@@ -26,7 +26,7 @@ Studies
   approve         say yes to exactly this study, once
   decline         say no
 Books
-  ledger          every release so far, what they cost together, what is left
+  ledger          where the budget went and what is left; --study: what one more would cost; --plot FILE; --all
   audit-log       what was asked, decided, admitted, and every message that left
   support-bundle  a zip for whoever helps, without any identity
 Models
@@ -56,6 +56,7 @@ from fl_client.commands import (
     house,
     images,
     intake,
+    ledger,
     page,
     personalising,
     pull,
@@ -80,6 +81,7 @@ MODULES = (
     quarantine,
     quality,
     studies,
+    ledger,
     returning,
     personalising,
     daemon,

@@ -14,7 +14,7 @@ from math import prod
 from conf.study import Study
 from fl_client.patients import validates
 from fl_client.price import matrix_models, planned, validated_rounds
-from fl_client.privacy import Ledger
+from fl_client.privacy import BudgetSpent, Ledger
 from fl_client.site import Site
 from tasks.task import CountingTask, GradientTask, JudgedTask, load_for, released
 
@@ -187,7 +187,11 @@ def price(site: Site, study: Study, *, rounds: int | None = None, scores: bool =
     except ValueError as error:
         return f"{promised}; it can't be run here: {error}"
     after = book.planned(events)
-    over = " (over the budget: it will be refused)" if after > budget.epsilon else ""
+    try:
+        book.affords(events)
+        over = ""
+    except BudgetSpent:
+        over = " (over the budget: it will be refused)"
     return (
         f"{promised}; the ledger stands at {book.epsilon:.4g} and would stand at {after:.4g} of {budget.epsilon:g} "
         f"(delta {budget.delta:g}){over}"

@@ -1,4 +1,4 @@
-"""Decisions about studies, and the ledger: `konsil-site studies, show, approve, decline, ledger`."""
+"""Decisions about studies: `konsil-site studies, show, approve, decline`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from conf.study import Study, words
 from fl_client import decision
 from fl_client.approval import Approvals
 from fl_client.commands import Commands
-from fl_client.decision import DAYS, LONGEST, ledger_of, paid, require_possible
-from fl_client.privacy import Event
+from fl_client.decision import DAYS, LONGEST, paid, require_possible
 from fl_client.site import Site
 
 
@@ -20,8 +19,6 @@ def add(commands: Commands) -> None:
     """The commands and their options."""
     asked = commands.add_parser("studies", help="what was asked and what was decided")
     asked.set_defaults(run=lambda site, options: studies(site))
-    spent = commands.add_parser("ledger", help="check and print the privacy ledger")
-    spent.set_defaults(run=lambda site, options: ledger(site))
     shown = commands.add_parser("show", help="what a study would run, on whom, what leaves, at what price")
     shown.add_argument("--json", action="store_true", help="every setting of the study, as it is hashed")
     yes = commands.add_parser("approve", help="say yes to exactly this study, once")
@@ -118,24 +115,3 @@ def _tell_contract(site: Site, study: Study, *, days: int) -> None:
     for heading, lines in contract(site, study, days=days):
         for number, line in enumerate(lines):
             print(f"{heading if number == 0 else '':14}  {line}")
-
-
-def ledger(site: Site) -> int:
-    """Check the ledger's chain and print it."""
-    book = ledger_of(site)
-    for number, event in enumerate(book.events, start=1):
-        print(
-            f"{number:4}  {event.study_name} round {event.round}: {event.kind}, {event.steps} noisy sum(s), noise multiplier "
-            f"{event.noise_multiplier:.4g}, sampling {event.sample_rate:g}{_doubt(event)}"
-        )
-    print(f"{len(book.events)} releases, unbroken; epsilon {book.epsilon:.4g} of {book.budget:g} at delta {book.delta:g}")
-    repeatable = sum(event.noise == "seeded" for event in book.events)
-    if repeatable:
-        print(f"{repeatable} of them with repeatable noise: their epsilon protects nobody from whoever knows noise_seed")
-    return 0
-
-
-def _doubt(event: Event) -> str:
-    if event.noise_multiplier == 0:
-        return ", NO NOISE"
-    return ", repeatable noise" if event.noise == "seeded" else ""

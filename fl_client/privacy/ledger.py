@@ -103,6 +103,11 @@ class Ledger:
         return tuple(self._event(body) for body in self._chain.bodies)
 
     @property
+    def lines(self) -> tuple[tuple[str, Event], ...]:
+        """The same, each with the time at which it was written (ISO 8601, UTC). Raises `LedgerBroken`."""
+        return tuple((str(body["time"]), self._event(body)) for body in self._chain.bodies)
+
+    @property
     def epsilon(self) -> float:
         """What one patient's data have cost so far, at the hospital's delta."""
         return epsilon_of(self.events, delta=self.delta)

@@ -55,3 +55,16 @@ def mu_of_pure(epsilon: float) -> float:
     meets the Gaussian's; the latter is convex and goes through the same ends, so it lies below everywhere.
     """
     return 2 * float(-ndtri(1 / (1 + math.exp(epsilon)))) if epsilon < 700 else math.inf
+
+
+def mu_at(epsilon: float, delta: float) -> float:
+    """The largest ratio whose curve is within `epsilon` and `delta`: what a budget comes to in the measure that adds up."""
+    low, high = 0.0, 1.0
+    while delta_at(epsilon, mu=high) <= delta:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if delta_at(epsilon, mu=middle) <= delta else (low, middle)
+    return low

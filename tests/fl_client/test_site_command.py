@@ -34,7 +34,7 @@ def test_the_ledger_is_checked_and_summed(hospitals, capsys):
     book = ledger_of(hospitals.site("a"))
     for number in (1, 2):
         book.spend(Event(noise_multiplier=2.0, study_name="pilot", round=number))
-    assert main(["--site", str(hospitals.sites["a"]), "ledger"]) == 0
+    assert main(["--site", str(hospitals.sites["a"]), "ledger", "--all"]) == 0
     said = capsys.readouterr().out
     assert "pilot round 2: gradient, 1 noisy sum(s), noise multiplier 2" in said
     assert f"2 releases, unbroken; epsilon {book.epsilon:.4g} of 10" in said
