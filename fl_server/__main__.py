@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"konsil-study: {_of_file(error)}", file=sys.stderr)
     except ValueError as error:
-        print(f"{about}: {error}", file=sys.stderr)
+        said = str(error)
+        print(said if said.startswith(str(about)) else f"{about}: {said}", file=sys.stderr)
     return 1
 
 

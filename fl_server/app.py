@@ -17,8 +17,10 @@ from flwr.serverapp import Grid, ServerApp
 from pydantic import ValidationError
 
 from conf.study import Study, words
+from fl_server.checkpoint import NoCheckpoint
 from fl_server.prompt_grid import PromptGrid
 from fl_server.rounds import run
+from fl_server.runs import Standing, in_hand
 from fl_server.tracking import Tracker
 from fl_server.weights import State, initial_state
 
@@ -37,22 +39,34 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(os.environ.get("KONSIL_RUNS", "runs")).resolve() / study.name
     timeout_s = float(context.run_config.get("enrol-timeout-s", 600))
     with Tracker.from_environment(study, folder) as tracker:
-        _, record = run(
-            PromptGrid(grid),
-            study,
-            start_of(study),
-            folder=folder,
-            enrol_timeout_s=timeout_s,
-            engine="flower",
-            resume=bool(context.run_config.get("resume", False)),
-            run_id=context.run_id,
-            observer=tracker.after_round,
-        )
+        try:
+            _, record = run(
+                PromptGrid(grid),
+                study,
+                start_of(study),
+                folder=folder,
+                enrol_timeout_s=timeout_s,
+                engine="flower",
+                resume=bool(context.run_config.get("resume", False)),
+                run_id=context.run_id,
+                observer=tracker.after_round,
+            )
+        except NoCheckpoint as error:
+            leave_to_a_person(folder, str(error))
+            raise
     _report(folder)
     told = "\n".join([f"study {study.name}: {record.verdict}; {folder / 'record.json'}", *record.reasons])
     if record.verdict == "failed":
         raise RuntimeError(told)
     logging.getLogger("flwr").info(told)
+
+
+def leave_to_a_person(folder: Path, why: str) -> None:
+    """Write down that a study can't go on by itself, and why: its log says so, and nobody starts it again in vain."""
+    with in_hand(folder.parent, folder.name):  # who starts it writes there, too
+        standing = Standing.read(folder)
+        if standing is not None and standing.wanted == "running":
+            standing.model_copy(update={"wanted": "stopped", "why": why}).write(folder)
 
 
 def _report(folder: Path) -> None:

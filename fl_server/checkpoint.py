@@ -40,6 +40,7 @@ class Progress:
     weight: float = 0.0  # of all rounds in the mean together
     strategy: dict[str, torch.Tensor] = field(default_factory=dict)  # momentum and moments: `Rounds.state()`
     best: State | None = None  # the model that validation likes best so far
+    instead: str = ""  # why this is not the latest that was written; not in the file
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint: a crash at any instant leaves this one or the one before. Raises `OSError`."""
@@ -78,15 +79,33 @@ class Progress:
     @classmethod
     def load(cls, folder: Path, study: Study) -> Progress:
         """The latest checkpoint of this study that is whole. Raises `NoCheckpoint` if there is none."""
-        wrong = []
+        wrong: list[str] = []
         for path in (folder / FILE, folder / PREVIOUS):
             try:
-                return cls._read(path, study)
+                found = cls._read(path, study)
+                found.instead = "; ".join(wrong)
+                return found
             except FileNotFoundError:
                 continue
             except NoCheckpoint as error:
                 wrong.append(str(error))
         raise NoCheckpoint("; ".join(wrong) or f"{folder} holds no checkpoint")
+
+    @classmethod
+    def to_go_on_from(cls, folder: Path, study: Study, before: Record) -> Progress | None:
+        """Where an interrupted study goes on, `before` being the record it left; None: at its beginning.
+
+        Raises `NoCheckpoint` if rounds were run and no checkpoint of theirs can be believed.
+        """
+        try:
+            found = cls.load(folder, study)
+            if found.record.identity != before.identity:
+                raise NoCheckpoint(f"the checkpoint in {folder} is of an earlier run of this study")
+        except NoCheckpoint:
+            if before.rounds:
+                raise
+            return None
+        return found
 
     @classmethod
     def _read(cls, path: Path, study: Study) -> Progress:

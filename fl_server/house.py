@@ -34,6 +34,11 @@ class Page(Frozen):
     port: Port = 8790
     names: tuple[str, ...] = ()  # further host names under which it answers: those of a proxy with TLS
 
+    @property
+    def address(self) -> str:
+        """Where a browser on this machine finds it."""
+        return f"http://[{self.host}]:{self.port}/" if ":" in self.host else f"http://{self.host}:{self.port}/"
+
 
 class House(Frozen):
     """A coordinator, as it describes itself. Relative paths are relative to the settings file's folder."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 import httpx
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.run import Run
@@ -30,6 +30,14 @@ SHARE = 0.02
 BLOCK = "konsil-block"
 """The one name in an ArrayRecord that holds a block; hospitals know it, too (fl_client/packed.py)."""
 
+FLOWER_SAYS = {
+    "ClientApp stopped responding": "its konsil process ended while it worked on this, perhaps for lack of memory",
+    "Error: Message Unavailable": "the question was not there any more when it was to be sent",
+    "Error: Reply Message Unavailable": "its answer was lost on the way",
+    "Error: Node Unavailable": "its machine is offline",
+}
+"""How what Flower itself says in a hospital's place begins, and what that means."""
+
 log = logging.getLogger("konsil.grid")
 
 
@@ -44,7 +52,7 @@ def pulled(grid: Grid, questions: Sequence[str]) -> tuple[list[Message], list[st
     Raises what is this machine's trouble and no hospital's.
     """
     try:
-        return list(grid.pull_messages(questions)), []
+        return [_plain(reply) for reply in grid.pull_messages(questions)], []
     except (BrokenProcessPool, httpx.HTTPError):
         raise
     except Exception as error:  # somebody's answer; whose, is found one by one
@@ -53,6 +61,16 @@ def pulled(grid: Grid, questions: Sequence[str]) -> tuple[list[Message], list[st
             return [], list(questions)
     each = [pulled(grid, [question]) for question in questions]
     return [reply for replies, _ in each for reply in replies], [one for _, bad in each for one in bad]
+
+
+def _plain(reply: Message) -> Message:
+    """The same answer; an error that Flower wrote has our words."""
+    if reply.has_error():
+        said = reply.error.reason or ""
+        for begins, meaning in FLOWER_SAYS.items():
+            if said.startswith(begins):
+                reply.error = Error(reply.error.code, meaning)
+    return reply
 
 
 class GridAround(Grid):

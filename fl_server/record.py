@@ -22,6 +22,7 @@ from conf.study import Study
 
 SCHEMA = "konsil-record/1"
 Outcome = Literal["complete", "degraded", "failed"]
+NOT_ASKED_YET = "the study has not come to this question, the one after its last round"
 LONGEST_REASON = 500  # characters of a site's own words that go into the record
 Answer = Literal["used", "declined", "failed", "quarantined", "late", "absent"]
 """What became of one planned hospital in one round. `late`: it answered after the round's end, and the answer was not used."""
@@ -104,6 +105,7 @@ class Resumption(_Part):
     after_round: int
     when: str  # ISO 8601, UTC
     engine: str = ""
+    note: str = ""  # why it went on from the checkpoint before the last
 
 
 class CountTable(_Part):
@@ -242,9 +244,16 @@ class Record(_Part):
                 if site.answer != "used":
                     yield f"{what}: {name} {site.answer}" + (f" ({site.reason})" if site.reason else "")
         if self.study["privacy"].get("evaluation_share") and not (self.evaluation and self.evaluation.total):
-            yield "no scores: " + ("nobody gave any" if self.evaluation else "they were not asked for")
+            yield "no scores: " + ("nobody gave any" if self.evaluation else self._unasked)
         if self.study["privacy"].get("matrix_share") and not (self.matrix and self.matrix.scores):
-            yield "no matrix of hospitals: " + ("nobody gave any scores" if self.matrix else "it was not asked for")
+            yield "no matrix of hospitals: " + ("nobody gave any scores" if self.matrix else self._unasked)
+
+    @property
+    def _unasked(self) -> str:
+        """Why hospitals were never asked for scores that the study has paid for."""
+        if any(entry.moved for entry in self.rounds) or not self.rounds:
+            return NOT_ASKED_YET
+        return "there is no model to judge, because no answer of any round was used"
 
     def _of_what_was_said(self) -> Iterator[str]:
         """Where everything went as planned and there is no score all the same: the noise was too much for so few patients."""
@@ -272,8 +281,13 @@ class Record(_Part):
     @classmethod
     def read(cls, path: Path) -> Record:
         """Read a record; fields that a newer konsil has added are left out. Raises `ValueError` for another schema."""
-        data = json.loads(path.read_text())
-        if data.get("schema") != SCHEMA:
+        try:
+            data = json.loads(path.read_text())
+        except ValueError:  # no text, or no JSON
+            raise ValueError(f"{path} is no record of a study: it holds no JSON") from None
+        if not isinstance(data, dict) or "schema" not in data:
+            raise ValueError(f"{path} is no record of a study: its schema is not {SCHEMA!r}")
+        if data["schema"] != SCHEMA:
             raise ValueError(f"{path} has schema {data.get('schema')!r}; this konsil reads {SCHEMA!r}")
         data["schema_name"] = data.pop("schema")
         return cls.model_validate(data, extra="ignore")

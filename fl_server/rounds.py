@@ -25,11 +25,11 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 from conf.study import Study
 from fl_server import checkpoint, judging
 from fl_server.asking import LATE_S, Asking
-from fl_server.checkpoint import NoCheckpoint, Progress
+from fl_server.checkpoint import Progress
 from fl_server.counts import counts_of
 from fl_server.enrolment import Enrolment
 from fl_server.live import Heard, Now, Phase
-from fl_server.record import Record, Resumption, Round, SiteRound, moment
+from fl_server.record import Record, Resumption, Round, SiteRound, moment, printable
 from fl_server.run_lock import PATIENCE_S, alone_in
 from fl_server.secure_sum import SecureSum
 from fl_server.spool import Arrays
@@ -119,16 +119,14 @@ class _Course:
             raise ValueError(f"{folder} holds the study {before.study_hash[:12]}, not {study.name} ({study.hash[:12]})")
         if before.finished:
             raise ValueError(f"study {study.name} is over ({before.verdict}); there is nothing to go on with")
-        try:
-            progress = Progress.load(folder, study)
-            if progress.record.identity != before.identity:
-                raise NoCheckpoint(f"the checkpoint in {folder} is of an earlier run of this study")
-        except NoCheckpoint:
-            if before.rounds:
-                raise
+        progress = Progress.to_go_on_from(folder, study, before)
+        if progress is None:
             return cls.begun(study, folder, initial, engine)
         if not progress.record.finished:  # else it was killed between its last checkpoint and its last record
-            progress.record.resumed.append(Resumption(after_round=len(progress.record.rounds), when=moment(), engine=engine))
+            resumption = Resumption(
+                after_round=len(progress.record.rounds), when=moment(), engine=engine, note=printable(progress.instead)
+            )
+            progress.record.resumed.append(resumption)
         course = cls(study, folder, progress)
         course._write()
         return course

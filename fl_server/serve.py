@@ -39,6 +39,7 @@ from fl_server.control import Refused, Unreachable, control, key_fingerprint, pu
 from fl_server.gate import Gate
 from fl_server.house import LOOPBACK, SETTINGS, House
 from fl_server.page.beside import page_beside
+from fl_server.page.guard import token_path
 from fl_server.tokens import SiteName, TokenRefused, Tokens
 
 START_S = 90.0
@@ -337,6 +338,8 @@ def _greeting(house: House, seconds: float) -> str:
         f"  join token     konsil-study join-token NAME --folder {house.folder}",
         f"certificate valid until {certificate.not_valid_after_utc:%Y-%m-%d}; results in {house.runs}",
     ]
+    if house.page is not None:
+        lines.append(f"the studies in a browser: {house.page.address}, with the token in {token_path(house.folder)}")
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
     if left.days < 30:
         lines.append(f"the certificate ends in {left.days} days: konsil-study renew --folder {house.folder}, then start again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fl_server.commands import EXIT, Commands
+from fl_server.commands import Commands
 
 
 def add(commands: Commands, house: argparse.ArgumentParser) -> None:
@@ -16,17 +16,24 @@ def add(commands: Commands, house: argparse.ArgumentParser) -> None:
 
 
 def record(path: Path) -> int:
-    """Print the verdict and its reasons."""
+    """Print the verdict and its reasons; of a study that is not over, how it stands."""
+    from fl_server.console import watch
+    from fl_server.console.picture import drawn
     from fl_server.counts import lines
+    from fl_server.live import Now
     from fl_server.record import Record
+    from fl_server.runs import Standing
 
     found = Record.read(path)
-    print(f"{found.name} ({found.study_hash[:12]}): {found.verdict}, {len(found.rounds)} rounds")
-    for said in [*found.reasons, *found.remarks]:
+    beside = (Now.read(path.parent), Standing.read(path.parent)) if path.name == "record.json" else (None, None)
+    seen = drawn(found.name, (found, *beside))
+    stands = f"{found.verdict}, {len(found.rounds)} rounds" if seen.over else f"{seen.said}; no verdict yet"
+    print(f"{found.name} ({found.study_hash[:12]}): {stands}")
+    for said in [*seen.reasons, *seen.remarks]:
         print(f"  {said}")
     for line in lines(found):
         print(line)
     for name, site in found.sites.items():
         price = "no answer with a price" if site.epsilon is None else f"epsilon {site.epsilon:.4g} (delta {site.delta:g})"
         print(f"  {name}: {price}")
-    return EXIT[found.verdict]
+    return watch.status(seen)

@@ -15,7 +15,11 @@ def add(commands: Commands, house: argparse.ArgumentParser) -> None:
 
 
 def resume(options: argparse.Namespace) -> int:
-    """Start a study again from its last checkpoint. Raises `ValueError` for one that is over, or that runs."""
+    """Start a study again from its last checkpoint.
+
+    Raises `ValueError` for one that is over, or that runs, and `NoCheckpoint` if none can be believed: nothing is begun then.
+    """
+    from fl_server.checkpoint import Progress
     from fl_server.control import control
     from fl_server.house import House
     from fl_server.keeper import begin, study_in
@@ -36,7 +40,10 @@ def resume(options: argparse.Namespace) -> int:
             if now is None or now.run != standing.run:
                 raise ValueError(f"study {study.name} is just starting (run {standing.run})")
             talk.stop(standing.run)  # its process is gone
-        rounds = 0 if record is None else len(record.rounds)
+        progress = None if record is None else Progress.to_go_on_from(folder, study, record)
+        rounds = 0 if progress is None else len(progress.record.rounds)
         run = begin(house, talk, study, resume=True, rounds_then=rounds)
+    if progress is not None and progress.instead:
+        print(f"{progress.instead}; the checkpoint before it is used")
     print(f"{study.name} goes on as run {run}, after round {rounds} of {study.rounds}")
     return 0

@@ -100,9 +100,8 @@ def _behind(record: Record) -> Iterator[Event]:
             yield _event("validation", entry.round, text=f"validation after round {entry.round}: {_scores(entry.validation)}")
         for count, again in enumerate(record.resumed):
             if again.after_round == entry.round:
-                yield _event(
-                    "resumed", count + 1, when=again.when, text=f"goes on after round {entry.round} and an interruption"
-                )
+                text = f"goes on after round {entry.round} and an interruption" + (f" ({again.note})" if again.note else "")
+                yield _event("resumed", count + 1, when=again.when, text=text)
     for count, again in enumerate(record.resumed):
         if again.after_round == 0:
             yield _event("resumed", count + 1, when=again.when, text="goes on from the beginning after an interruption")

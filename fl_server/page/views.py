@@ -24,6 +24,7 @@ from fl_server.console.files import studies
 from fl_server.live import Now
 from fl_server.page.course import ANSWERS, KEPT, NOTHING, Book, Course, Shelf, Summary
 from fl_server.page.matrix import spans
+from fl_server.record import NOT_ASKED_YET
 from fl_server.runs import Standing
 
 HERE = Path(__file__).parent
@@ -52,7 +53,7 @@ PHASES = {
     "ended": "has ended",
 }
 _ROUND = re.compile(r"rounds? (\d{1,6})(?: to (\d{1,6}))?: (.*)", re.DOTALL)
-_NOT_YET = re.compile(r"\d+ of \d+ rounds were run|no matrix of hospitals: it was not asked for")
+_NOT_YET = re.compile(rf"\d+ of \d+ rounds were run|no (?:scores|matrix of hospitals): {re.escape(NOT_ASKED_YET)}")
 
 
 def environment() -> Environment:
@@ -237,7 +238,7 @@ def reasons(course: Course, *, over: bool) -> tuple[list[str], list[str]]:
         if found := _ROUND.fullmatch(text):
             first, last = int(found[1]), int(found[2] or found[1])
             by_text.setdefault(found[3], []).append((first, last))
-        elif over or not (_NOT_YET.fullmatch(text) or text.endswith("they were not asked for")):
+        elif over or not _NOT_YET.fullmatch(text):
             plain.append(text)
     said = {text: spans(at) for text, at in by_text.items()}
     return plain, [f"{'round' if rounds.isdecimal() else 'rounds'} {rounds}: {text}" for text, rounds in said.items()]

@@ -9,7 +9,7 @@ from table_hospitals import counting_study, fill
 
 from fl_client.cohort import Cohort
 from fl_client.site import Budget
-from fl_server.record import Record
+from fl_server.record import NOT_ASKED_YET, Record
 from fl_server.rounds import run
 from fl_server.strategy import Rounds, Sum
 from fl_server.weights import initial_state
@@ -186,5 +186,5 @@ def test_until_scores_are_given_the_record_says_that_they_are_missing(tables):
         seen.append(Record.read(tables.folder / "run" / "record.json"))
 
     _, record = run(grid, study, initial_state(study), folder=tables.folder / "run", observer=look)
-    assert (seen[0].verdict, seen[0].reasons) == ("degraded", ["no scores: they were not asked for"])
+    assert (seen[0].verdict, seen[0].reasons) == ("degraded", [f"no scores: {NOT_ASKED_YET}"])
     assert (record.verdict, record.remarks) == ("complete", [f"scores: {DROWNED}"])

@@ -1,8 +1,11 @@
 import json
+import os
 
 import pytest
 from pydantic import ValidationError
 
+from fl_server.__main__ import main
+from fl_server.live import Now
 from fl_server.record import Record, Round, SiteRound
 
 
@@ -40,3 +43,46 @@ def test_another_schema_is_refused_with_its_name(written):
     path.write_text(json.dumps({**data, "schema": "konsil-record/2"}))
     with pytest.raises(ValueError, match=r"has schema 'konsil-record/2'; this konsil reads 'konsil-record/1'"):
         Record.read(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "pilot"}', "\x00\x01"])
+def test_a_file_that_is_no_record_is_refused_and_named_once(tmp_path, capsys, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    assert main(["record", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"{path} is no record of a study")
+    assert said.count(str(path)) == 1
+
+
+def test_a_file_that_is_not_even_text_is_refused_in_the_same_words(tmp_path, capsys):
+    (tmp_path / "other.json").write_bytes(b"\xff\xfe\x00")
+    assert main(["record", str(tmp_path / "other.json")]) == 1
+    assert "is no record of a study" in capsys.readouterr().err
+
+
+def test_a_study_that_runs_or_broke_off_has_no_verdict_yet(written, capsys):
+    record, path, _ = written
+    running = record.model_copy(update={"study": {**record.study, "rounds": 3}})
+    running.judge()
+    running.write(path)
+    now = Now(
+        study=record.name, study_hash=record.study_hash, pid=os.getpid(), phase="round", round=2, rounds=3, began=0, updated=0
+    )
+    now.write(path.parent)
+    assert main(["record", str(path)]) == 5
+    said = capsys.readouterr().out
+    assert "in round 2 of 3; no verdict yet" in said
+    assert "failed" not in said
+    now.model_copy(update={"pid": 2**22 + 1}).write(path.parent)  # more than Linux gives out
+    assert main(["record", str(path)]) == 5
+    assert "interrupted after round 1 of 3" in capsys.readouterr().out
+
+
+def test_why_scores_were_not_asked_for_is_said(hospitals):
+    study = hospitals.study(rounds=1, privacy={"epsilon": 8.0, "evaluation_share": 0.2})
+    record = Record.begin(study)
+    nobody = dict.fromkeys(study.sites, SiteRound(answer="declined", reason="not approved"))
+    record.rounds.append(Round(round=1, sites=nobody, seconds=0.1, arrays_sha256="0" * 64, moved=False))
+    record.judge()
+    assert "no scores: there is no model to judge, because no answer of any round was used" in record.reasons

@@ -163,6 +163,7 @@ def test_a_torn_checkpoint_costs_one_round(hospitals):
     (folder / FILE).write_bytes(whole[: len(whole) // 2])
     _, record, _ = over(hospitals, study, folder, resume=True)
     assert [entry.after_round for entry in record.resumed] == [1]
+    assert f"{FILE} was torn or changed" in record.resumed[0].note
     assert len(record.rounds) == 3
 
 

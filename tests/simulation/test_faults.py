@@ -190,12 +190,12 @@ class Case:
 
 
 MATRIX = (
-    Case({"fault": "crash_before_training"}, ("used", "failed", "used"), "stopped responding", (2,), 2),
+    Case({"fault": "crash_before_training"}, ("used", "failed", "used"), "its konsil process ended while it worked on this", (2,), 2),
     Case({"fault": "crash_before_training", "times": 1}, ("used", "used", "used")),
-    Case({"fault": "crash_before_ledger"}, ("used", "failed", "used"), "stopped responding", (2,), 2),
+    Case({"fault": "crash_before_ledger"}, ("used", "failed", "used"), "its konsil process ended while it worked on this", (2,), 2),
     Case({"fault": "crash_before_ledger", "times": 1}, ("used", "used", "used")),
     Case({"fault": "crash_in_training", "times": 1}, ("used", "used", "used"), paid=4),
-    Case({"fault": "crash_before_reply"}, ("used", "failed", "used"), "stopped responding", (2,)),
+    Case({"fault": "crash_before_reply"}, ("used", "failed", "used"), "its konsil process ended while it worked on this", (2,)),
     Case({"fault": "crash_before_reply", "times": 1}, ("used", "used", "used")),
     Case({"fault": "nan_update"}, ("used", "quarantined", "used"), "not finite", (2,)),
     Case({"fault": "exploding_update"}, ("used", "quarantined", "used"), "times", (2,)),
@@ -213,7 +213,7 @@ MATRIX = (
     Case({"fault": "offline"}, ("used", "absent", "used"), "offline", (2,), 2),
     Case({"fault": "slow"}, ("used", "used", "used")),
     Case({"fault": "slow", "factor": 1e9}, ("used", "late", "used"), "the round took answers for 600 s", (2,)),
-    Case({"fault": "late_reply"}, ("used", "late", "used"), "when the round was over", (2,)),
+    Case({"fault": "late_reply"}, ("used", "late", "used"), "when the round was over, 660 s after the question", (2,)),
     Case({"fault": "lost_reply"}, ("used", "used", "used")),
     Case({"fault": "lost_reply", "times": 2}, ("used", "absent", "used"), "lost on the way (asked 2 times)", (2,)),
     Case({"fault": "duplicate_reply"}, ("used", "used", "used")),
