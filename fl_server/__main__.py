@@ -11,6 +11,7 @@ Hospitals
   unregister      NAME: shut a hospital out
   sites           who is registered, and who is there
 Studies
+  plan            [study.json] --size NAME=PATIENTS ...: the noise that a promise needs and what it leaves; --json
   show            study.json [KEY=VALUE ...]: the study as it will be identified: hash, price, settings
   start           study.json [--wait] [KEY=VALUE ...], or study=segmentation sites=[a,b]: start it on the running coordinator
   stop            STUDY: stop it; what it has so far stays
@@ -56,6 +57,7 @@ from fl_server.commands import (
     looking,
     models,
     page,
+    plan,
     report,
     results,
     resume,
@@ -67,6 +69,7 @@ from fl_server.commands import (
 MODULES = (
     coordinator,
     hospitals,
+    plan,
     studies,
     resume,
     looking,

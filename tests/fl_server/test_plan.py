@@ -1,0 +1,198 @@
+import json
+import math
+from importlib.metadata import version
+
+import pytest
+
+from conf.study import Study
+from fl_server.__main__ import main
+from fl_server.plan.noise import Asked, _noise, asked_of, plan
+from fl_server.plan.utility import nearest, table
+from fl_server.promised import noise_variance
+from tasks.accounting.budget import epsilon
+from tasks.accounting.events import Event
+
+SIX = {f"site{n}": 40 for n in range(6)}
+
+
+def asked(**changes):
+    settings = {"epsilon": 3.0, "delta": 1e-3, "rounds": 20, "steps": 1, "sample_rate": 1.0, "sizes": SIX}
+    return Asked(**{**settings, **changes})
+
+
+def study(**changes):
+    settings = {"konsil_version": version("konsil"), "task": {"name": "segmentation"}, "rounds": 20, "sites": ["a", "b"]}
+    return Study(**{**settings, **changes})
+
+
+def test_the_noise_is_the_one_that_the_promise_needs_and_that_the_coordinator_expects():
+    one = study(privacy={"epsilon": 3.0, "evaluation_share": 0.1}, training={"steps": 3})
+    found = plan(asked_of(one, {"a": 40, "b": 60}))
+    assert found.noise.multiplier == pytest.approx(math.sqrt(noise_variance(one, "round")), rel=2e-3)
+    assert epsilon([Event(noise_multiplier=found.noise.multiplier, steps=60)], delta=1e-3) < 3.0  # scores have the rest
+
+
+def test_the_mean_gradient_of_all_has_the_noise_of_a_sum_of_hospitals_over_all_patients():
+    found = plan(asked())
+    z = found.noise.multiplier
+    assert found.noise.together == pytest.approx(z * math.sqrt(6) / 240)
+    assert found.noise.alone == pytest.approx(z / 40)
+    assert found.noise.averaged == pytest.approx(z * math.sqrt(6) / 240 / math.sqrt(20))
+    half = _noise(asked(sample_rate=0.5), 20)
+    assert found.noise.together < half.together < 1.2 * found.noise.together  # nearly flat in the rate
+    assert half.multiplier < 0.6 * z
+
+
+def test_published_figures_for_small_sites_are_met():
+    """100 steps, delta 1e-3, all of 200 patients at one site: standard deviations measured apart, by Renyi accounting."""
+    for eps, level in ((1.0, 0.145), (3.0, 0.057), (8.0, 0.026)):
+        found = plan(asked(epsilon=eps, rounds=100, sizes={"a": 200}))
+        assert found.noise.together == pytest.approx(level, rel=0.12)
+        assert found.noise.together < level
+
+
+def test_one_shared_noise_is_that_of_one_hospital_with_a_reserve():
+    found = plan(asked(secure=True))
+    each = plan(asked())
+    assert found.noise.multiplier == each.noise.multiplier
+    assert found.noise.together == pytest.approx(each.noise.together / math.sqrt(4))  # 5 left, 1 colluding, all 6 answer
+    own = Event(noise_multiplier=found.own_multiplier, steps=20)
+    assert found.own_multiplier == pytest.approx(found.noise.multiplier / 2)
+    assert found.epsilon_if_it_fails == pytest.approx(epsilon([own], delta=1e-3), rel=1e-6)
+    assert each.epsilon_if_it_fails is None
+
+
+def test_so_many_patients_bring_the_noise_to_the_level():
+    found = plan(asked(), level=0.02)
+    more = {name: math.ceil(found.patients_needed / 6) for name in SIX}
+    assert plan(asked(sizes=more)).noise.together <= 0.02
+    fewer = {name: size - 2 for name, size in more.items()}
+    assert plan(asked(sizes=fewer)).noise.together > 0.02
+
+
+def test_other_numbers_of_rounds_cost_the_same():
+    found = plan(asked(rounds=8))
+    assert [other.rounds for other in found.others] == [2, 4, 8, 16, 32]
+    for other in found.others:
+        cost = epsilon([Event(noise_multiplier=other.multiplier, steps=other.rounds)], delta=1e-3)
+        assert cost == pytest.approx(3.0, rel=3e-3)
+
+
+def test_a_ledger_stands_where_its_releases_and_the_study_s_bring_it():
+    before = [Event(noise_multiplier=4.0, steps=2)]
+    known = {"epsilon": epsilon(before, delta=1e-4), "budget": 4.0, "delta": 1e-4}
+    found = plan(asked(), ledgers={"site2": known})
+    (ledger,) = found.ledgers
+    after = epsilon([*before, Event(noise_multiplier=found.noise.multiplier, steps=20)], delta=1e-4)
+    assert ledger.after == pytest.approx(after, rel=1e-6)
+    assert ledger.affordable is (after <= 4.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sizes": {}}, "no hospital is named"),
+        ({"sizes": {"a": 0}}, "a declares 0 patients"),
+        ({"epsilon": 0.0}, "epsilon must lie above 0"),
+        ({"delta": 0.2}, "delta must lie above 0 and below 0.1, not be 0.2"),
+        ({"rounds": 0}, "rounds must be 1 or more"),
+        ({"secure": True, "steps": 2}, "rounds of one step over all patients, not of 2"),
+        ({"secure": True, "sizes": {"a": 5, "b": 5}}, "a threshold of 3 and 1 that may collude is no secure aggregation of 2"),
+    ],
+)
+def test_what_can_not_be_planned_is_refused_in_words(changes, words):
+    with pytest.raises(ValueError, match=words):
+        plan(asked(**changes))
+
+
+def test_studies_that_do_not_fit_their_sizes_are_refused_in_words():
+    with pytest.raises(ValueError, match="has no hospital c; it has a, b"):
+        asked_of(study(), {"a": 1, "b": 1, "c": 1})
+    with pytest.raises(ValueError, match="no size is given of b"):
+        asked_of(study(), {"a": 1})
+    with pytest.raises(ValueError, match="there is no noise to plan"):
+        asked_of(study(privacy={"kind": "none"}), {"a": 1, "b": 1})
+
+
+# -- what was measured ----------------------------------------------------------------------------------------------------
+
+ROWS = """epsilon,patients,sites,secure,dice,sd,seeds,source
+none,50,6,no,0.87,0.01,3,here
+3,50,6,no,0.80,0.02,3,here
+3,50,6,yes,0.84,0.01,3,here
+8,200,6,no,0.86,,1,there
+""".splitlines()
+
+
+def test_the_table_that_konsil_brings_can_be_read():
+    assert all(0 <= row.dice <= 1 and row.source for row in table())
+
+
+def test_the_nearest_measured_row_is_named_and_none_is_invented():
+    rows = table(ROWS)
+    near = nearest(rows, epsilon=3.5, patients=40, sites=4, secure=True)
+    assert near.row == rows[2]
+    assert near.words == (
+        "Dice 0.84 ± 0.01 (3 seeds) was measured at epsilon 3, 50 patients at each of 6 sites and shared noise: here"
+    )
+    assert nearest(rows, epsilon=8.0, patients=200, sites=6, secure=False).words.startswith("Dice 0.86 (1 seeds)")
+    for far in ({"epsilon": 1.0}, {"patients": 20}, {"sites": 2}, {"epsilon": 8.0}):
+        found = nearest(rows, **{"epsilon": 3.0, "patients": 50, "sites": 6, "secure": True, **far})
+        assert found.row is None
+        assert "none of the 4 measured rows is near" in found.words
+    assert "nothing has been measured" in nearest([], epsilon=3.0, patients=50, sites=6, secure=True).words
+
+
+@pytest.mark.parametrize("line", ["3,50,6,perhaps,0.8,0.1,3,x", "3,fifty,6,no,0.8,0.1,3,x", "3,50"])
+def test_a_line_that_is_wrong_is_named(line):
+    with pytest.raises(ValueError, match="line 2 of the table of utility can't be read"):
+        table([ROWS[0], line])
+    with pytest.raises(ValueError, match="has the columns"):
+        table(["a,b", line])
+
+
+# -- the command ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_tells_the_plan_and_prints_it_for_scripts(tmp_path, capsys):
+    assert main(["plan", "--sites", "6", "--patients", "40", "--epsilon", "3"]) == 0
+    said = capsys.readouterr().out
+    z = plan(asked()).noise.multiplier
+    assert f"noise multiplier   {z:.4g}" in said
+    assert "6 hospitals, 240 patients; epsilon 3, delta 0.001" in said
+    assert "expected Dice" in said
+    ledger = tmp_path / "north.json"
+    ledger.write_text(json.dumps({"epsilon": 1.0, "budget": 2.0, "delta": 1e-3}))
+    sizes = ["--size", "north=40", "--size", "south=60"]
+    assert main(["plan", *sizes, "--epsilon", "3", "--ledger", f"north={ledger}"]) == 0
+    assert "of 2 (delta 0.001): it would be refused" in capsys.readouterr().out
+    assert main(["plan", *sizes, "--epsilon", "3", "--ledger", f"north={ledger}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["asked"]["sizes"] == {"north": 40, "south": 60}
+    assert found["ledgers"][0]["after"] > 3
+    assert found["patients_needed"] > 0
+
+
+def test_the_command_reads_a_study_and_options_change_it(tmp_path, capsys):
+    path = tmp_path / "study.json"
+    path.write_text(study(privacy={"epsilon": 2.0, "evaluation_share": 0.2}).to_json())
+    assert main(["plan", str(path), "--patients", "30", "--size", "b=50", "--rounds", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["asked"]["sizes"] == {"a": 30, "b": 50}
+    assert (found["asked"]["epsilon"], found["asked"]["rounds"], found["asked"]["scores_share"]) == (2.0, 5, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "north"], "such as north=40, not 'north'"),
+        (["--sites", "3"], "--sites 3 needs --patients N"),
+        ([], "no hospital is named"),
+        (["--size", "a=4", "--ledger", "b"], "such as north=ledger.json, not 'b'"),
+        (["--size", "a=4", "--noise", "0"], "a noise level is a positive part of the bound"),
+        (["nowhere.json", "--patients", "3"], "nowhere.json"),
+    ],
+)
+def test_mistakes_are_told_in_words(arguments, words, capsys):
+    assert main(["plan", *arguments]) == 1
+    assert words in capsys.readouterr().err
