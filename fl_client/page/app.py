@@ -417,6 +417,14 @@ def left(request: Request, house: InHouse, page: str = "1") -> Response:
     return house.show(request, "left.html", **views.left(house.site, _number(page)))
 
 
+def ledger_picture(house: InHouse) -> Response:
+    """Where the budget went."""
+    job = house.jobs.ask(("ledger",), lambda: views.ledger_png(house.site), wait_s=20.0, strictly_of=_books(house.site))
+    if job.value is None:
+        raise HTTPException(404, "the ledger can't be drawn")
+    return Response(job.value, media_type="image/png")
+
+
 def log(request: Request, house: InHouse, page: str = "1") -> Response:
     """What failed, and what people did."""
     return house.show(request, "log.html", **views.log(house.site, _number(page)))
@@ -532,6 +540,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Response]], ...] = (
     ("GET", "/cohort/{name}/{series}/{number}.png", slice_picture),
     ("GET", "/quality", quality),
     ("GET", "/quality/{series}.png", quality_picture),
+    ("GET", "/ledger.png", ledger_picture),
     ("GET", "/left", left),
     ("GET", "/log", log),
     ("GET", "/health", health),

@@ -38,7 +38,7 @@ SHOWN_SLICES = 18
 LOG_BYTES = 16 << 20
 """So much of the end of the training log is read for one patient."""
 
-_drawing = Lock()  # matplotlib's fonts are shared between threads
+drawing = Lock()  # matplotlib's fonts are shared between threads
 
 
 def _changed(*paths: Path) -> Hashable:
@@ -140,7 +140,7 @@ def plot(known: Measured, series: str, *, highlight: str = "") -> bytes:
     from fl_client.quality.plot import quality_plot  # here: matplotlib takes a second to import
 
     out = BytesIO()
-    with _drawing:
+    with drawing:
         quality_plot(known.found, series, reference=known.reference, highlight=highlight).savefig(out, format="png", dpi=160)
     return out.getvalue()
 

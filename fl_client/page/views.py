@@ -325,6 +325,20 @@ def _ledger(site: Site) -> dict[str, Any]:
     }
 
 
+def ledger_png(site: Site) -> bytes:
+    """Where the budget went, as a picture. Raises `LedgerBroken`."""
+    from io import BytesIO
+
+    from fl_client.page.people import drawing  # matplotlib's fonts are shared between threads
+    from fl_client.spending import spending  # here: the accountant and matplotlib take a second to import
+    from fl_client.spending_plot import spending_plot
+
+    account, out = spending(ledger_of(site), hospital=site.name), BytesIO()
+    with drawing:
+        spending_plot(account).savefig(out, format="png", dpi=160)
+    return out.getvalue()
+
+
 @dataclass(frozen=True)
 class Shown(Generic[T]):
     """One page of many lines, the newest first."""

@@ -366,6 +366,19 @@ def test_status_tells_patients_and_what_they_have_cost(site, browser):
     assert "1 release in the ledger" in page.text
 
 
+def test_where_the_budget_went_is_drawn_as_soon_as_something_was_released(site, browser):
+    assert "/ledger.png" not in str(browser.read("/left").tags)
+    book = Ledger(site.ledger_path, epsilon=10, delta=1e-3)
+    book.spend(Event(noise_multiplier=4.0, study_name="pilot", round=1))
+    assert "/ledger.png" in str(browser.read("/left").tags)
+    before = browser.client.get("/ledger.png")
+    assert (before.status_code, before.headers["content-type"]) == (200, "image/png")
+    book.spend(Event(noise_multiplier=4.0, study_name="pilot", round=2))
+    assert browser.client.get("/ledger.png").content != before.content
+    book.path.write_text(book.path.read_text().replace('"round":1', '"round":7'))
+    assert browser.client.get("/ledger.png").status_code == 404
+
+
 def test_the_switch_says_who_and_why_and_resume_takes_it_away(site, browser):
     assert browser.send("/pause", who="", why="moving").status_code == 422
     assert halt.halted(site.folder) == ""
@@ -761,7 +774,7 @@ def test_a_browser_shows_every_view_within_its_margins_and_complains_of_nothing(
                 assert seen["hidden"] == [] or (path, width) == ("/quality", 420), path  # a plot must keep its size to be read
                 assert seen["panel"] not in ("rgba(0, 0, 0, 0)", "rgb(255, 255, 255)")  # the style sheet was let in
                 assert all(there for _, there in seen["images"]), seen["images"]
-                assert len(seen["images"]) == {"/cohort": 8, "/cohort/p0-1": 6, "/quality": 2}.get(path, 0)
+                assert len(seen["images"]) == {"/cohort": 8, "/cohort/p0-1": 6, "/quality": 2, "/left": 1}.get(path, 0)
                 if picture:
                     pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
                     assert pixels.shape[1] == width
