@@ -78,6 +78,7 @@ def enroll(question: Message, context: Context) -> Message:
     refusal, epsilon = "", 0.0
     try:
         study = study_of(question, context)
+        secure.require_own_key(site, study)
         past = ledger_of(site).events
         if goes_on(site, study, past, first=(first := first_round_of(question, study))):
             events = still_allowed(site, study, task_of(site, study), past, first=first)

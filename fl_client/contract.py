@@ -6,6 +6,8 @@ is for the hospital's own screen.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,8 +16,9 @@ from math import prod
 from conf.study import Study
 from fl_client.patients import validates
 from fl_client.price import matrix_models, planned, validated_rounds
-from fl_client.privacy import BudgetSpent, Ledger
+from fl_client.privacy import BudgetSpent, Ledger, epsilon
 from fl_client.site import Site
+from tasks.secure.plan import circle_of, grid_of
 from tasks.task import CountingTask, GradientTask, JudgedTask, load_for, released
 
 SHOWN = 4
@@ -48,7 +51,7 @@ class Leaving:
         )
 
 
-_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+_SIZES = {"float16": 2, "bfloat16": 2, "uint32": 4, "float32": 4, "float64": 8}
 
 
 def leaving(site: Site, study: Study) -> tuple[Leaving, ...]:
@@ -56,7 +59,10 @@ def leaving(site: Site, study: Study) -> tuple[Leaving, ...]:
     task = load_for(study, models=site.models_folder)
     found = []
     each = f"each of the {study.rounds} rounds" if study.rounds > 1 else "its one round"
-    if isinstance(task, CountingTask):
+    if study.privacy.secure is not None:
+        masked = {"masked": ((grid_of(study, task).length,), "uint32")}
+        found.append(Leaving(f"{each}, one sum over all patients, under masks, which come off the sum of all alone", masked))
+    elif isinstance(task, CountingTask):
         found.append(Leaving(f"{each}, one sum over all patients", {"total": ((task.length,), "float64")}))
     else:
         found.append(Leaving(f"{each}, the trained parameters", _trained(study, task)))
@@ -115,8 +121,9 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
         sent = [str(one) for one in leaving(site, study)]
     except ValueError as error:
         sent = [f"nothing: it can't be run here: {error}"]
+    whose = "this hospital's share of the noise" if study.privacy.secure is not None else "noise"
     protected = (
-        f"a patient's share is cut to length {study.privacy.max_grad_norm:g} and noise is added before anything leaves"
+        f"a patient's share is cut to length {study.privacy.max_grad_norm:g} and {whose} is added before anything leaves"
         if study.privacy.kind == "patient"
         else "NO NOISE: what leaves may tell of single patients"
     )
@@ -132,6 +139,8 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
         ],
     )
     yield "Price", [price(site, study), *_shares(study)]
+    if study.privacy.secure is not None:
+        yield "Together", _together(site, study)
     yield "For how long", [f"until {until(days)} ({days} days), or until its rounds have been answered once"]
 
 
@@ -159,6 +168,29 @@ def _shares(study: Study) -> list[str]:
         return []
     left = 1 - sum(share for share, _ in parts)
     return [f"this price is for everything that leaves: of it {', '.join(shared)}, and {left:.0%} for the rounds"]
+
+
+def _together(site: Site, study: Study) -> list[str]:
+    """What secure aggregation rests on, and what is left where that does not hold."""
+    try:
+        circle = circle_of(study)
+        cost = planned(site, study, load_for(study, models=site.models_folder), rounds=1, scores=False)[0]
+    except ValueError as error:
+        return [f"it can't be run here: {error}"]
+    alone = epsilon([cost.alone.model_copy(update={"steps": study.rounds})], delta=site.budget.delta)
+    return [
+        f"a sum is told if {circle.threshold} of the {len(circle.sites)} hospitals are left at a round's end; nobody's own is",
+        f"your price holds as long as no more than {circle.colluding} of the others tell the coordinator what they know",
+        f"if more do, the noise of your own answers is left, and the rounds cost epsilon {alone:.4g} at your delta",
+        "compare the hospitals' public keys below with what they tell you themselves: who can change them can sit in between",
+        *(f"{name}: {_fingerprint(circle.keys[name])}" for name in circle.sites),
+    ]
+
+
+def _fingerprint(line: str) -> str:
+    """As `ssh-keygen -l` prints it."""
+    blob = base64.b64decode(line.split()[1] if " " in line else "", validate=False)
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def _time_boxed(study: Study) -> list[str]:

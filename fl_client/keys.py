@@ -21,6 +21,14 @@ def make_key(path: Path, *, comment: str) -> str:
     coordinator knows the old one.
     """
     private = ec.generate_private_key(ec.SECP384R1())
+    write_key(private, path)
+    line = f"{public_line(private)} {comment}"
+    path.with_name(f"{path.name}.pub").write_text(line + "\n")
+    return line
+
+
+def write_key(private: ec.EllipticCurvePrivateKey, path: Path) -> None:
+    """Write a private key (mode 0600), forced to the disk. Raises `FileExistsError` rather than replace one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(file, "wb") as out:
@@ -29,9 +37,6 @@ def make_key(path: Path, *, comment: str) -> str:
         )
         out.flush()
         os.fsync(file)
-    line = f"{_line(private)} {comment}"
-    path.with_name(f"{path.name}.pub").write_text(line + "\n")
-    return line
 
 
 def public_key(path: Path) -> str:
@@ -39,7 +44,7 @@ def public_key(path: Path) -> str:
 
     Raises what `private_key` raises.
     """
-    return _line(private_key(path))
+    return public_line(private_key(path))
 
 
 def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -61,5 +66,6 @@ def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return private
 
 
-def _line(private: ec.EllipticCurvePrivateKey) -> str:
+def public_line(private: ec.EllipticCurvePrivateKey) -> str:
+    """The public half as one line in OpenSSH's format, without a comment."""
     return private.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()

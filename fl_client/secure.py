@@ -34,6 +34,13 @@ def node_key(site: Site) -> Path:
     return site.coordinator.key if site.coordinator is not None else site.folder / "node.key"
 
 
+def require_own_key(site: Site, study: Study) -> None:
+    """Raise `Declined` if a secure sum knows this hospital by another key than its own, or that can't be read."""
+    if study.privacy.secure is not None:
+        with _in_words():
+            _new(site, study, moment_of(study, number=1, attempt=0))
+
+
 def attempt_of(question: Message) -> int:
     """Which try at its round the question belongs to. Raises `Declined` for one that says none."""
     attempt = question.content.config_records.get("config", ConfigRecord()).get("attempt")

@@ -46,6 +46,7 @@ class RegisteredSite:
     status: str  # registered (never seen), online, offline
     last_seen: str  # UTC, ISO 8601; empty: never
     key_sha256: str  # of the public key's DER form, 64 hexadecimal digits
+    key: str = ""  # the public key, as one line in OpenSSH's format; empty for what is no key
 
 
 class Refused(ValueError):
@@ -73,6 +74,7 @@ class Control:
                 status=node.status,
                 last_seen=node.last_activated_at,
                 key_sha256=key_fingerprint(node.public_key),
+                key=key_line(node.public_key),
             )
             for node in nodes
             if node.status != "unregistered"
@@ -102,11 +104,24 @@ class Control:
                 return
         raise Refused(f"no hospital is registered as {name}")
 
-    def start(self, study: Study, *, enrol_timeout_s: float, resume: bool = False) -> int:
-        """Start a study, or go on with it from its checkpoint; returns the number of Flower's run."""
+    def start(
+        self, study: Study, *, enrol_timeout_s: float, quorum_timeout_s: float, wait_for: int = 0, resume: bool = False
+    ) -> int:
+        """Start a study, or go on with it from its checkpoint; returns the number of Flower's run.
+
+        The seconds and `wait_for` are those of `fl_server.rounds.run`.
+        """
         bundle = app_bundle()
         fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
-        config = user_config_to_proto({"study": study.to_json(), "enrol-timeout-s": float(enrol_timeout_s), "resume": resume})
+        config = user_config_to_proto(
+            {
+                "study": study.to_json(),
+                "enrol-timeout-s": float(enrol_timeout_s),
+                "quorum-timeout-s": float(quorum_timeout_s),
+                "wait-for": wait_for,
+                "resume": resume,
+            }
+        )
         with _in_words():
             answer = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab), override_config=config))
         if not answer.HasField("run_id"):
@@ -173,6 +188,8 @@ clientapp = "fl_client.app:app"
 [tool.flwr.app.config]
 study = {nothing}
 enrol-timeout-s = 600.0
+quorum-timeout-s = 0.0
+wait-for = 0
 resume = false
 """
     return build_fab_from_files({"pyproject.toml": text.encode()})[0]
@@ -191,6 +208,15 @@ def public_key_pem(text: str) -> bytes:
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in ("secp256r1", "secp384r1", "secp521r1"):
         raise Refused(f"a key of this kind ({type(key).__name__}) can't be used; P-384 is right")
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def key_line(pem: bytes) -> str:
+    """A public key as one line in OpenSSH's format; empty for what is no key."""
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except ValueError:
+        return ""
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
 
 
 def key_fingerprint(pem: bytes) -> str:

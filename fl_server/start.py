@@ -14,10 +14,13 @@ from fl_server.house import House
 from fl_server.run_lock import in_use
 
 
-def study_of(settings: Mapping[str, Any], *, registered: list[str], models: Path) -> Study:
+def study_of(
+    settings: Mapping[str, Any], *, registered: list[str], models: Path, keys: Mapping[str, str] | None = None
+) -> Study:
     """The study of these settings, made for the installed konsil, with whatever its task settles by itself.
 
-    Without `sites` every registered hospital is asked. Raises `ValidationError` or `ValueError` in words for what can't be run.
+    Without `sites` every registered hospital is asked. Secure aggregation without keys has those that the hospitals are
+    registered with (`keys`, by name). Raises `ValidationError` or `ValueError` in words for what can't be run.
     """
     from tasks.task import load_for, settled  # imports torch, which takes seconds
 
@@ -26,10 +29,24 @@ def study_of(settings: Mapping[str, Any], *, registered: list[str], models: Path
         if not registered:
             raise ValueError("no hospital is registered yet: konsil-study join-token NAME; or name them: sites=[a,b]")
         given["sites"] = registered
+    given = _with_keys(given, keys or {})
     study = Study.from_json(json.dumps({"konsil_version": version("konsil"), **given}))
     study = study.model_copy(update={"task": settled(study.task)})
     load_for(study, models=models)
     return study
+
+
+def _with_keys(given: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    privacy = given.get("privacy")
+    secure = privacy.get("secure") if isinstance(privacy, Mapping) else None
+    if not isinstance(privacy, Mapping) or not isinstance(secure, Mapping) or secure.get("keys"):
+        return dict(given)
+    if unknown := [name for name in given["sites"] if not keys.get(name)]:
+        raise ValueError(
+            f"secure aggregation needs the public key of {', '.join(unknown)}: register each hospital first, or name the keys "
+            "yourself as privacy.secure.keys"
+        )
+    return {**given, "privacy": {**privacy, "secure": {**secure, "keys": {name: keys[name] for name in given["sites"]}}}}
 
 
 def require_room(house: House, study: Study, *, replace: bool) -> None:

@@ -24,6 +24,7 @@ from fl_client.intake.labels import LabelMap
 from fl_client.intake.pairs import admit_pairs
 from fl_client.intake.sunnybrook import admit_sunnybrook
 from fl_client.site import Budget, Site
+from simulation import keys
 from simulation.hospital_case import patient_case
 from simulation.machine import unordered
 from simulation.scanner import Series
@@ -107,6 +108,7 @@ class Hospital:
             noise_seed=noise_seed,
         )
         site.save(folder / "site.yaml")
+        keys.give(self.name, folder / "node.key")
         return folder / "site.yaml"
 
 

@@ -6,14 +6,15 @@ refuses everything else before anything runs. `study()` makes of them the frozen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study, Validation, words
+from conf.study import Frozen, LocalTraining, Privacy, SecureAggregation, Strategy, Study, Validation, words
+from simulation import keys
 from simulation.faults.plan import NO_FAULTS, Plan
 from simulation.patient import DISEASES
 from simulation.radiomics.settings import Classifier
@@ -110,6 +111,19 @@ class RealHospital(Frozen):
     labels: str
 
 
+class MaskedSums(Frozen):
+    """Secure aggregation in a rehearsal, as `privacy.secure` of a study; hospitals' keys are made of their names."""
+
+    patients: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    threshold: Annotated[int, Field(ge=3)] | None = None
+    colluding: Annotated[int, Field(ge=0)] = 1
+
+    def among(self, sites: Sequence[str]) -> SecureAggregation:
+        """For these hospitals."""
+        made = {name: keys.public(name) for name in sites}
+        return SecureAggregation(keys=made, patients=self.patients, threshold=self.threshold, colluding=self.colluding)
+
+
 class Pretraining(Frozen):
     """Ordinary training on freely generated patients, from scanners of no hospital. It costs no privacy."""
 
@@ -164,6 +178,7 @@ class Simulation(Frozen):
     plain_training: dict[str, JsonValue] = {}  # what the arms without privacy do differently, so that each is at its best
     strategy: Strategy
     plain_strategy: dict[str, JsonValue] = {}
+    secure: MaskedSums | None = None  # the private federation's sums under masks, with one noise for all hospitals
     validation: Validation | None = None  # scores between rounds, which choose the model; paid by privacy.validation_share
     task: dict[str, JsonValue]
     plain_task: dict[str, JsonValue] = {}
@@ -218,7 +233,9 @@ class Simulation(Frozen):
             strategy = _changed(strategy, self.plain_strategy, "plain_strategy")
             task = task | self.plain_task
         shares = {"validation_share": self.privacy.validation_share, "matrix_share": self.privacy.matrix_share}
-        privacy = self.privacy if private else Privacy(kind="none", **shares)
+        privacy = self.privacy if private else Privacy.model_validate({"kind": "none", **shares})
+        if private and self.secure is not None and len(sites) == len(self.hospitals.sites):
+            privacy = privacy.model_copy(update={"secure": self.secure.among(sites)})
         if len(sites) < len(self.hospitals.sites):  # pooled, alone: nobody else to wait for, or to be compared with
             strategy = strategy.model_copy(update={"quorum": 1})
             privacy = privacy.model_copy(update={"matrix_share": 0.0})

@@ -15,6 +15,8 @@ from conf.study import Study
 from fl_server.commands import Commands
 from fl_server.commands.composed import settings_of
 
+LONGEST_DAYS = 366
+
 
 def add(commands: Commands, house: argparse.ArgumentParser) -> None:
     """The commands and their options."""
@@ -27,6 +29,16 @@ def add(commands: Commands, house: argparse.ArgumentParser) -> None:
     started.set_defaults(run=start)
     started.add_argument("study", nargs="*", help="a study's file and KEY=VALUE, or only KEY=VALUE")
     started.add_argument("--wait", action="store_true", help="stay and show how it goes; the exit code is the verdict")
+    started.add_argument(
+        "--wait-for",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="hospitals that have to take part before round 1, or all of them",
+    )
+    started.add_argument(
+        "--wait-days", type=_days, default=None, metavar="DAYS", help="for so long, as long as there are fewer"
+    )
     started.add_argument("--replace", action="store_true", help="in place of the results of an earlier study of this name")
     started.add_argument("--initial", type=Path, default=None, help="weights that the study names as initial_model_sha256")
     started.add_argument("--json", action="store_true", help="for scripts: name, hash and run in one line, and nothing else")
@@ -65,6 +77,28 @@ def _shown(first: Path, changes: Sequence[str]) -> Study:
     return study_of(settings, registered=[], models=Path())
 
 
+ALL = -1
+"""`--wait-for all`."""
+
+
+def _count(text: str) -> int:
+    if text == "all":
+        return ALL
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of hospitals nor 'all'")
+    return int(text)
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days <= LONGEST_DAYS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days between 0 and {LONGEST_DAYS}")
+    return days
+
+
 def start(options: argparse.Namespace) -> int:
     """Start a study on the running coordinator; with `--wait` the verdict is the exit code."""
     from fl_server.console import watch
@@ -78,12 +112,16 @@ def start(options: argparse.Namespace) -> int:
 
     house = House.load(options.folder)
     with control(house) as talk:
-        registered = [site.name for site in talk.sites()]
-        study = study_of(settings_of(options.study), registered=registered, models=house.models)
+        keys = {site.name: site.key for site in talk.sites()}
+        registered = list(keys)
+        study = study_of(settings_of(options.study), registered=registered, models=house.models, keys=keys)
         if strangers := sorted(set(study.sites) - set(registered)):
             raise ValueError(
                 f"no hospital is registered as {', '.join(strangers)}; there are {', '.join(registered) or 'none'}"
             )
+        wait_for = len(study.sites) if options.wait_for == ALL else options.wait_for
+        if wait_for > len(study.sites):
+            raise ValueError(f"--wait-for {wait_for}: the study has {len(study.sites)} hospitals")
         folder = house.runs / study.name
         aggregator(study)  # says here what is wrong with its strategy
         with in_hand(house.runs, study.name):
@@ -91,8 +129,9 @@ def start(options: argparse.Namespace) -> int:
             require_room(house, study, replace=options.replace)
             require_weights(house, study, options.initial)
             aside = put_away(house, study)
+            days = options.wait_days
             try:
-                run = begin(house, talk, study)
+                run = begin(house, talk, study, wait_for=wait_for, quorum_timeout_s=None if days is None else days * 86400.0)
             except ValueError:
                 if aside is not None:  # nobody was asked, and the earlier study's results stay where they were
                     shutil.rmtree(folder, ignore_errors=True)

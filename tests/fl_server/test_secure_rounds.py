@@ -10,10 +10,12 @@ from flwr.app import ConfigRecord
 from conf.study import LocalTraining, Privacy, SecureAggregation, Strategy
 from fl_client import app as hospital
 from fl_client import secure
+from fl_client.contract import contract
 from fl_client.keys import make_key, public_key
 from fl_client.privacy import os_noise
 from fl_client.site import Budget
 from fl_server.rounds import run
+from fl_server.start import study_of as study_from
 from fl_server.weights import initial_state
 from simulation.grid import FIRST_NODE, InProcessGrid
 from tasks.secure.plan import grid_of
@@ -212,6 +214,38 @@ def test_without_its_own_key_a_hospital_says_so_and_pays_nothing(house, tmp_path
     assert "own key can't be read" in record.rounds[0].sites["d"].reason
     assert record.rounds[0].moved
     assert not house.site("d").ledger_path.exists()
+
+
+def test_a_study_that_knows_a_hospital_by_another_key_is_declined_before_anything_is_asked(house, tmp_path):
+    study = study_of(house, rounds=1)
+    (house.site("d").folder / "node.key").unlink()
+    (house.site("d").folder / "node.key.pub").unlink()
+    make_key(house.site("d").folder / "node.key", comment="d")
+    _, record = ran(house, study, tmp_path / "run")
+    assert record.rounds[0].sites["d"].answer == "declined"
+    assert "another public key for 'd' than this hospital's own" in record.rounds[0].sites["d"].reason
+
+
+def test_what_a_person_says_yes_to_names_the_masks_the_keys_and_what_is_left_if_they_fail(house):
+    said = dict(contract(house.site("a"), study_of(house, rounds=1), days=30))
+    assert "uint32" in said["What leaves"][0]
+    assert "under masks" in said["What leaves"][0]
+    assert "this hospital's share of the noise is added" in " ".join(said["What leaves"])
+    together = said["Together"]
+    assert "3 of the 4 hospitals" in together[0]
+    left = float(together[2].split("epsilon ")[1].split()[0])
+    assert 8.0 < left < 30.0  # its own noise is 1/sqrt(2) of the promised
+    assert sum(line.startswith(("a: SHA256:", "b: SHA256:", "c: SHA256:", "d: SHA256:")) for line in together) == 4
+
+
+def test_the_coordinator_fills_in_the_keys_that_hospitals_are_registered_with(house, tmp_path):
+    settings = study_of(house).model_dump(mode="json")
+    keys = keys_of(house)
+    settings["privacy"]["secure"]["keys"] = {}
+    assert study_from(settings, registered=[], models=tmp_path, keys=keys).privacy.secure.keys == keys
+    del keys["c"]
+    with pytest.raises(ValueError, match="needs the public key of c: register each hospital first"):
+        study_from(settings, registered=[], models=tmp_path, keys=keys)
 
 
 def test_more_declared_patients_than_the_study_allows_are_not_summed(house, tmp_path):

@@ -6,10 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
-from circle_of import circle_of, whole_round
+from circle_of import NOW, circle_of, key_of, sites_of, whole_round
 
-from tasks.secure.circle import TooFew
+from tasks.secure.circle import Refused, TooFew
+from tasks.secure.coordinator import CoordinatorRound
 from tasks.secure.masks import Vector
+from tasks.secure.site import SiteRound
 
 PHASES = ("keys", "shares", "train", "agree", "unmask")
 
@@ -56,3 +58,30 @@ def test_whoever_drops_out_and_whenever_the_sum_is_the_survivors_or_there_is_non
         assert total.tolist() == summed(vectors, sent)
     assert sums >= 5
     assert refusals > 10
+
+
+def test_a_site_that_goes_on_in_another_process_after_every_question_comes_to_the_same_sum() -> None:
+    circle = circle_of(5, threshold=4)
+    vectors = vectors_of(circle.sites)
+    before = summed(vectors, set(circle.sites))
+
+    def anew(one: SiteRound) -> SiteRound:
+        return SiteRound.restored(circle, NOW, site=one.site, key=key_of(one.site), state=one.state())
+
+    sites, server = sites_of(circle), CoordinatorRound(circle, NOW, length=40)
+    roster = server.keys({name: one.keys() for name, one in sites.items()})
+    sites = {name: anew(one) for name, one in sites.items()}
+    shares = server.shares({name: one.shares(roster) for name, one in sites.items()})
+    sites = {name: anew(one) for name, one in sites.items()}
+    for name, one in sites.items():
+        one.accept(shares[name])
+    sites = {name: anew(one) for name, one in sites.items()}
+    for name, one in sites.items():
+        server.add(name, one.mask(vectors[name].copy()))
+    sites = {name: anew(one) for name, one in sites.items()}
+    survivors = server.survivors()
+    answers = {name: one.unmask(survivors) for name, one in sites.items()}
+    assert server.unmask(answers).tolist() == before
+    for one in sites.values():
+        with pytest.raises(Refused, match="asked a second time"):
+            anew(one).unmask(survivors)
