@@ -2,7 +2,7 @@
 
 While the network runs, every torch function that is handed a parameter is looked at. One with a rule (`rules`) is computed for
 all rows, and its backward pass writes each patient's gradient down. A module in which a parameter meets any other function is
-run patient by patient, each with parameters of its own, and ordinary autograd does the rest. A gradient that arrives by any
+mapped over the patients, each with parameters of its own, and ordinary autograd does the rest. A gradient that arrives by any
 other way than these two is noticed and refused, so that nothing is lost in silence.
 """
 
@@ -114,15 +114,12 @@ def each_gradient(
             raise NoRule("a network whose output isn't one tensor of rows")
         losses = _losses(loss, out.reshape(patients, rows, *out.shape[1:]), y)
     own = [leaf for unit in alone for leaf in unit]
-    found = torch.autograd.grad(losses.sum(), [*parameters, *(leaf for _, _, leaf in own)], allow_unused=True)
-    ours, theirs = found[: len(parameters)], found[len(parameters) :]
-    if any(gradient is not None for gradient in ours):
+    found = torch.autograd.grad(losses.sum(), [*parameters, *(copies for _, copies in own)], allow_unused=True)
+    if any(gradient is not None for gradient in found[: len(parameters)]):
         raise NoRule("a parameter has a gradient that no rule wrote")
-    for (parameter, patient, _), gradient in zip(own, theirs, strict=True):
+    for (parameter, _), gradient in zip(own, found[len(parameters) :], strict=True):
         if gradient is not None:
-            whole = torch.zeros((patients, *parameter.shape), dtype=gradient.dtype, device=gradient.device)
-            whole[patient] = gradient
-            book.write(parameter, whole)
+            book.write(parameter, gradient)
     return losses.detach(), book.gradients
 
 
@@ -138,43 +135,61 @@ def _losses(loss: Loss, out: Tensor, y: Tensor) -> Tensor:
 
 
 @contextmanager
-def _apart(module: nn.Module, layers: _Layers, x: Tensor) -> Iterator[list[tuple[nn.Parameter, int, Tensor]]]:
-    """While this lasts, `module` is run patient by patient; gives (parameter, patient, that patient's own copy)."""
-    book, ordinary = layers.book, module.forward
-    learned = {name: p for name, p in module.named_parameters() if book.learns(p)}
-    copies = [{name: p.detach().clone().requires_grad_() for name, p in learned.items()} for _ in range(book.patients)]
+def _apart(module: nn.Module, layers: _Layers, x: Tensor) -> Iterator[list[tuple[nn.Parameter, Tensor]]]:
+    """While this lasts, `module` is run patient by patient; gives (parameter, the patients' own copies of it)."""
+    patients, ordinary = layers.book.patients, module.forward
+    learned = {name: p for name, p in module.named_parameters() if layers.book.learns(p)}
+    copies = {name: p.detach().repeat(patients, *[1] * p.dim()).view(patients, *p.shape) for name, p in learned.items()}
+    for copy in copies.values():
+        copy.requires_grad_()
     inside = False
+
+    def alone(own: dict[str, Tensor], values: list[Any], form: Any) -> Any:
+        args, kwargs = tree_unflatten(values, form)
+        return functional_call(module, own, args, kwargs)
 
     def each(*args: Any, **kwargs: Any) -> Any:
         nonlocal inside
         if inside:
             return ordinary(*args, **kwargs)
+        flat, form = tree_flatten((args, kwargs))
+        cut = [_rows_of_each(value, patients, x) for value in flat]
+        axes = [0 if theirs else None for _, theirs in cut]
+        values = [value for value, _ in cut]
         inside = True
         try:
-            parts = [functional_call(module, copies[p], *_cut(args, kwargs, p, book.patients, x)) for p in range(book.patients)]
+            try:
+                out = vmap(lambda own, *v: alone(own, list(v), form), in_dims=(0, *axes), randomness="different")(
+                    copies, *values
+                )
+                return tree_map(lambda o: o.flatten(0, 1), out)
+            except Exception:  # what vmap can't follow
+                parts = [
+                    alone(
+                        {n: c[p] for n, c in copies.items()},
+                        [v[p] if a == 0 else v for v, a in zip(values, axes, strict=True)],
+                        form,
+                    )
+                    for p in range(patients)
+                ]
         finally:
             inside = False
         leaves = [tree_flatten(part) for part in parts]
-        joined = [torch.cat(pieces) for pieces in zip(*(flat for flat, _ in leaves), strict=True)]
-        return tree_unflatten(joined, leaves[0][1])
+        return tree_unflatten([torch.cat(pieces) for pieces in zip(*(flat for flat, _ in leaves), strict=True)], leaves[0][1])
 
     setattr(module, "forward", each)  # noqa: B010 - a method
     try:
-        yield [(learned[name], p, copy) for p, own in enumerate(copies) for name, copy in own.items()]
+        yield [(learned[name], copy) for name, copy in copies.items()]
     finally:
         del module.forward
 
 
-def _cut(args: Any, kwargs: Any, patient: int, patients: int, x: Tensor) -> Any:
-    """The arguments of one patient. What neither has a gradient nor is part of the input is a constant for all."""
-    storage = x.untyped_storage().data_ptr()
-
-    def part(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not (value.requires_grad or value.untyped_storage().data_ptr() == storage):
-            return value
-        if len(value) % patients:
-            raise NoRule(f"axis 0 of length {len(value)} isn't the rows of {patients} patients")
-        rows = len(value) // patients
-        return value[patient * rows : (patient + 1) * rows]
-
-    return tree_map(part, (args, kwargs))
+def _rows_of_each(value: Any, patients: int, x: Tensor) -> tuple[Any, bool]:
+    """(patients, rows of one, ...) and true; what neither has a gradient nor is part of the input is a constant for all."""
+    if not isinstance(value, Tensor):
+        return value, False
+    if not (value.requires_grad or value.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()):
+        return value, False
+    if len(value) % patients:
+        raise NoRule(f"axis 0 of length {len(value)} isn't the rows of {patients} patients")
+    return value.reshape(patients, len(value) // patients, *value.shape[1:]), True

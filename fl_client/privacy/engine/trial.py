@@ -38,26 +38,31 @@ class Engine:
     why: str = ""
 
 
-_known: dict[object, Engine] = {}
+_chosen: dict[object, Engine] = {}
+_tried: dict[object, Engine] = {}
 
 
 def engine_for(model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor) -> Engine:
     """The engine for patients like `x` (rows, ...), of which only shape, precision and device are looked at."""
     key = _structure(model, parameters, x)
-    if key not in _known:
-        _known[key] = _chosen(model, parameters, x)
-        log.info("%s: %s %s", type(model).__name__, _known[key].name, _known[key].why)
-    return _known[key]
-
-
-def _chosen(model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor) -> Engine:
-    if x.device.type == "cpu" and (work := _work(model, x)) > _ENOUGH:
-        return Engine("loop", why=f"a patient fills the processor ({work:.1e} operations)")
-    return tried(model, parameters, x)
+    if key not in _chosen:
+        if x.device.type == "cpu" and (work := _work(model, x)) > _ENOUGH:
+            _chosen[key] = Engine("loop", why=f"a patient fills the processor ({work:.1e} operations)")
+        else:
+            _chosen[key] = tried(model, parameters, x)
+        log.info("%s: %s, %s", type(model).__name__, _chosen[key].name, _chosen[key].why)
+    return _chosen[key]
 
 
 def tried(model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor) -> Engine:
     """`one_pass` if it agrees with the loop on random weights and rows of the shape of `x`'s; else the loop."""
+    key = _structure(model, parameters, x)
+    if key not in _tried:
+        _tried[key] = _trial(model, parameters, x)
+    return _tried[key]
+
+
+def _trial(model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor) -> Engine:
     if not x.is_floating_point():
         return Engine("loop", why="the input isn't of real numbers")
     try:
