@@ -57,6 +57,8 @@ def test_rounds_over_some_patients_and_scores_over_all_of_them_keep_the_promise_
     events = planned_of(asked)
     assert {event.sample_rate for event in events if event.kind == "gradient"} == {0.3}
     assert {event.sample_rate for event in events if event.kind != "gradient"} == {1.0}
+    assert {event.planned for event in events if event.kind == "gradient"} == {10 * 4}  # paid as a whole (filters.py)
+    assert {event.planned for event in events if event.kind != "gradient"} == {None}
     assert 0.98 * 4 < epsilon(events, delta=1e-3) <= 4
     dearer = planned_of(study(privacy={"epsilon": 4.0}, training={"sample_rate": 0.3, "steps": 4}))
     assert events[0].noise_multiplier > dearer[0].noise_multiplier  # the scores are taken from the rounds
