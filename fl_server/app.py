@@ -37,7 +37,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     study = study_of(context)
     folder = Path(os.environ.get("KONSIL_RUNS", "runs")).resolve() / study.name
-    timeout_s = float(context.run_config.get("enrol-timeout-s", 600))
+    given = context.run_config
     with Tracker.from_environment(study, folder) as tracker:
         try:
             _, record = run(
@@ -45,9 +45,11 @@ def main(grid: Grid, context: Context) -> None:
                 study,
                 start_of(study),
                 folder=folder,
-                enrol_timeout_s=timeout_s,
+                enrol_timeout_s=float(given.get("enrol-timeout-s", 600)),
+                quorum_timeout_s=float(given.get("quorum-timeout-s", 0)),
+                wait_for=int(given.get("wait-for", 0)),
                 engine="flower",
-                resume=bool(context.run_config.get("resume", False)),
+                resume=bool(given.get("resume", False)),
                 run_id=context.run_id,
                 observer=tracker.after_round,
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -24,6 +24,13 @@ sooner than after as long. An answer that comes later still is heard before the 
 
 POLL_S = 1.0
 """Seconds between two looks for answers and new nodes."""
+
+PATIENT_POLL_S = 5.0
+"""The same where people are waited for: an approval may take days."""
+
+AGAIN_S = (60.0, 600.0)
+"""Seconds until a hospital that said no is asked again while a study waits: at first, and in the end (each time a line in its
+audit log)."""
 
 
 class Enrolment:
@@ -48,27 +55,64 @@ class Enrolment:
         self._failed: dict[int, float] = {}  # node -> when its error was heard
         self._twice: set[str] = set()  # names that more than one node has said
         self._there: set[int] = set()  # nodes that were connected when last looked at
+        self._rest_s = LATE_S  # before a node that has failed is asked again
 
     @property
     def complete(self) -> bool:
         """True when every planned hospital has answered: nobody else has to be asked."""
         return set(self.study.sites) <= set(self._names.values())
 
-    def wait(self, grid: Grid, *, timeout_s: float) -> None:
-        """Ask until every planned hospital has answered or the time is over."""
+    @property
+    def lacking(self) -> dict[str, str]:
+        """Planned hospitals that don't take part, and why not, as far as it is known."""
+        asked = {self._registered.get(node) for node, _ in self._open.values()}
+
+        def why(site: str) -> str:
+            if site not in self.reasons and site in asked:
+                return "asked, and has not answered yet"
+            if site not in self.reasons and not self.failures:
+                return "no machine is connected under this name"
+            return self.missing(site).reason
+
+        return {site: why(site) for site in self.study.sites if site not in self.nodes.values()}
+
+    def wait(self, grid: Grid, *, timeout_s: float, tell: Callable[[], None] = lambda: None) -> None:
+        """Ask until every planned hospital has answered or the time is over; `tell` is called after each look."""
         end = time.monotonic() + timeout_s
         self._ask(grid)
         self._hear(grid)
         while not self.complete and (left := end - time.monotonic()) > 0:
+            tell()
             time.sleep(min(POLL_S, left))
             self._ask(grid)
             self._hear(grid)
 
+    def wait_for(self, grid: Grid, count: int, *, timeout_s: float, tell: Callable[[], None] = lambda: None) -> float:
+        """Ask, until so many hospitals take part or the time is over, whoever said no or failed; the seconds that are left.
+
+        A no is asked for again because its reason may pass: nobody there has approved the study yet, say.
+        """
+        start = asked = time.monotonic()
+        while len(self.nodes) < count and (left := start + timeout_s - time.monotonic()) > 0:
+            tell()
+            time.sleep(min(PATIENT_POLL_S, left))
+            self._rest_s = min(max(AGAIN_S[0], (asked - start) / 20), AGAIN_S[1])
+            if time.monotonic() - asked >= self._rest_s:
+                asked = time.monotonic()
+                self._forget_refusals()
+            self._ask(grid)
+            self._hear(grid)
+        self._rest_s = LATE_S
+        return max(0.0, start + timeout_s - time.monotonic())
+
+    def _forget_refusals(self) -> None:
+        for node in [node for node, name in self._names.items() if name in self.reasons and name not in self._twice]:
+            del self._names[node]  # a person may have said yes since
+
     def before_round(self, grid: Grid) -> None:
         """Hear who has answered since, ask who is new, whose answer was an error or a no; wait `LATE_S` for these at most."""
         self._failed.clear()
-        for node in [node for node, name in self._names.items() if name in self.reasons and name not in self._twice]:
-            del self._names[node]  # a person may have said yes since
+        self._forget_refusals()
         self._ask(grid)
         self._hear(grid)
         while not self.complete and (left := self._last_asked() + LATE_S - time.monotonic()) > 0:
@@ -83,7 +127,7 @@ class Enrolment:
         now, ttl = time.monotonic(), self.study.strategy.round_timeout_s
         self._open = {question: (node, asked) for question, (node, asked) in self._open.items() if now < asked + ttl}
         asked_already = {node for node, _ in self._open.values()}
-        resting = {node for node, heard in self._failed.items() if now < heard + LATE_S}
+        resting = {node for node, heard in self._failed.items() if now < heard + self._rest_s}
         names = grid.names() if isinstance(grid, PromptGrid) else dict.fromkeys(grid.get_node_ids(), "")
         self._registered |= names
         self._there = set(names)

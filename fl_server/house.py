@@ -57,6 +57,7 @@ class House(Frozen):
     request_timeout_s: Annotated[float, Field(gt=0)] = 120.0  # in which a request has to arrive
     max_connections: Annotated[int, Field(ge=8)] = 256
     enrol_timeout_s: Annotated[float, Field(ge=0)] = 600.0  # how long a study waits for hospitals that are not there
+    quorum_timeout_s: Annotated[float, Field(ge=0)] = 14 * 86400.0  # ... while fewer than its quorum take part: people decide
     tracking: Tracking = Tracking()  # studies in MLflow and TensorBoard, where these are installed
     page: Page | None = None  # `serve` runs the page, too; true: with its defaults
 

@@ -29,16 +29,28 @@ LOOK_S = 3.0
 GIVE_UP = 6
 """So many starts without one more round are enough."""
 
+WAITED_S = 60.0
+"""Who has waited for hospitals so long did not fall over at once."""
+
 log = logging.getLogger("konsil.keeper")
 
 
 def begin(
-    house: House, talk: Control, study: Study, *, resume: bool = False, interruptions: int = 0, rounds_then: int = 0
+    house: House,
+    talk: Control,
+    study: Study,
+    *,
+    resume: bool = False,
+    interruptions: int = 0,
+    rounds_then: int = 0,
+    wait_for: int = 0,
+    quorum_timeout_s: float | None = None,
 ) -> int:
     """Start a study, or start it again from its checkpoint; returns the number of Flower's run.
 
     Written down first: a coordinator that dies in between starts it when it is back. Whoever calls has the study in hand
-    (`runs.in_hand`). Raises `Refused`; a study that was to begin then is not wanted any more, since somebody was told.
+    (`runs.in_hand`). For how many hospitals it waits, and how long, is remembered for later starts. Raises `Refused`; a study
+    that was to begin then is not wanted any more, since somebody was told.
     """
     folder = house.runs / study.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,12 +58,19 @@ def begin(
     part.write_text(study.to_json())
     part.replace(folder / STUDY)
     before = Standing.read(folder) if resume else None
-    standing = Standing(study_hash=study.hash, started=moment())
+    standing = Standing(study_hash=study.hash, started=moment(), wait_for=wait_for, quorum_timeout_s=quorum_timeout_s)
     if before is not None:
         standing = before.model_copy(update={"wanted": "running", "why": "", "started": moment(), "run": None})
     standing.write(folder)
     try:
-        run = talk.start(study, enrol_timeout_s=house.enrol_timeout_s, resume=resume)
+        patience_s = house.quorum_timeout_s if standing.quorum_timeout_s is None else standing.quorum_timeout_s
+        run = talk.start(
+            study,
+            enrol_timeout_s=house.enrol_timeout_s,
+            quorum_timeout_s=patience_s,
+            wait_for=standing.wait_for,
+            resume=resume,
+        )
     except Refused as error:
         if not resume:
             standing.model_copy(update={"wanted": "stopped", "why": str(error)}).write(folder)
@@ -106,7 +125,7 @@ def _look_at(house: House, talk: Control, folder: Path, standing: Standing) -> s
             return ""
         talk.stop(standing.run)  # its process is gone, which Flower would notice a minute later
     rounds = len(record.rounds) if record is not None else 0
-    tries = 0 if rounds > standing.rounds_then else standing.interruptions
+    tries = 0 if rounds > standing.rounds_then or _was_waiting(folder, standing) else standing.interruptions
     if tries >= GIVE_UP:
         why = f"it ended {tries} times without one more round; look at its log, then konsil-study resume {folder.name}"
         standing.model_copy(update={"wanted": "stopped", "why": why}).write(folder)
@@ -116,6 +135,14 @@ def _look_at(house: House, talk: Control, folder: Path, standing: Standing) -> s
         return ""
     run = begin(house, talk, study_in(folder), resume=True, interruptions=tries + 1, rounds_then=rounds)
     return f"study {folder.name} was interrupted after round {rounds} and goes on as run {run}"
+
+
+def _was_waiting(folder: Path, standing: Standing) -> bool:
+    """Whether the latest start ended while it waited for people, who take days: machines are restarted meanwhile."""
+    now = Now.read(folder)
+    if now is None or now.run != standing.run or now.phase != "enrolling":
+        return False
+    return now.updated - _when(standing.started).timestamp() >= WAITED_S
 
 
 def _when(text: str) -> datetime:

@@ -49,9 +49,11 @@ class Now(BaseModel):
     round: int = 0  # under way, or just ended; 0: before the first
     rounds: int
     began: float  # the phase
-    deadline: float | None = None  # of the round
+    deadline: float | None = None  # of the round, or of the waiting for hospitals that take part
     asked: dict[str, float] = {}  # hospital -> when, in this phase
     heard: dict[str, Heard] = {}
+    needed: int = 0  # hospitals that have to take part before the study goes on; 0: it waits for nobody's yes
+    missing: dict[str, str] = {}  # while it waits for that: hospitals that don't take part, and why
     updated: float
 
     @property

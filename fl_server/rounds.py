@@ -43,6 +43,9 @@ from tasks.weights import save
 ATTEMPTS = 1000
 """Of secure sums, between two interruptions of a study, at a round."""
 
+ALIVE_S = 30.0
+"""Seconds after which a study that waits for people writes that it is still there."""
+
 Observer = Callable[[Round, State], None]
 """Called after each round with who answered and the model as it would be released now."""
 
@@ -55,6 +58,8 @@ def run(
     folder: Path,
     observer: Observer | None = None,
     enrol_timeout_s: float = 0.0,
+    quorum_timeout_s: float = 0.0,
+    wait_for: int = 0,
     engine: str = "",
     resume: bool = False,
     run_id: int | None = None,
@@ -65,7 +70,9 @@ def run(
     every round a checkpoint, then, when any answer was used, `model.pt` (`torch.load` with `weights_only=True`), then the
     record as it stands. The model is that of the last round or, with `strategy.ema_decay` d, the mean of all rounds' models
     weighted d^(rounds still to come); where the study is validated, that of the round with the best score. Hospitals that have
-    not enrolled within `enrol_timeout_s` may still join before a later round.
+    not enrolled within `enrol_timeout_s` may still join before a later round. While fewer hospitals take part than the quorum,
+    and before round 1 fewer than `wait_for`, no round begins: `quorum_timeout_s` seconds in all, because a person may have to
+    say yes first. After that it goes on with those who are there, and rounds without a quorum ask nobody.
 
     With `resume` the study goes on after the last round whose checkpoint is there, or from the start if there is none;
     the round that was under way is asked for again, and hospitals that have answered it send the same bytes for nothing.
@@ -78,6 +85,7 @@ def run(
         course.grid, course.observer, course.run_id = grid, observer, run_id
         if course.record.finished:
             return course.model, course.record
+        course.patience_s, course.wait_for = quorum_timeout_s, wait_for
         return course.follow(enrol_timeout_s)
 
 
@@ -91,6 +99,8 @@ class _Course:
     grid: Grid = None  # type: ignore[assignment]  # given before anything is asked
     observer: Observer | None = None
     run_id: int | None = None
+    patience_s: float = 0.0  # that are left of the waiting for enough hospitals
+    wait_for: int = 0  # so many before round 1, if that is more than the quorum
     masked: Rounds | None = None  # under secure aggregation, what hospitals are being asked
 
     @classmethod
@@ -165,9 +175,12 @@ class _Course:
         )
         self.now.write(self.folder)
         self.enrolment = Enrolment(study, first_round=len(record.rounds) + 1)
-        self.enrolment.wait(self.grid, timeout_s=enrol_timeout_s)
+        self.enrolment.wait(self.grid, timeout_s=enrol_timeout_s, tell=self._tell_missing)
+        if not record.rounds:
+            self._await(max(self.wait_for, study.strategy.quorum))
         self._validate()  # of the round before an interruption
         while len(record.rounds) < study.rounds and not record.stopped_early:
+            self._await(study.strategy.quorum)
             self._round(len(record.rounds) + 1)
             self._validate()
         self._hear_late()
@@ -179,6 +192,15 @@ class _Course:
         self._write()
         self._enter("ended")
         return self.model, record
+
+    def _await(self, count: int) -> None:
+        """Return when so many hospitals take part, or when patience is at its end."""
+        if len(self.enrolment.nodes) >= count or self.patience_s <= 0:
+            return
+        self._enter("enrolling")
+        self.now.needed, self.now.deadline = count, time.time() + self.patience_s
+        self._tell_missing()
+        self.patience_s = self.enrolment.wait_for(self.grid, count, timeout_s=self.patience_s, tell=self._tell_missing)
 
     def _round(self, number: int) -> None:
         study, progress, strategy, enrolment = self.study, self.progress, self.strategy, self.enrolment
@@ -374,7 +396,16 @@ class _Course:
         self.now.round = len(self.record.rounds) if number is None else number
         self.now.asked = dict.fromkeys(asked or (), now)
         self.now.deadline = now + max(map(self.study.strategy.timeout_s, asked)) if asked else None
+        self.now.needed, self.now.missing = 0, {}
         self.now.write(self.folder)
+
+    def _tell_missing(self) -> None:
+        """Who is waited for before a round can begin, and why: at every change, and now and then as a sign of life."""
+        now, missing = time.time(), self.enrolment.lacking
+        if missing != self.now.missing or now - self.now.updated > ALIVE_S:
+            self.now.missing = missing
+            self.now.asked = {site: self.now.asked.get(site, now) for site in missing}
+            self.now.write(self.folder)
 
     def _judged(self, phase: Phase, number: int) -> None:
         self.enrolment.before_round(self.grid)

@@ -33,6 +33,8 @@ class Standing(BaseModel):
     interruptions: int = 0  # starts without one more round, beyond the first
     rounds_then: int = 0  # that had ended at the latest start
     why: str = ""  # it was stopped, where no person did
+    wait_for: int = 0  # hospitals, before its first round; 0: its quorum
+    quorum_timeout_s: float | None = None  # how long it waits for enough hospitals; None: as coordinator.yaml says
 
     def write(self, folder: Path) -> None:
         """Write it, whole and forced to the disk."""

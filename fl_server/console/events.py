@@ -121,6 +121,12 @@ def _present(record: Record, now: Now) -> Iterator[Event]:
     number, when = now.round, _iso(now.began)
     if now.phase == "enrolling":
         yield _event("enrolling", len(record.resumed), when=when, text="asking hospitals whether they take part")
+        if now.needed:
+            number = len(record.rounds)
+            yield _event("waiting", number, when=when, text=f"waiting until {now.needed} hospitals take part")
+            for site, why in now.missing.items():
+                text = f"{site} does not take part: {why}"
+                yield _event("waiting", number, site, when=_iso(now.asked.get(site, now.began)), text=text)
         return
     if now.phase == "round" and any(entry.round == number for entry in record.rounds):
         return  # the record has it

@@ -62,7 +62,7 @@ class Picture(_Part):
     rounds: int = 0  # planned
     started: str = ""
     ended: str = ""
-    deadline_s: float | None = None  # until the round is over, whoever has answered
+    deadline_s: float | None = None  # until the round, or the waiting for enough hospitals, is over, whoever has answered
     left_s: float | None = None  # by the median of the rounds so far; None: not known, or not running
     verdict: Outcome | None = None  # so far, as long as the study is not over; None: nothing has been heard yet
     reasons: list[str] = []
@@ -73,6 +73,7 @@ class Picture(_Part):
     stopped_early: str = ""
     scores: dict[str, list[tuple[int, float]]] = {}  # of validation patients: name -> round and value
     final_scores: dict[str, float] = {}  # of the final model, on patients that nobody chose by
+    missing: dict[str, str] = {}  # while it waits for hospitals to take part: those that don't, and why
     sites: dict[str, SitePicture] = {}
 
     @property
@@ -139,6 +140,7 @@ def drawn(name: str, found: Found, at: float | None = None) -> Picture:
         stopped_early=record.stopped_early,
         scores=_scores(record),
         final_scores=dict(record.evaluation.scores) if record.evaluation is not None else {},
+        missing=dict(live.missing) if live is not None else {},
         sites={site: _site(site, record, awaited) for site in record.study["sites"]},
     )
 
@@ -163,7 +165,7 @@ def _state(record: Record, now: Now | None, live: Now | None, standing: Standing
         return "over", f"over: {record.verdict}, {done} of {planned} rounds" + _early(record)
     if live is not None:
         phases: dict[str, tuple[State, str]] = {
-            "enrolling": ("enrolling", "asking hospitals whether they take part"),
+            "enrolling": ("enrolling", _enrolling(live, planned=len(record.study["sites"]))),
             "validation": ("validation", f"asking for scores of the model after round {live.round}"),
             "scores": ("scores", "asking for the final scores"),
             "matrix": ("matrix", "asking for every model's scores at every hospital"),
@@ -178,6 +180,12 @@ def _state(record: Record, now: Now | None, live: Now | None, standing: Standing
         return "interrupted", f"interrupted {rest}: nothing says that a process is still at it"
     seen = f"{datetime.fromtimestamp(now.updated).astimezone():%Y-%m-%d %H:%M:%S}"
     return "interrupted", f"interrupted {rest}: its process ({now.pid}) is not there any more; last heard of at {seen}"
+
+
+def _enrolling(live: Now, *, planned: int) -> str:
+    if not live.needed:
+        return "asking hospitals whether they take part"
+    return f"waiting for hospitals: {planned - len(live.missing)} of the {live.needed} that it needs take part"
 
 
 def _early(record: Record) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fl_server.console.picture import LAST, RUNNING, Picture, SitePicture
-from fl_server.console.words import judged, scored, spoken
+from fl_server.console.words import ends, judged, scored, spoken
 
 MARKS = {
     "used": ("●", "u", "green"),
@@ -86,7 +86,7 @@ def _where(picture: Picture) -> Text:
     if picture.left_s is not None and picture.state in RUNNING:
         parts.append(f"about {spoken(picture.left_s)} left")
     if picture.deadline_s is not None:
-        parts.append(f"this round ends in {spoken(picture.deadline_s)} at the latest")
+        parts.append(f"{ends(picture)} in {spoken(picture.deadline_s)} at the latest")
     if picture.interruptions:
         parts.append(f"went on after {picture.interruptions} interruption(s)")
     text = Text(", ".join(parts))
@@ -101,10 +101,12 @@ def _bar(picture: Picture, *, width: int, plain: bool) -> Text:
 
 
 def _reasons(picture: Picture) -> Iterator[Text]:
-    shown = picture.reasons if len(picture.reasons) <= SHOWN_REASONS else picture.reasons[: SHOWN_REASONS - 1]
+    """Why somebody is waited for, if a person has to do something, and why the verdict is what it is."""
+    reasons = [f"{name} does not take part: {why}" for name, why in picture.missing.items()] + picture.reasons
+    shown = reasons if len(reasons) <= SHOWN_REASONS else reasons[: SHOWN_REASONS - 1]
     for reason in shown:
         yield Text(f"  {reason}", style="yellow", no_wrap=True, overflow="crop")
-    if rest := len(picture.reasons) - len(shown):
+    if rest := len(reasons) - len(shown):
         yield Text(f"  and {rest} more: konsil-study status {picture.name}", style="dim", no_wrap=True, overflow="crop")
 
 

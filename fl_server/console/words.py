@@ -27,6 +27,11 @@ def spoken(seconds: float) -> str:
     return f"{minutes // (24 * 60)} d {minutes % (24 * 60) // 60} h"
 
 
+def ends(picture: Picture) -> str:
+    """What is over when the time that the picture tells is."""
+    return "the waiting ends" if picture.state == "enrolling" else "the round ends"
+
+
 def judged(picture: Picture) -> str:
     """The verdict, and whether it is the last word."""
     if picture.verdict is None:
@@ -61,8 +66,12 @@ def told(picture: Picture) -> Iterator[str]:
     if awaited := picture.awaited:
         some = [f"{name} for {spoken(seconds)}" for name, seconds in list(awaited.items())[:MOST_SITES]]
         more = f", and {len(awaited) - len(some)} more" if len(awaited) > len(some) else ""
-        until = f"; the round ends in {spoken(picture.deadline_s)} at the latest" if picture.deadline_s is not None else ""
+        until = f"; {ends(picture)} in {spoken(picture.deadline_s)} at the latest" if picture.deadline_s is not None else ""
         yield f"  awaited: {', '.join(some)}{more}{until}"
+    for name, why in list(picture.missing.items())[:MOST_REASONS]:
+        yield f"  {name} does not take part: {why}"
+    if len(picture.missing) > MOST_REASONS:
+        yield f"  and {len(picture.missing) - MOST_REASONS} more (--json has them all)"
     for name, values in picture.scores.items():
         yield f"  {name}: {values[-1][1]:.3f} after round {values[-1][0]}, best {max(value for _, value in values):.3f}"
     for line in scored(picture.final_scores):

@@ -1,3 +1,4 @@
+import itertools
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from flwr.clientapp import ClientApp
 from conf.study import Study
 from fl_server import enrolment, rounds
 from fl_server.enrolment import LATE_S, Enrolment
+from fl_server.live import Now
 from fl_server.prompt_grid import PromptGrid
 from simulation.grid import FIRST_NODE, InProcessGrid
 
@@ -65,8 +67,11 @@ class WaitingGrid(InProcessGrid):
             self._replies[lost] = reply
 
 
-def hospitals(*, errors=0):
-    """An app that says who it is, and answers every round with what it was sent; b's first answers are errors."""
+def hospitals(*, errors=0, refusal=lambda name: ""):
+    """An app that says who it is, and answers every round with what it was sent; b's first answers are errors.
+
+    `refusal` is why a hospital does not take part at this moment.
+    """
     app, seen = ClientApp(), []
 
     @app.query("enroll")
@@ -76,7 +81,9 @@ def hospitals(*, errors=0):
             reply = Message(Error(8, "stopped responding"), reply_to=message)
             reply.metadata.__dict__["_src_node_id"] = 1  # as Flower's SuperLink writes errors
             return reply
-        answer = ConfigRecord({"site": context.node_config["name"], "declared-size": 5, "takes-part": True, "delta": 1e-3})
+        name = context.node_config["name"]
+        no = refusal(name)
+        answer = ConfigRecord({"site": name, "declared-size": 5, "takes-part": not no, "reason": no, "delta": 1e-3})
         return Message(RecordDict({"enrolment": answer}), reply_to=message)
 
     @app.train()
@@ -212,3 +219,94 @@ def test_a_node_is_the_hospital_that_its_key_is_registered_for_whatever_it_says(
     assert found.nodes == {A: "a"}  # b's node has the key of c, and c's that of a hospital outside the study
     assert found.reasons == {"c": "its key is registered for c, but it says it is b; name in its site.yaml"}
     assert found.missing("b").reason == "no node has enrolled under this name"
+
+
+DAY = 24 * 3600.0
+
+
+def undecided(clock, *, until_s):
+    """Hospitals of which a says yes at once, and the others when somebody there has approved; and who was asked when."""
+    start, asked = clock.now, []
+
+    def refusal(name):
+        asked.append((name, clock.now - start))
+        return "not approved here" if name != "a" and clock.now - start < until_s else ""
+
+    return hospitals(refusal=refusal), asked
+
+
+def waits(grid, study, folder, *, patience_s, **settings):
+    """As `over`, with patience for people who decide."""
+    start = grid.clock.now
+    given = {"enrol_timeout_s": 60.0, "quorum_timeout_s": patience_s, **settings}
+    _, record = rounds.run(grid, study, {"w": torch.zeros(2)}, folder=folder, **given)
+    found = {name: [entry.sites[name].answer for entry in record.rounds] for name in study.sites}
+    return found, grid.clock.now - start, record
+
+
+def test_a_study_waits_for_approvals_and_loses_no_round_to_them(clock, tmp_path):
+    study = study_of(strategy={"quorum": 3})
+    app, asked = undecided(clock, until_s=3 * DAY)
+    found, seconds, record = waits(WaitingGrid(app, study, clock), study, tmp_path, patience_s=14 * DAY)
+    assert found == {name: ["used"] * 3 for name in "abc"}
+    assert record.verdict == "complete"
+    assert 3 * DAY <= seconds <= 3 * DAY + 600 + 60
+    assert [name for name, _ in asked].count("a") == 1  # who has said yes is not asked again
+    pauses = [later - sooner for (_, sooner), (_, later) in itertools.pairwise(one for one in asked if one[0] == "b")]
+    assert 60 <= pauses[0] < 70
+    assert 600 <= max(pauses) < 610
+    assert len(pauses) < 500
+
+
+def test_while_it_waits_it_tells_for_whom_and_why(clock, tmp_path, monkeypatch):
+    study = study_of(strategy={"quorum": 2})
+    app, _ = undecided(clock, until_s=DAY)
+    grid, seen = WaitingGrid(app, study, clock, connect_s={C: 2 * DAY}), []
+
+    class Looking(Clock):
+        def sleep(self, seconds):
+            now = Now.read(tmp_path)
+            if now.needed and now.missing not in [one.missing for one in seen]:
+                seen.append(now)
+            clock.sleep(seconds)
+            self.now = clock.now
+
+    monkeypatch.setattr(enrolment, "time", Looking())
+    waits(grid, study, tmp_path, patience_s=14 * DAY)
+    (now,) = seen
+    assert (now.phase, now.needed, now.round) == ("enrolling", 2, 0)
+    assert now.missing == {"b": "not approved here", "c": "no machine is connected under this name"}
+    assert now.awaited == ["b", "c"]
+    assert now.deadline - now.began == pytest.approx(14 * DAY, abs=5)
+    after = Now.read(tmp_path)
+    assert (after.phase, after.needed, after.missing) == ("ended", 0, {})
+
+
+def test_before_its_first_round_a_study_can_wait_for_more_than_its_quorum(clock, tmp_path):
+    study = study_of(strategy={"quorum": 1})
+    app, _ = undecided(clock, until_s=DAY)
+    found, seconds, _ = waits(WaitingGrid(app, study, clock), study, tmp_path, patience_s=14 * DAY, wait_for=3)
+    assert found == {name: ["used"] * 3 for name in "abc"}
+    assert seconds >= DAY
+
+
+def test_when_patience_is_at_its_end_it_goes_on_with_those_who_are_there(clock, tmp_path):
+    app, _ = undecided(clock, until_s=100 * DAY)
+    enough = study_of(strategy={"quorum": 1})
+    found, seconds, _ = waits(WaitingGrid(app, enough, clock), enough, tmp_path / "one", patience_s=DAY, wait_for=3)
+    assert found == {"a": ["used"] * 3, "b": ["declined"] * 3, "c": ["declined"] * 3}
+    assert seconds == pytest.approx(DAY)
+    few = study_of(strategy={"quorum": 2})
+    found, seconds, record = waits(WaitingGrid(app, few, clock), few, tmp_path / "two", patience_s=DAY)
+    assert found == {"a": ["absent"] * 3, "b": ["declined"] * 3, "c": ["declined"] * 3}
+    assert seconds == pytest.approx(DAY)  # once, and not before every round
+    assert "rounds 1 to 3: a absent (not asked: 1 of the 2 hospitals that a round needs take part)" in record.reasons
+    assert "rounds 1 to 3: b declined (not approved here)" in record.reasons
+
+
+def test_without_patience_nobody_is_waited_for(clock, tmp_path):
+    study = study_of(strategy={"quorum": 2})
+    app, _ = undecided(clock, until_s=DAY)
+    found, seconds, _ = waits(WaitingGrid(app, study, clock), study, tmp_path, patience_s=0.0)
+    assert set(found["b"]) == {"declined"}
+    assert seconds < 60

@@ -26,8 +26,10 @@ class SuperLink:
 
     def __init__(self):
         self.status, self.started, self.stopped, self.number, self.no = {}, [], [], 100, ""
+        self.patience = []
 
-    def start(self, study, *, enrol_timeout_s, resume=False):
+    def start(self, study, *, enrol_timeout_s, quorum_timeout_s, wait_for, resume=False):
+        self.patience.append((quorum_timeout_s, wait_for))
         if self.no:
             raise Refused(self.no)
         self.number += 1
@@ -222,3 +224,26 @@ def test_one_that_can_not_be_read_keeps_nobody_from_the_others(house, superlink,
     told = look(house)
     assert any(sentence.startswith("study first can't be looked after") for sentence in told)
     assert ("second", True) in superlink.started
+
+
+def test_for_how_many_and_how_long_a_study_waits_outlives_its_process(house, superlink):
+    text = study()
+    begin(house, superlink, text, wait_for=2, quorum_timeout_s=3600.0)
+    superlink.status.clear()
+    folder = house.runs / "pilot"
+    Record.begin(text).write(folder / "record.json")
+    Standing.read(folder).model_copy(update={"started": LONG_AGO}).write(folder)
+    assert "goes on as run 102" in look(house)[0]
+    begin(house, superlink, study("other"))
+    fortnight = 14 * 24 * 3600.0
+    assert superlink.patience == [(3600.0, 2), (3600.0, 2), (fortnight, 0)]
+
+
+@pytest.mark.parametrize(("lived_s", "tries"), [(5.0, GIVE_UP), (3600.0, 1)])
+def test_restarts_while_it_waits_for_people_are_not_counted_against_a_study(house, superlink, lived_s, tries):
+    folder = left_behind(house, rounds=0, interruptions=GIVE_UP - 1)
+    born = datetime.fromisoformat(LONG_AGO).timestamp()
+    now = Now.read(folder).model_copy(update={"phase": "enrolling", "needed": 2, "updated": born + lived_s})
+    (folder / "now.json").write_text(now.model_dump_json())  # `write` would say that it is of this moment
+    assert "goes on" in look(house)[0]
+    assert Standing.read(folder).interruptions == tries

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
@@ -32,6 +33,7 @@ from fl_client.site import Site
 from fl_server import __main__ as command
 from fl_server.control import Refused, app_bundle, control
 from fl_server.house import House
+from fl_server.live import Now
 from fl_server.serve import join
 from fl_server.superlink import PAGE_BYTES
 from fl_server.tokens import Tokens
@@ -127,9 +129,10 @@ def activate(talk, key):
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     house = House.create(tmp_path_factory.mktemp("serve") / "house", hosts=["localhost"], port=free_port())
-    house = house.model_copy(update={"enrol_timeout_s": 0.0})
-    text = (house.folder / "coordinator.yaml").read_text()
-    (house.folder / "coordinator.yaml").write_text(text.replace("enrol_timeout_s: 600.0", "enrol_timeout_s: 0.0"))
+    house = house.model_copy(update={"enrol_timeout_s": 0.0, "quorum_timeout_s": 0.0})
+    settings = yaml.safe_load((house.folder / "coordinator.yaml").read_text())
+    settings |= {"enrol_timeout_s": 0.0, "quorum_timeout_s": 0.0, "page": {"port": free_port()}}
+    (house.folder / "coordinator.yaml").write_text(yaml.safe_dump(settings))
     running = Running(house)
     running.start()
     yield running
@@ -141,6 +144,16 @@ def test_what_a_hospital_needs_is_printed(running):
     assert f"address        localhost:{running.house.port}" in said
     assert str(running.house.authority) in said
     assert "which other machines can't reach" in said
+    port = House.load(running.house.folder).page.port
+    assert f"in a browser: http://127.0.0.1:{port}/, with the token in {running.house.folder / 'page.token'}\n" in said
+    end = time.monotonic() + 60
+    while True:
+        try:
+            assert httpx.get(f"http://127.0.0.1:{port}/health").text == "up\n"
+            break
+        except httpx.TransportError:
+            assert time.monotonic() < end
+            time.sleep(0.2)
 
 
 def test_a_hospital_that_has_joined_gets_through_with_its_key(running):
@@ -335,6 +348,54 @@ def test_a_study_that_nobody_answers_ends_as_failed(running, tmp_path, capsys, t
     assert "holds the results of an earlier study" in capsys.readouterr().err
     assert command.main(["start", str(tmp_path / "study.json"), "sites=[nowhere]", *folder]) == 1
     assert "no hospital is registered as nowhere" in capsys.readouterr().err
+
+
+def told_by(capsys, *words, until, within_s=60.0):
+    """What a command says as soon as it says `until`."""
+    end = time.monotonic() + within_s
+    while True:
+        command.main(list(words))
+        said = capsys.readouterr().out
+        if until in said:
+            return said
+        assert time.monotonic() < end, said
+        time.sleep(0.3)
+
+
+@pytest.mark.slow
+def test_a_study_that_too_few_have_approved_waits_can_be_stopped_and_taken_up_again(running, tmp_path, capsys, tables):
+    folder = ["--folder", str(running.house.folder)]
+    for name in ("early", "undecided"):
+        running.let_in(name)
+    study = {"name": "patient", "task": tables, "rounds": 1, "sites": ["early", "undecided"], "strategy": {"name": "sum"}}
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    assert command.main(["start", str(tmp_path / "study.json"), "--wait-for", "3", *folder]) == 1
+    assert "--wait-for 3: the study has 2 hospitals" in capsys.readouterr().err
+    words = ["start", str(tmp_path / "study.json"), "--wait-for", "all", "--wait-days", "3", *folder]
+    assert command.main(words) == 0
+    waiting = "waiting for hospitals: 0 of the 2 that it needs take part"
+    said = told_by(capsys, "status", "patient", *folder, until=waiting)
+    assert "the waiting ends in 3 d 0 h at the latest" in said or "the waiting ends in 2 d 23 h at the latest" in said
+    assert "undecided does not take part: no machine is connected under this name" in said
+    assert command.main(["status", "patient", *folder]) == 5
+    assert command.main(["log", "patient", *folder]) == 5
+    assert "waiting until 2 hospitals take part" in capsys.readouterr().out
+    assert command.main(["record", str(running.house.runs / "patient" / "record.json")]) == 5
+    first = Now.read(running.house.runs / "patient")
+    os.kill(first.pid, signal.SIGKILL)  # as if the machine had had no memory left
+    end = time.monotonic() + 60
+    while (now := Now.read(running.house.runs / "patient")).run == first.run:
+        assert time.monotonic() < end
+        time.sleep(0.3)
+    told_by(capsys, "status", "patient", *folder, until=waiting)
+    assert command.main(["stop", "patient", *folder]) == 0
+    end = time.monotonic() + 60
+    while psutil.pid_exists(now.pid) and time.monotonic() < end:
+        time.sleep(0.3)
+    told_by(capsys, "status", "patient", *folder, until="stopped after round 0 of 1")
+    assert command.main(["resume", "patient", *folder]) == 0
+    told_by(capsys, "status", "patient", *folder, until=waiting)
+    assert command.main(["stop", "patient", *folder]) == 0
 
 
 @pytest.fixture
