@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from tasks.accounting import gaussian, renyi
@@ -84,11 +84,29 @@ def _calibrate(target: float, delta: float, sample_rate: float, steps: int, alon
     def cost(multiplier: float) -> float:
         return _total((*alongside, Event(noise_multiplier=multiplier, sample_rate=sample_rate, steps=steps)), delta)
 
-    low, high = 0.0, 1.0
+    def renyi_cost(multiplier: float) -> float:
+        sums = Counter({Law("gaussian", multiplier, sample_rate): steps})
+        for event in alongside:
+            sums[event.law] += event.steps
+        return renyi.epsilon_at(delta, list(sums.items()))
+
+    words = f"no noise is enough for epsilon {target:g} at delta {delta:g} over {steps} steps"
+    if sample_rate == 1:
+        return _least(cost, target, low=0.0, high=1.0, words=words)
+    # Renyi accounting takes milliseconds, says a little too much and so where to look
+    high = _least(renyi_cost, target, low=0.0, high=1.0, words=words)
+    low = 0.9 * high
+    while cost(low) <= target:
+        low, high = 0.9 * low, low
+    return _least(cost, target, low=low, high=high, words=words)
+
+
+def _least(cost: Callable[[float], float], target: float, *, low: float, high: float, words: str) -> float:
+    """The least noise, to 1e-3 of itself, that costs no more than `target`; at `low` it costs more."""
     while cost(high) > target:
         low, high = high, 2 * high
         if high > 1e8:
-            raise ValueError(f"no noise is enough for epsilon {target:g} at delta {delta:g} over {steps} steps")
+            raise ValueError(words)
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if cost(middle) > target else (low, middle)
