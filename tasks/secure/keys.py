@@ -140,13 +140,19 @@ def is_half_of(line: str, key: ec.EllipticCurvePrivateKey) -> bool:
     return line.split()[:2] == own.split()[:2]
 
 
-def verified(line: str, signature: bytes, statement: bytes) -> bool:
-    """Whether the owner of the public key in `line` (OpenSSH's format) signed `statement`."""
+def public_key(line: str) -> ec.EllipticCurvePublicKey | None:
+    """The public key in `line` (OpenSSH's format); None if that is no key of an elliptic curve."""
     try:
         public = serialization.load_ssh_public_key(line.encode())
     except (ValueError, UnsupportedAlgorithm):
-        return False
-    if not isinstance(public, ec.EllipticCurvePublicKey):
+        return None
+    return public if isinstance(public, ec.EllipticCurvePublicKey) else None
+
+
+def verified(line: str, signature: bytes, statement: bytes) -> bool:
+    """Whether the owner of the public key in `line` signed `statement`."""
+    public = public_key(line)
+    if public is None:
         return False
     try:
         public.verify(signature, statement, ec.ECDSA(hashes.SHA384()))

@@ -15,6 +15,7 @@ from tasks.accounting.events import Event
 from tasks.secure import price
 from tasks.secure.circle import Circle, Moment, usual_threshold
 from tasks.secure.grid import Grid
+from tasks.secure.keys import public_key
 from tasks.task import CountingTask, GradientTask, moving
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ def circle_of(study: Study) -> Circle:
     secure = study.privacy.secure
     if secure is None:
         raise ValueError(f"study {study.name} has no secure aggregation (privacy.secure is empty)")
+    if unread := [name for name, line in secure.keys.items() if public_key(line) is None]:
+        raise ValueError(
+            f"privacy.secure.keys holds no public key of {', '.join(unread)}; what `konsil-site public-key` prints is right"
+        )
     threshold = usual_threshold(len(secure.keys)) if secure.threshold is None else secure.threshold
     return Circle(keys=secure.keys, threshold=threshold, colluding=secure.colluding)
 

@@ -278,6 +278,15 @@ def test_numbers_that_protect_nobody_are_refused(house, threshold, colluding):
         load_for(study_of(house, threshold=threshold, colluding=colluding))
 
 
+def test_a_key_that_is_none_is_refused_before_anybody_is_asked(house):
+    study = study_of(house)
+    keys = {**keys_of(house), "b": "ecdsa-sha2-nistp384 AAAA"}
+    secure_ = study.privacy.secure.model_copy(update={"keys": keys})
+    study = study.model_copy(update={"privacy": study.privacy.model_copy(update={"secure": secure_})})
+    with pytest.raises(ValueError, match="holds no public key of b"):
+        load_for(study)
+
+
 def test_a_study_that_goes_on_ends_with_the_same_model(house, tmp_path):
     study = study_of(house, rounds=2)
     undisturbed, _ = ran(house, study, tmp_path / "one")
