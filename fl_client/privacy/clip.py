@@ -112,20 +112,21 @@ class _Step:
         self.shares = Shares(parameters, max_grad_norm)
         self.loop = PatientLoop(model, parameters, loss, autocast=autocast)
         self.engine = engine
-        self.ways: dict[object, Engine] = {}
+        self.ways: dict[object, tuple[Engine, int]] = {}
         self.waiting: dict[object, list[_Patient]] = {}
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Now, or when enough have come."""
         kind = (x.shape, x.dtype, y.shape, y.dtype)
         if kind not in self.ways:  # for each shape: what is odd about one patient decides nothing for the others
-            self.ways[kind] = self._way(x)
-        if self.ways[kind].name == "loop":
+            self.ways[kind] = self._way(x), _at_once(self.loop.parameters, x)
+            self.waiting[kind] = []
+        way, at_once = self.ways[kind]
+        if way.name == "loop":
             self.loop.add(self.shares, x, y)
             return
-        waiting = self.waiting.setdefault(kind, [])
-        waiting.append((x, y))
-        if len(waiting) >= _at_once(self.loop.parameters, x):
+        self.waiting[kind].append((x, y))
+        if len(self.waiting[kind]) >= at_once:
             self._together(kind)
 
     def ended(self) -> Shares:
@@ -141,7 +142,7 @@ class _Step:
         if self.engine == "auto":
             return engine_for(self.loop.model, self.loop.parameters, x)
         way = tried(self.loop.model, self.loop.parameters, x)
-        if way.name != "one_pass" and not any(other.name == "one_pass" for other in self.ways.values()):
+        if way.name != "one_pass" and not any(other.name == "one_pass" for other, _ in self.ways.values()):
             raise ValueError(f"engine='one_pass' doesn't suit {type(self.loop.model).__name__}: {way.why}; take 'auto'")
         return way
 
@@ -155,7 +156,7 @@ class _Step:
         try:
             x, y = (torch.stack(parts) for parts in zip(*patients, strict=True))
             losses, gradients = each_gradient(
-                loop.model, loop.parameters, x, y, loop.loss, apart=self.ways[kind].apart, autocast=loop.autocast
+                loop.model, loop.parameters, x, y, loop.loss, apart=self.ways[kind][0].apart, autocast=loop.autocast
             )
         except LossMisshapen:
             raise
@@ -185,7 +186,7 @@ class _Step:
             self.waiting[kind].extend(good)
             self.shares.failed.extend(alone.failed)
         else:  # the pass itself is impossible: memory, say
-            self.ways[kind] = Engine("loop", why="one pass failed")
+            self.ways[kind] = Engine("loop", why="one pass failed"), 1
             self.shares.take(alone)
 
 
