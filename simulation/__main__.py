@@ -25,10 +25,10 @@ from pydantic import ValidationError
 
 import conf
 from simulation.run_folder import FolderInUse
-from simulation.settings import Simulation, read, require_data, sentences
+from simulation.settings import Simulation, read, require_checks, require_data, sentences
 
 CONF = Path(next(iter(conf.__path__)))
-GROUPS = ("study", "hospitals", "size", "privacy", "strategy", "task", "faults")
+GROUPS = ("study", "hospitals", "size", "privacy", "strategy", "task", "faults", "audit")
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
 """What wrong settings raise; a `ValidationError` is a `ValueError`."""
 
@@ -43,6 +43,7 @@ HELP = """konsil-simulate: federate hospitals that do not exist, through the cod
   konsil-simulate size=standard                     the study: 40-60 patients per hospital, 3 seeds, all comparisons
   konsil-simulate privacy.epsilon=3 rounds=20 hospitals=five_scanners strategy=fedavg seed=7
   konsil-simulate study=radiomics                   features of segments to a classifier (also myocarditis, heart_disease)
+  konsil-simulate audit=quick                       attack konsil instead: no claim may be refuted (also audit=full)
   konsil-simulate -m privacy.epsilon=1,3,8          one run per value, each in its own folder
   konsil-simulate --show [overrides]                print the composed settings and stop
 
@@ -69,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         simulations = [_named(settings_of(job), label) for label, job in jobs.items()]
         if not show:
             for simulation in simulations:
-                require_data(simulation)
+                if simulation.audit:
+                    require_checks(simulation)
+                else:
+                    require_data(simulation)
     except REFUSALS as error:
         return _refuse(in_words(error))
     if show:
@@ -77,11 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(OmegaConf.to_yaml(OmegaConf.create(simulation.model_dump(mode="json"))))
         return 0
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before Flower is imported; else it reports its use
+    status = _attack([simulation for simulation in simulations if simulation.audit])
+    if status or all(simulation.audit for simulation in simulations):
+        return status
     from simulation.rehearsal import NoPatients, rehearse  # torch and Flower are imported when there is something to run
 
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the workers too, as Ctrl-C does
     try:
-        verdicts = {rehearse(simulation) for simulation in simulations}
+        verdicts = {rehearse(simulation) for simulation in simulations if not simulation.audit}
     except BrokenProcessPool:
         print(f"konsil-simulate: {WORKER_DIED}", file=sys.stderr)
         return 1
@@ -98,6 +105,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that Python can't put back
     return 1 if "failed" in verdicts else 3 if "degraded" in verdicts else 0
+
+
+def _attack(simulations: Sequence[Simulation]) -> int:
+    """Attack konsil, once for each of the settings; 1 if any check failed."""
+    if not simulations:
+        return 0
+    from simulation.audit.attack import audit
+    from simulation.run_folder import to_itself
+
+    status = 0
+    for simulation in simulations:
+        folder = Path(simulation.runs_folder) / simulation.name
+        try:
+            with to_itself(folder):
+                status |= audit(simulation.audit, folder, seed=simulation.seed)
+        except (FolderInUse, OSError) as error:
+            print(f"konsil-simulate: {error}", file=sys.stderr)
+            return 2 if isinstance(error, FolderInUse) else 1
+    return status
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:

@@ -23,7 +23,7 @@ RESULTS = (
     *("clinical.json", "clinical_report.html", "clinical_report.pdf"),
 )
 """What a run makes of its arms, anew at every call."""
-NO_DIFFERENCE = {"workers", "runs_folder", "clinical"}
+NO_DIFFERENCE = {"workers", "runs_folder", "clinical", "audit"}
 """Settings that don't determine any result."""
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, ValidationError, field_validator, model_v
 
 from conf.study import Frozen, LocalTraining, Privacy, SecureAggregation, Strategy, Study, Validation, words
 from simulation import keys
+from simulation.audit.settings import Audit
 from simulation.faults.plan import NO_FAULTS, Plan
 from simulation.patient import DISEASES
 from simulation.radiomics.settings import Classifier
@@ -187,6 +188,7 @@ class Simulation(Frozen):
     pretraining: Pretraining | None = None
     start_from: StartFrom | None = None  # another model's weights; nothing is pre-trained then
     arms: tuple[Arm, ...] = ("federation_private",)
+    audit: Audit = Audit()  # konsil is attacked instead of rehearsed, unless its effort is none
     faults: Plan = NO_FAULTS  # what goes wrong on purpose, in the federations; comparisons are spared
     radiomics: Classifier | None = None  # a study of regions' features; `task` then is the model that draws their masks
 
@@ -310,6 +312,13 @@ def _require_radiomics(simulation: Simulation, classifier: Classifier) -> None:
         raise ValueError(
             f"radiomics.robustness: no table named {classifier.robustness}; conf/signature holds {', '.join(tables)}"
         )
+
+
+def require_checks(simulation: Simulation) -> None:
+    """Raise `ValueError` for a check that the audit does not have."""
+    from simulation.audit.catalogue import chosen  # here: it imports everything that is attacked
+
+    chosen(simulation.audit)
 
 
 def require_data(simulation: Simulation) -> None:

@@ -101,7 +101,7 @@ def test_a_quorum_of_the_federation_does_not_bind_a_hospital_that_trains_alone()
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("nope=1", "nope: no such setting; there are arms, clinical, engine"),
+        ("nope=1", "nope: no such setting; there are arms, audit, clinical, engine"),
         ("privacy.epsilonn=1", "privacy.epsilonn: no such setting; there are delta, epsilon, evaluation_share, kind, matrix"),
         ("+privacy.epsilonn=1", "privacy.epsilonn: no such setting; there are delta"),
         (
