@@ -55,7 +55,7 @@ def least_sigma(enough, low, high, *, to=1e-9):
 def test_a_sum_of_what_fixed_releases_cost_promises_too_much_to_who_chooses_and_the_filter_does_not():
     """After a first release somebody takes the one of two second releases whose curve is worse at what was seen.
 
-    Each alone composes with the first to exactly the budget. One is over all patients, one over a twentieth of them with little noise.
+    Each alone composes with the first to exactly the budget. One is over all patients, one over a twentieth with little noise.
     """
     mu, budget, rate = 0.6, 2.0, 0.05
     whole = least_sigma(lambda s: after_a_gaussian(mu, budget, [(s, 1.0)]) <= DELTA, 0.3, 50)
