@@ -24,7 +24,7 @@ from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import BaseDocTemplate, CondPageBreak, Flowable, Frame, KeepTogether, PageTemplate, Paragraph, Spacer
 from reportlab.platypus import Table as Grid
 
-from fl_server.report.document import Block, Bullets, Document, Figure, Figures, Section, Table, Text
+from fl_server.report.document import Bullets, Document, Figure, Figures, Section, Table, Text
 from fl_server.report.drawing import PRINTED, Circle, Drawing, Line, Picture
 from fl_server.report.words import printable
 
@@ -32,6 +32,8 @@ SANS, BOLD = "DejaVuSans", "DejaVuSans-Bold"
 MARGIN = 18 * mm
 WIDTH = A4[0] - 2 * MARGIN
 GAP = 8.0  # points between drawings side by side
+PAGE_HEIGHT = A4[1] - 2 * MARGIN
+LEAST = 0.75  # of its natural size: smaller, the letters of a drawing are hard to read
 LONG = 12  # rows of a table that may be torn by the end of a page
 
 
@@ -39,7 +41,7 @@ def pdf(document: Document) -> bytes:
     """The report as a PDF file. Equal documents give equal bytes."""
     _fonts()
     buffer = io.BytesIO()
-    frame = Frame(MARGIN, MARGIN, WIDTH, A4[1] - 2 * MARGIN, leftPadding=0, rightPadding=0, topPadding=0, bottomPadding=0)
+    frame = Frame(MARGIN, MARGIN, WIDTH, PAGE_HEIGHT, leftPadding=0, rightPadding=0, topPadding=0, bottomPadding=0)
     template = BaseDocTemplate(
         buffer,
         pagesize=A4,
@@ -129,14 +131,17 @@ Unit = list[Flowable]
 
 
 def _section(section: Section) -> list[Flowable]:
-    """The heading stays with what follows it: sentences up to the first table or drawing, and that or its beginning."""
+    """The heading stays with what follows it: a paragraph, a drawing, a table or its beginning. More than that would leave
+    pages half empty, because what is kept together moves to the next page as one.
+    """
     opening: Unit = [_Heading(section.title)]
     story: list[Flowable] = []
     for block in section.blocks:
-        if opening and isinstance(block, Text):
-            opening += [_words(block.words, block.kind)]
-        elif opening and isinstance(block, Table) and len(block.rows) > LONG:
+        if opening and isinstance(block, Table) and len(block.rows) > LONG:
             story += [CondPageBreak(60 * mm), *opening, *_long_table(block)]
+            opening = []
+        elif isinstance(block, Figure):
+            story.append(_Fitted([*opening, _Drawn(block.drawing, WIDTH), *_caption(block), Spacer(0, 5)]))
             opening = []
         else:
             for unit in _block(block):
@@ -145,7 +150,7 @@ def _section(section: Section) -> list[Flowable]:
     return story + ([KeepTogether(opening)] if opening else [])
 
 
-def _block(block: Block) -> list[Unit]:
+def _block(block: Text | Bullets | Table | Figures) -> list[Unit]:
     if isinstance(block, Text):
         return [[_words(block.words, block.kind)]]
     if isinstance(block, Bullets):
@@ -153,8 +158,6 @@ def _block(block: Block) -> list[Unit]:
     if isinstance(block, Table):
         parts = _long_table(block)
         return [parts] if len(block.rows) <= LONG else [[CondPageBreak(40 * mm)], *([flowable] for flowable in parts)]
-    if isinstance(block, Figure):
-        return [[_Drawn(block.drawing, WIDTH), *_caption(block), Spacer(0, 5)]]
     return [[grid] for grid in _side_by_side(block)] + [[Spacer(0, 5)]]
 
 
@@ -224,8 +227,12 @@ class _Drawn(Flowable):  # type: ignore[misc]
     def __init__(self, drawing: Drawing, width: float) -> None:
         super().__init__()
         self.drawing = drawing
-        self.scale = min(1.0, width / drawing.width)
-        self.width, self.height = drawing.width * self.scale, drawing.height * self.scale
+        self.resize(min(1.0, width / drawing.width))
+
+    def resize(self, scale: float) -> None:
+        """Make it so large, as a part of what it was drawn as."""
+        self.scale = scale
+        self.width, self.height = self.drawing.width * scale, self.drawing.height * scale
 
     def wrap(self, *_: float) -> tuple[float, float]:
         return self.width, self.height
@@ -237,6 +244,47 @@ class _Drawn(Flowable):  # type: ignore[misc]
         for shape in self.drawing.shapes:
             _paint(canvas, shape, self.drawing.height)
         canvas.restoreState()
+
+
+class _Fitted(Flowable):  # type: ignore[misc]
+    """A drawing with what stays with it, on one page: made smaller, down to `LEAST`, where that saves the rest of a page."""
+
+    def __init__(self, parts: Unit) -> None:
+        super().__init__()
+        self.parts = parts
+        [self.drawn] = [part for part in parts if isinstance(part, _Drawn)]
+        self.natural = self.drawn.scale
+        self.heights: list[float] = []
+
+    def wrap(self, width: float, height: float) -> tuple[float, float]:
+        """As high as it is, or as there is room."""
+        self.drawn.resize(self.natural)
+        total = self._height(width)
+        if total > height:
+            room = (height - (total - self.drawn.height)) / self.drawn.height  # for the drawing, of its natural size
+            whole_page = height > PAGE_HEIGHT - 1
+            if room >= LEAST or (whole_page and room > 0):
+                self.drawn.resize(self.natural * room * 0.999)
+                total = self._height(width)
+        return width, total
+
+    def draw(self) -> None:
+        at = sum(self.heights)
+        for part, height in zip(self.parts, self.heights, strict=True):
+            at -= height
+            part.drawOn(self.canv, 0, at + self._after(part))
+
+    def _height(self, width: float) -> float:
+        self.heights = [part.wrap(width, PAGE_HEIGHT)[1] + self._after(part) for part in self.parts]
+        return sum(self.heights)
+
+    @staticmethod
+    def _after(part: Flowable) -> float:
+        return float(part.getSpaceAfter())
+
+    def getSpaceBefore(self) -> float:  # ReportLab's name
+        """That of what stands first."""
+        return float(self.parts[0].getSpaceBefore())
 
 
 def _paint(canvas: Canvas, shape: Any, height: float) -> None:

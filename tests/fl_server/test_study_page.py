@@ -1035,3 +1035,23 @@ def look(browser, address, width):
         picture = base64.b64decode(browser.ask("Page.captureScreenshot", format="png")["data"])
         (Path(folder) / f"{name}_{shade}.png").write_bytes(picture)
     return seen
+
+
+def test_a_study_that_waits_for_approvals_says_for_whom_and_why(browser, real, runs):
+    record = of(["UU", "UU", "UU"], sites=["north", "south", "west"], rounds=8, ended="") | {"rounds": [], "reasons": []}
+    at = time.time()
+    missing = {"north": "nobody at north has approved study pilot (1d4173cd0424) yet", "west": "no machine is connected"}
+    now = moment(
+        record,
+        phase="enrolling",
+        round=0,
+        began=at - 7200,
+        deadline=at + 86400,
+        needed=2,
+        asked=dict.fromkeys(missing, at - 7200),
+        missing=missing,
+    )
+    write(runs, "undecided", record, now, Standing(study_hash=record["study_hash"], started="2026-11-22T08:15:00Z"))
+    page = browser.settled("/study/undecided")
+    assert "It waits until 2 take part" in page.text
+    assert "north for 2 h: nobody at north has approved study pilot (1d4173cd0424) yet" in page.text
