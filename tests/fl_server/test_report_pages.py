@@ -1,4 +1,4 @@
-"""Where the report on paper breaks its pages: what stays together, and what is made smaller so that no page stays half empty."""
+"""Where the report on paper breaks its pages: what stays together, and what is made smaller so that pages are full."""
 
 import pytest
 from reportlab.platypus import KeepTogether
