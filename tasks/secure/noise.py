@@ -2,8 +2,8 @@
 
 The sampler is that of Canonne, Kamath and Steinke 2020 ("The Discrete Gaussian for Differential Privacy", algorithms 1 to 3),
 vectorised: a discrete Laplace proposal made of uniform whole numbers and coin flips of probability exp(-1), and one coin flip
-to accept. Their flips are exact for rational std; ours compare 53 fresh bits with a double, and the difference that makes is
-bounded (`TOTAL_VARIATION`) and charged.
+to accept. Ours compare 53 fresh bits with a double and, where these are too close to tell, more bits with more digits; the
+difference that is left is bounded (`TOTAL_VARIATION`) and charged.
 
 In production all bits come from the operating system's generator: a fresh key of 256 bits for every draw of some hundred
 kilobytes, spread out with AES-256 in counter mode. The generator itself (ChaCha20 in Linux) does no other, at a twentieth of
@@ -14,22 +14,25 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
+from decimal import Decimal, localcontext
+from fractions import Fraction
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-TOTAL_VARIATION = 2.0**-48
+TOTAL_VARIATION = 2.0**-100
 """One number differs from the exact distribution by less than this in total variation; `count` numbers by `count` times it.
 
-A flip is off by 2**-53 for the grid and less than 2**-54 for the double that stands for its probability; a proposal takes 1 /
-(1 - 1/e) = 1.6 of them on average, so its distribution is off by less than 2**-52 in total variation, its weights by twice
-that. The flip that accepts is off by at most 1.3 * 2**-51: 2**-53 for the grid, as much for exp, and for its argument e,
-whose rounding is at most (1.42 * |y| + 2 * e) * 2**-52 with y**2 <= 2 * e, the largest value of that times exp(-e). Together
-2.3 * 2**-51, divided by the share of proposals accepted (0.41 or more from std 0.7 on, 0.3 below): less than 2**-48.
+A flip whose 53 bits lie within `_NEAR` of the double that stands for its probability is decided anew, with 128 further bits
+against the probability in 80 digits; the double is off by less than 2**-50 (exp: 2**-53, its argument e:
+(1.42 * |y| + 2 * e) * 2**-52 with y**2 <= 2 * e, times exp(-e)), so all others are decided right. What is left is that the
+further bits end: 2**-181 for a flip, of which a number takes about 10.
 """
 
+_NEAR = 2.0**-49
 _CHUNK = 1 << 16  # numbers proposed at a time
 _LARGEST_STD = 2.0**40  # beyond, squares of what is drawn would not be exact enough for the bound
 
@@ -106,7 +109,12 @@ def _accepted(proposals: int, std: float, bits: Bits) -> npt.NDArray[np.int64]:
     negative = (raw >> np.uint64(63)).astype(bool)
     size = low + (_geometric(proposals, bits) << power)
     exponent = low / scale + (size - std * (std / scale)) ** 2 / (2.0 * std * std)
-    keep = _uniform(proposals, bits) < np.exp(-exponent)
+
+    def exactly(index: int) -> Fraction:
+        square = Fraction(std) ** 2
+        return Fraction(int(low[index]), scale) + (int(size[index]) - square / scale) ** 2 / (2 * square)
+
+    keep = _flips(np.exp(-exponent), exactly, bits)
     keep &= ~(negative & (size == 0))  # else zero would be drawn twice as often
     return np.where(negative, -size, size)[keep]
 
@@ -116,11 +124,24 @@ def _geometric(count: int, bits: Bits) -> npt.NDArray[np.int64]:
     heads = np.zeros(count, dtype=np.int64)
     going = np.arange(count)
     while len(going):
-        going = going[_uniform(len(going), bits) < math.exp(-1)]
+        going = going[_flips(np.full(len(going), math.exp(-1)), lambda index: Fraction(1), bits)]
         heads[going] += 1
     return heads
 
 
-def _uniform(count: int, bits: Bits) -> npt.NDArray[np.float64]:
-    """Multiples of 2**-53 in [0, 1)."""
-    return (np.frombuffer(bits.draw(8 * count), dtype="<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def _flips(probability: npt.NDArray[np.float64], exponent: Callable[[int], Fraction], bits: Bits) -> npt.NDArray[np.bool_]:
+    """One coin flip each; `exponent` gives minus the logarithm of the probability that the double stands for, exactly."""
+    drawn = np.frombuffer(bits.draw(8 * len(probability)), dtype="<u8") >> np.uint64(11)
+    uniform = drawn.astype(np.float64) * 2.0**-53  # it stands for all numbers up to the next one
+    heads = uniform < probability
+    for index in np.flatnonzero(np.abs(uniform - probability) <= _NEAR):  # once in 2**48 flips
+        heads[index] = _decided(int(drawn[index]), exponent(int(index)), bits)
+    return heads
+
+
+def _decided(drawn: int, exponent: Fraction, bits: Bits) -> bool:
+    """Whether `drawn` * 2**-53 and 128 further bits are below exp(-exponent)."""
+    with localcontext(prec=80):
+        edge = (-Decimal(exponent.numerator) / exponent.denominator).exp()
+        further = int.from_bytes(bits.draw(16), "little")
+        return (drawn << 128) + further < edge * (1 << 181)

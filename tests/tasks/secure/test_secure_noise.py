@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
+import mpmath
 import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy import stats
 
+from tasks.secure import noise
 from tasks.secure.noise import discrete_gaussian, os_bits, seeded_bits
 
 COUNT = 400_000
@@ -85,3 +88,28 @@ def test_seeded_noise_repeats_and_differs_between_releases() -> None:
 def test_noise_from_the_operating_system_never_repeats() -> None:
     one, other = (discrete_gaussian(50, std=1e9, bits=os_bits()) for _ in range(2))
     assert not set(one.tolist()) & set(other.tolist())
+
+
+def test_flips_that_are_too_close_to_tell_are_decided_with_more_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly at the edge: 53 bits that say nothing, and the next 128 decide, against exp in 80 digits."""
+
+    class Drawn:
+        source = "seeded"
+
+        def __init__(self, further):
+            self.further = further
+
+        def draw(self, count):
+            assert count == 16
+            return self.further.to_bytes(16, "little")
+
+    for exponent in (Fraction(1), Fraction(7, 3), Fraction(40)):
+        with mpmath.workprec(400):
+            edge = int(mpmath.floor(mpmath.exp(-mpmath.mpf(exponent.numerator) / exponent.denominator) * 2**181))
+        drawn, further = edge >> 128, edge & ((1 << 128) - 1)
+        assert noise._decided(drawn, exponent, Drawn(further))
+        assert not noise._decided(drawn, exponent, Drawn(further + 1))
+    monkeypatch.setattr(noise, "_NEAR", 2.0)  # every flip the long way: the same distribution
+    numbers = noise.discrete_gaussian(3000, std=2.0, bits=noise.seeded_bits(3))
+    assert abs(numbers.mean()) < 4 * 2 / 3000**0.5
+    assert abs(numbers.std() - 2) < 4 * 2 / 6000**0.5

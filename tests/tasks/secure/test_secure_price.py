@@ -21,7 +21,7 @@ def test_the_event_is_the_promised_noise_and_states_what_one_share_alone_is_wort
     assert found.own_noise_multiplier == pytest.approx(1.0)  # four shares that count: threshold 5, one colluding
     assert (found.shares, found.dimension) == (4, 1000)
     assert found.sensitivity == pytest.approx(0.5 / SIX.step + math.sqrt(1000), rel=1e-12)
-    assert found.sampling_error == 4 * 1000 * 2.0**-48
+    assert found.sampling_error == 4 * 1000 * 2.0**-100
 
 
 def test_more_sites_that_may_collude_need_more_noise_at_each() -> None:
