@@ -60,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
         settings = OmegaConf.to_yaml(_compose([]))
-        print(HELP.format(groups=_groups(), settings="".join(f"  {line}\n" for line in settings.splitlines())))
+        try:
+            print(HELP.format(groups=_groups(), settings="".join(f"  {line}\n" for line in settings.splitlines())), flush=True)
+        except BrokenPipeError:  # whoever read along has enough, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     many = bool({"-m", "--multirun"} & set(arguments))
     show = "--show" in arguments

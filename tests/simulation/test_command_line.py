@@ -300,3 +300,12 @@ def test_a_full_disk_ends_the_run_in_words(rehearsed, capsys):
     rehearsed.during = fill
     assert main([]) == 1
     assert "this run can't go on: No space left on device" in capsys.readouterr().err
+
+
+def test_who_reads_only_the_beginning_of_the_help_gets_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "simulation", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
