@@ -24,8 +24,9 @@ from fl_client.privacy.engine.trial import Engine, engine_for, tried
 
 _BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 """Memory for the gradients of the patients of one pass. A large network gets few patients at a time, or one."""
-_NUMBERS = 2**22
-"""Input numbers in one pass, which bound its activations: 640 slices of 80 x 80, or 4 volumes of 96 x 96 x 96."""
+_NUMBERS = {"cpu": 2**17, "cuda": 2**22}
+"""Input numbers in one pass, which bound its activations. A CPU is quickest with 20 slices of 80 x 80: larger tensors are given
+back to the operating system after each use, and cost as much to get again as to compute."""
 
 _Patient = tuple[Tensor, Tensor]
 
@@ -71,7 +72,8 @@ def clipped_sum(
     engine : "auto", "loop" or "one_pass"
         `auto` is right everywhere but in a test or a measurement. `one_pass` is taken only if the network allows it.
     autocast : torch.dtype or None
-        Forward pass in this precision (`torch.bfloat16`); gradients, norms and sum keep theirs, and so does the bound.
+        Forward pass in this precision (`torch.bfloat16`), in the loop; gradients, norms and sum keep theirs, and so does the
+        bound.
 
     Returns
     -------
@@ -137,8 +139,10 @@ class _Step:
         return self.shares
 
     def _way(self, x: Tensor) -> Engine:
-        if self.engine == "loop":
+        if self.engine == "loop" or (self.engine == "auto" and self.loop.autocast):
             return Engine("loop")
+        if self.loop.autocast:
+            raise ValueError("engine='one_pass' doesn't suit autocast: others' coarse roundings would move with the pass")
         if self.engine == "auto":
             return engine_for(self.loop.model, self.loop.parameters, x)
         way = tried(self.loop.model, self.loop.parameters, x)
@@ -155,9 +159,7 @@ class _Step:
         loop, shares = self.loop, self.shares
         try:
             x, y = (torch.stack(parts) for parts in zip(*patients, strict=True))
-            losses, gradients = each_gradient(
-                loop.model, loop.parameters, x, y, loop.loss, apart=self.ways[kind][0].apart, autocast=loop.autocast
-            )
+            losses, gradients = each_gradient(loop.model, loop.parameters, x, y, loop.loss, apart=self.ways[kind][0].apart)
         except LossMisshapen:
             raise
         except Exception:
@@ -192,5 +194,6 @@ class _Step:
 
 def _at_once(parameters: Sequence[nn.Parameter], x: Tensor) -> int:
     """How many patients share a pass: known from the network and the rows' shape alone."""
+    kind = x.device.type if x.device.type in _BYTES else "cpu"
     each = sum(p.numel() * p.element_size() for p in parameters)
-    return max(1, min(_BYTES.get(x.device.type, _BYTES["cpu"]) // max(1, each), _NUMBERS // max(1, x.numel())))
+    return max(1, min(_BYTES[kind] // max(1, each), _NUMBERS[kind] // max(1, x.numel())))

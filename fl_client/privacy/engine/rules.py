@@ -102,7 +102,7 @@ def _convolve(book: Book, x: Tensor, weight: Tensor, bias: Tensor | None, how: t
     d = weight.dim() - 2
     stride, padding, dilation, transposed, output_padding, groups = how
     how = (_each(stride, d), _each(padding, d), _each(dilation, d), transposed, _each(output_padding, d), groups)
-    out: Tensor = _Convolution.apply(*_lowered(x, weight, bias), _Layer.of(book, weight, bias), how)  # type: ignore[no-untyped-call]
+    out: Tensor = _Convolution.apply(x, weight, bias, _Layer.of(book, weight, bias), how)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -168,7 +168,7 @@ def linear(book: Book, input: Tensor, weight: Tensor, bias: Tensor | None = None
     """`torch.nn.functional.linear`; any number of axes between rows and features."""
     if input.dim() < 2:
         raise NoRule("a linear layer on an input without rows")
-    out: Tensor = _Linear.apply(*_lowered(input, weight, bias), _Layer.of(book, weight, bias))  # type: ignore[no-untyped-call]
+    out: Tensor = _Linear.apply(input, weight, bias, _Layer.of(book, weight, bias))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -208,7 +208,7 @@ def group_norm(
     """`torch.group_norm`."""
     if input.dim() < 3:
         raise NoRule("group normalisation without space")
-    out: Tensor = _GroupNorm.apply(input, *_alike(input, weight, bias), _Layer.of(book, weight, bias), num_groups, eps)  # type: ignore[no-untyped-call]
+    out: Tensor = _GroupNorm.apply(input, weight, bias, _Layer.of(book, weight, bias), num_groups, eps)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -280,7 +280,7 @@ def layer_norm(
     shape = _each(normalized_shape, 1)
     if input.dim() <= len(shape):
         raise NoRule("layer normalisation over the rows")
-    out: Tensor = _LayerNorm.apply(input, *_alike(input, weight, bias), _Layer.of(book, weight, bias), shape, eps)  # type: ignore[no-untyped-call]
+    out: Tensor = _LayerNorm.apply(input, weight, bias, _Layer.of(book, weight, bias), shape, eps)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -321,7 +321,7 @@ class _LayerNorm(torch.autograd.Function):
 
 def prelu(book: Book, input: Tensor, weight: Tensor) -> Tensor:
     """`torch.prelu`, with one slope or one for each channel."""
-    out: Tensor = _PReLU.apply(input, *_alike(input, weight), _Layer.of(book, weight))  # type: ignore[no-untyped-call]
+    out: Tensor = _PReLU.apply(input, weight, _Layer.of(book, weight))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -350,20 +350,6 @@ class _PReLU(torch.autograd.Function):
 
 
 # -- which rule for which function --------------------------------------------------------------------------------------
-
-
-def _lowered(x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
-    """Under autocast, what torch would lower: convolutions and linear layers."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return x, *parameters
-    dtype = torch.get_autocast_dtype(kind)
-    return x.to(dtype), *_alike(x.to(dtype), *parameters)
-
-
-def _alike(x: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The parameters in the precision of `x`."""
-    return tuple(p if p is None or p.dtype == x.dtype else p.to(x.dtype) for p in parameters)
 
 
 RULES: dict[Callable[..., Any], Callable[..., Tensor]] = {

@@ -27,6 +27,8 @@ log = logging.getLogger("konsil.privacy")
 _ENOUGH = 4e6
 """Multiplications and additions in the average operation on one patient's rows: 0.1 ms of one core, much more than it takes to
 call it. With fewer, patients had better be taken together. U-Nets of usual size have 1e7 and more, SwinUNETR on slices 1e6."""
+_LARGE = 2**16
+"""Input numbers of a patient of whom a CPU had better not take two at once: more than ten slices of 80 x 80, or a volume."""
 _PATIENTS, _ROWS = 3, 2  # in the trial; different, so that one can't stand for the other
 _AGREED = 1e-9
 
@@ -48,8 +50,8 @@ def engine_for(model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor) 
     """The engine for patients like `x` (rows, ...), of which only shape, precision and device are looked at."""
     key = _structure(model, parameters, x)
     if key not in _chosen:
-        if x.device.type == "cpu" and (work := _work(model, x)) > _ENOUGH:
-            _chosen[key] = Engine("loop", why=f"each operation on a patient is long enough ({work:.1e} flop)")
+        if x.device.type == "cpu" and x.numel() > _LARGE and (work := _work(model, x)) > _ENOUGH:
+            _chosen[key] = Engine("loop", why=f"a patient is large, and each operation long enough ({work:.1e} flop)")
         else:
             _chosen[key] = tried(model, parameters, x)
         log.info("%s: %s, %s", type(model).__name__, _chosen[key].name, _chosen[key].why)

@@ -302,10 +302,12 @@ def test_asking_for_one_pass_where_it_is_wrong_is_refused_with_the_reason():
         clipped_sum(model, list(model.parameters()), ward(), voxels, max_grad_norm=1.0, engine="one_pass")
 
 
-def test_on_a_cpu_the_study_s_network_is_looped_and_the_small_table_s_is_not():
+def test_on_a_cpu_volumes_are_looped_and_slices_and_tables_are_not():
     torch.manual_seed(0)
-    heart = SegmentationNet(Settings(**{**HEART, "voxels": 80, "channels": [16, 32, 64, 128], "strides": [2, 2, 2]}))
-    assert engine_for(heart, list(heart.parameters()), torch.zeros(4, 1, 80, 80)).name == "loop"
+    heart = SegmentationNet(Settings(**{**HEART, "voxels": 80, "channels": [16, 32], "strides": [2]}))
+    assert engine_for(heart, list(heart.parameters()), torch.zeros(4, 1, 80, 80)).name == "one_pass"
+    volume = UNet(spatial_dims=3, norm=GROUP, **SMALL)
+    assert engine_for(volume, list(volume.parameters()), torch.zeros(2, 1, 40, 40, 40)).name == "loop"
     table = Perceptron(25, [16])
     assert engine_for(table, list(table.parameters()), torch.zeros(1, 25)).name == "one_pass"
 
@@ -371,11 +373,10 @@ def test_a_patient_more_or_less_moves_the_sum_by_at_most_the_bound(twice, engine
     patients = single(ward((3,) * 6))
     everyone, result = summed(twice, patients, engine)
     assert min(result.norms) > BOUND
-    rounding = 1e-12 if engine == "loop" else 1e-5  # one pass: single precision, in which the others may move by a last bit
     for i in range(len(patients)):
         moved = np.linalg.norm(everyone - summed(twice, patients[:i] + patients[i + 1 :], engine)[0])
-        assert moved <= BOUND * (1 + rounding)
-        assert moved >= BOUND * (1 - 1e-5)
+        assert moved <= BOUND * (1 + 1e-12)
+        assert moved >= BOUND * (1 - 3e-4)  # one pass in single precision keeps this distance, for the others' last bits
 
 
 @ENGINES
@@ -422,7 +423,7 @@ def test_the_same_patients_give_the_same_bits(twice, engine):
     assert np.array_equal(summed(twice, patients, engine)[0], summed(twice, patients, engine)[0])
 
 
-@ENGINES
+@pytest.mark.parametrize("engine", ["loop", "auto"])
 def test_in_brain_float_the_bound_is_kept_as_exactly(twice, engine):
     patients = single(ward((4,) * 3))
     low, result = summed(twice, patients[:1], engine, autocast=torch.bfloat16)
@@ -431,6 +432,14 @@ def test_in_brain_float_the_bound_is_kept_as_exactly(twice, engine):
     full, _ = summed(twice, patients, engine)
     low, _ = summed(twice, patients, engine, autocast=torch.bfloat16)
     assert 0 < np.linalg.norm(low - full) < 0.05 * np.linalg.norm(full)
+    for i in range(3):
+        without, _ = summed(twice, patients[:i] + patients[i + 1 :], engine, autocast=torch.bfloat16)
+        assert np.linalg.norm(low - without) <= BOUND * (1 + 1e-12)
+
+
+def test_one_pass_in_brain_float_is_refused(twice):
+    with pytest.raises(ValueError, match="doesn't suit autocast"):
+        summed(twice, single(ward()), "one_pass", autocast=torch.bfloat16)
 
 
 def test_memory_is_bounded_by_taking_fewer_patients_at_a_time(twice, monkeypatch):
