@@ -308,3 +308,24 @@ def test_no_second_study_of_a_name_is_started_beside_the_first(idle_house):
     with pytest.raises(ValueError, match=r"study whole runs \(run 77\); konsil-study stop whole ends it"):
         _require_rest(idle_house.runs / "whole")
     _require_rest(idle_house.runs / "parted")
+
+
+def test_who_has_not_approved_is_named_with_the_reason_while_a_study_waits(runs, capsys):
+    record = interrupted(runs / "whole", after=1)
+    missing = {"c": "nobody at c has approved study whole yet"}
+    now = present(runs / "whole", record, pid=os.getpid(), asked=["c"])
+    waiting = {"phase": "enrolling", "round": 1, "needed": 3, "missing": missing, "deadline": time.time() + 3 * 86400 + 5}
+    now.model_copy(update=waiting).write(runs / "whole")
+    assert main(["status", "whole", "--runs", str(runs)]) == UNDECIDED
+    said = capsys.readouterr().out
+    assert "waiting for hospitals: 2 of the 3 that it needs take part" in said
+    assert "awaited: c for 20 s; the waiting ends in 3 d 0 h at the latest" in said
+    assert "c does not take part: nobody at c has approved study whole yet" in said
+    assert main(["log", "whole", "--runs", str(runs)]) == UNDECIDED
+    lines = [line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert lines[-2:] == [
+        "waiting until 3 hospitals take part",
+        "c does not take part: nobody at c has approved study whole yet",
+    ]
+    assert main(["status", "whole", "--runs", str(runs), "--json"]) == UNDECIDED
+    assert json.loads(capsys.readouterr().out)["missing"] == missing
