@@ -1,0 +1,324 @@
+"""What privacy costs in Dice: epsilon none, 8, 3, 1, by patients per hospital, with one noise for all hospitals or one each.
+
+    .venv/bin/python benchmarks/utility.py                                # an hour on two cores; what is done is kept
+    .venv/bin/python benchmarks/utility.py --only table --patients 40 --epsilons none 3 --seeds 0
+    .venv/bin/python benchmarks/utility.py --only check                   # all 40 patients, nothing scaled
+    .venv/bin/python benchmarks/utility.py --only levers                  # other ways to learn, one change at a time
+
+Six generated hospitals (conf/hospitals/five_scanners.yaml, the held-out one with them) and the small network of size=small,
+pre-trained on the 48 free patients of that size. Every hospital's scanner darkens: the images are raised to the power of 2.5,
+which pre-training has not seen, for otherwise it leaves next to nothing to be learned. Rounds are one step over all patients
+(`simulation.trial`: the product's sums, noise and steps). Each arm of `table` and `levers` takes the gradients of 10 patients
+at each hospital, under the noise that the declared number needs: fewer patients than declared stand for all of them. `check`
+does not. Dice is the mean over blood pool and myocardium, then 4 (`check`: 8) test patients, then hospitals. Seeds are of the
+noise and the views. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study
+from fl_client.cohort import Cohort
+from fl_server.weights import State
+from simulation import pretraining
+from simulation.__main__ import settings_of
+from simulation.hospital_case import patient_case
+from simulation.machine import executor, one_thread, unordered
+from simulation.scoring import mean_scores, restore
+from simulation.settings import GeneratedHospitals, MaskedSums, Simulation
+from simulation.trial import Place, Response, federate
+from tasks.task import gradient_task
+
+SITES = ("alster", "isar", "donau", "spree", "rhein", "limmat")
+PARTS = ("blood_pool", "myocardium", "right_ventricle")
+FIRST, BETWEEN, TESTED_FROM = 1_000_000, 10_000, 5_000
+"""Seeds of patients: FIRST + BETWEEN times the hospital; test patients begin TESTED_FROM later."""
+MADE = 1
+"""Part of every kept result's name: raise it when the same settings would give other numbers."""
+
+
+class Arm(Frozen):
+    """One federation: what it promises, and how it learns."""
+
+    epsilon: float | None = 3.0  # None: no privacy, no clipping
+    secure: bool = True
+    patients: int = 40  # that each hospital declares
+    drawn: int | None = 10  # of whom so many are at hand; None: all
+    tested: int = 4
+    seed: int = 0
+    trainable: str = "norm"
+    bound: float = 0.3
+    rounds: int = 16  # 0: the start
+    views: int = 2
+    strategy: dict[str, float | str]
+    response: str = "dark"
+
+    @property
+    def file(self) -> str:
+        """Name of its result."""
+        text = json.dumps([MADE, self.model_dump(mode="json")], sort_keys=True)
+        return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def adam(rate: float, **more: float | str) -> dict[str, float | str]:
+    """The product's way: a step each, averaged, then Adam at the coordinator."""
+    return {"name": "fedadam", "server_learning_rate": rate, "server_schedule": "cosine", "ema_decay": 0.9, **more}
+
+
+PRIVATE: dict[str, Any] = {"trainable": "norm", "strategy": adam(0.02)}
+PLAIN: dict[str, Any] = {"epsilon": None, "secure": False, "trainable": "all", "strategy": adam(0.003)}
+
+
+def table(patients: Sequence[int], epsilons: Sequence[float | None], seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
+    """Every promise, hospital size and kind of noise; without privacy the declared size moves nothing."""
+    for seed in seeds:
+        if None in epsilons:
+            yield "start", Arm(**PRIVATE, rounds=0, seed=0)
+            yield "no privacy", Arm(**PLAIN, seed=seed)
+            yield "no privacy, the same parameters", Arm(**{**PLAIN, **PRIVATE}, seed=seed)
+        for epsilon in (epsilon for epsilon in epsilons if epsilon is not None):
+            for number in patients:
+                for secure in (True, False):
+                    kind = "one noise" if secure else "noise each"
+                    label = f"epsilon {epsilon:g}, {number} patients, {kind}"
+                    yield label, Arm(**PRIVATE, epsilon=epsilon, patients=number, secure=secure, seed=seed)
+
+
+def check(seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
+    """The goal's setting with all of its patients: 40 at each of six hospitals, epsilon 3, delta 1e-3."""
+    whole: dict[str, Any] = {"drawn": None, "tested": 8}
+    for seed in seeds:
+        yield "start", Arm(**PRIVATE, **whole, rounds=0, seed=0)
+        yield "no privacy", Arm(**PLAIN, **whole, seed=seed)
+        for secure in (True, False):
+            yield "one noise" if secure else "noise each", Arm(**PRIVATE, **whole, secure=secure, seed=seed)
+
+
+def levers(seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
+    """Epsilon 3, 40 patients; what is not named is as in the table."""
+    changes: dict[str, dict[str, Any]] = {
+        "as in the table": {},
+        "server_learning_rate 0.003 (size=small)": {"strategy": adam(0.003)},
+        "server_learning_rate 0.01": {"strategy": adam(0.01)},
+        "server_learning_rate 0.03": {"strategy": adam(0.03)},
+        "constant server_learning_rate": {"strategy": adam(0.02, server_schedule="constant")},
+        "no mean over rounds": {"strategy": adam(0.02, ema_decay=0.0)},
+        "8 rounds": {"rounds": 8},
+        "32 rounds, 0.01": {"rounds": 32, "strategy": adam(0.01)},
+        "max_grad_norm 0.03: all clipped": {"bound": 0.03},
+        "max_grad_norm 1": {"bound": 1.0},
+        "momentum instead of Adam": {
+            "strategy": {"name": "fedavgm", "server_learning_rate": 0.3, "server_momentum": 0.9, "ema_decay": 0.9}
+        },
+        "head alone, 0.03": {"trainable": "head", "strategy": adam(0.03)},
+        "decoder, 0.003": {"trainable": "decoder", "strategy": adam(0.003)},
+        "all parameters, 0.003": {"trainable": "all", "strategy": adam(0.003)},
+    }
+    for seed in seeds:
+        for secure in (True, False):
+            for label, change in changes.items():
+                yield (
+                    f"{label}; {'one noise' if secure else 'noise each'}",
+                    Arm(**{**PRIVATE, **change}, secure=secure, seed=seed),
+                )
+
+
+def main() -> int:
+    """Run what is missing; the last line is one JSON object."""
+    options = _options()
+    jobs: dict[str, list[tuple[str, Arm]]] = {
+        "table": list(table(options.patients, options.epsilons, options.seeds)),
+        "check": list(check(options.seeds)),
+        "levers": list(levers(options.seeds)),
+    }
+    chosen = {part: arms for part, arms in jobs.items() if part in options.only}
+    arms = {arm.file: arm for part in chosen.values() for _, arm in part}
+    began = time.monotonic()
+    with executor(options.workers) as pool:
+        _prepare(options.cache, max(arm.drawn or arm.patients for arm in arms.values()), pool)
+        missing = [arm for name, arm in arms.items() if not (options.cache / "arms" / name).exists()]
+        for done, future in enumerate(as_completed([pool.submit(learn, options.cache, arm) for arm in missing]), 1):
+            print(f"{done} of {len(missing)}: Dice {future.result():.4f}", file=sys.stderr, flush=True)
+    found = {part: _gathered(options.cache, listed) for part, listed in chosen.items()}
+    for part, rows in found.items():
+        print(f"\n{part:44s} seeds  Dice ± sd        blood pool  myocardium")
+        for label, row in rows.items():
+            told = f"{row['dice']:.3f} ± {row['sd']:.3f}   {row['blood_pool']:.3f}       {row['myocardium']:.3f}"
+            print(f"{label:44s} {row['seeds']:5d}  {told}")
+    print(json.dumps({**found, "run_s": round(time.monotonic() - began, 1)}))
+    return 0
+
+
+def learn(cache: Path, arm: Arm) -> float:
+    """Federate once, score, and keep the result. Returns mean Dice."""
+    one_thread()
+    logging.disable(logging.INFO)
+    began = time.process_time()
+    simulation, generated = _simulation()
+    study = _study(arm, simulation)
+    task = gradient_task(study.task)
+    response: Response | None = {"dark": _dark, "": None}[arm.response]
+    places, tests = {}, {}
+    for site in SITES:
+        cohort = Cohort(cache / "hospitals" / site)
+        train, tests[site] = _patients(site, arm.drawn or arm.patients, arm.tested)
+        places[site] = Place(task, {one: cohort.prepared(task, one) for one in train}, len(train), response)
+    state = _start(cache, simulation, generated)
+    if arm.rounds:
+        state = federate(
+            study,
+            places,
+            state,
+            noise=np.random.default_rng([arm.seed, 1]),
+            sampling=lambda site, number, _: np.random.default_rng([arm.seed, 2, SITES.index(site), number]),
+            noise_share=1.0 if arm.drawn is None else arm.drawn / arm.patients,
+        )
+    model = _Seen(restore(task, [state]), response).eval()
+    scores = []
+    for site, patients in tests.items():
+        cohort = Cohort(cache / "hospitals" / site)
+        scores.append(mean_scores([task.score(model, cohort.case(one), full=False) for one in patients]))
+    dice = {part: float(np.mean([one[f"dice/{part}"] for one in scores])) for part in PARTS}
+    mean = (dice["blood_pool"] + dice["myocardium"]) / 2
+    result = {"arm": arm.model_dump(mode="json"), "dice": mean, **dice}
+    place = cache / "arms" / arm.file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps({**result, "cpu_s": round(time.process_time() - began, 1)}))
+    part.rename(place)  # whole, or not there
+    return mean
+
+
+class _Seen(torch.nn.Module):
+    """A model that looks at images as the hospital's scanner makes them."""
+
+    def __init__(self, model: torch.nn.Module, response: Response | None) -> None:
+        super().__init__()
+        self.model, self.response = model, response
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.model(image if self.response is None else self.response(image))
+        return answer
+
+
+def _dark(image: torch.Tensor) -> torch.Tensor:
+    return image.clamp(min=0) ** 2.5
+
+
+def _simulation() -> tuple[Simulation, GeneratedHospitals]:
+    simulation = settings_of(["size=small", "arms=[federation_private]"])
+    if not isinstance(simulation.hospitals, GeneratedHospitals):
+        raise RuntimeError("size=small has no generated hospitals any more; this benchmark is about those")
+    return simulation, simulation.hospitals
+
+
+def _study(arm: Arm, simulation: Simulation) -> Study:
+    secure = MaskedSums().among(SITES) if arm.secure else None
+    privacy = Privacy(kind="none")
+    if arm.epsilon is not None:
+        privacy = Privacy(epsilon=arm.epsilon, delta=1e-3, max_grad_norm=arm.bound, secure=secure)
+    return Study(
+        name="utility",
+        konsil_version=version("konsil"),
+        task={**simulation.task, "trainable": arm.trainable},
+        rounds=max(1, arm.rounds),
+        sites=SITES,
+        privacy=privacy,
+        training=LocalTraining(steps=1, sample_rate=1.0, views=arm.views, learning_rate=1.0),
+        strategy=Strategy.model_validate(arm.strategy),
+    )
+
+
+def _start(cache: Path, simulation: Simulation, generated: GeneratedHospitals) -> State:
+    path = cache / "start.pt"
+    if not path.exists() and simulation.pretraining is not None:
+        with executor(0) as here:
+            state = pretraining.pretrain(
+                simulation.task, simulation.pretraining, generated.series, cache=cache, pool=here, advance=lambda *_: None
+            )
+        torch.save(state, path)
+        one_thread()
+    return dict(torch.load(path, weights_only=True))
+
+
+def _patients(site: str, drawn: int, tested: int) -> tuple[list[str], list[str]]:
+    first = FIRST + BETWEEN * SITES.index(site)
+    return [f"G{first + n:08d}" for n in range(drawn)], [f"G{first + TESTED_FROM + n:08d}" for n in range(tested)]
+
+
+def _prepare(cache: Path, drawn: int, pool: Any) -> None:
+    """Draw the patients that are not there yet, and pre-train once."""
+    jobs = []
+    for site in SITES:
+        there = set(Cohort(cache / "hospitals" / site).patients)
+        jobs += [(cache, site, one) for part in _patients(site, drawn, 8) for one in part if one not in there]
+    for done, _ in enumerate(unordered(pool, _draw, jobs), 1):
+        print(f"patient {done} of {len(jobs)}", file=sys.stderr, end="\r", flush=True)
+    _start(cache, *_simulation())
+
+
+def _draw(cache: Path, site: str, patient: str) -> None:
+    simulation, every = _simulation()
+    profile = (every.sites | every.held_out)[site]
+    case = patient_case(
+        int(patient[1:]),
+        scanner=profile.scanner,
+        reader=profile.reader,
+        case_mix=profile.case_mix,
+        series=every.series,
+        oversampling=every.oversampling,
+        subslices=every.subslices,
+    )
+    cohort = Cohort(cache / "hospitals" / site)
+    cohort.admit(case)
+    cohort.prepared(gradient_task(simulation.task), patient)
+
+
+def _gathered(cache: Path, listed: Sequence[tuple[str, Arm]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation over the seeds of each label."""
+    kept: dict[str, dict[int, dict[str, float]]] = {}
+    for label, arm in listed:
+        kept.setdefault(label, {})[arm.seed] = json.loads((cache / "arms" / arm.file).read_text())
+    found = {}
+    for label, by_seed in kept.items():
+        values = [one["dice"] for one in by_seed.values()]
+        mean = {part: round(float(np.mean([one[part] for one in by_seed.values()])), 4) for part in ("dice", *PARTS)}
+        spread = round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else 0.0
+        found[label] = {**mean, "sd": spread, "seeds": len(values)}
+    return found
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=Path("runs/utility"), help="where patients and results are kept")
+    parser.add_argument("--only", nargs="*", choices=("table", "check", "levers"), default=["table"], help="default: table")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--patients", nargs="*", type=int, default=[20, 40, 200], help="that each hospital declares")
+    parser.add_argument("--epsilons", nargs="*", type=_epsilon, default=[None, 8.0, 3.0, 1.0], help="none, or numbers")
+    parser.add_argument("--workers", type=int, default=2, help="processes (2); the numbers don't depend on it")
+    return parser.parse_args()
+
+
+def _epsilon(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
