@@ -1,6 +1,6 @@
 import pytest
 import torch
-from monai.networks.nets import BasicUNet, UNet
+from monai.networks.nets import BasicUNet, SwinUNETR, UNet
 from torch import nn
 
 from fl_client.privacy import require_private
@@ -43,6 +43,14 @@ def test_any_buffer_is_refused_by_name():
     model = nn.Sequential(nn.Conv2d(1, 4, 3))
     model.register_buffer("seen", torch.zeros(1))
     with pytest.raises(TypeError, match=r"buffers \(seen\)"):
+        require_private(model)
+
+
+def test_the_constant_position_index_of_swin_transformers_passes_and_a_buffer_beside_it_does_not():
+    model = SwinUNETR(in_channels=1, out_channels=2, feature_size=12, spatial_dims=2, norm_name="instance")
+    require_private(model)
+    model.swinViT.register_buffer("relative_position_index", torch.zeros(1))  # the name alone is no excuse
+    with pytest.raises(TypeError, match=r"buffers \(swinViT.relative_position_index\)"):
         require_private(model)
 
 
