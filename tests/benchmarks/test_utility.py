@@ -1,0 +1,46 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def utility():
+    return runpy.run_path(str(HERE / "benchmarks" / "utility.py"))
+
+
+def keep(cache, arm, dice):
+    place = cache / "arms" / arm.file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    found = {"arm": arm.model_dump(mode="json"), "dice": dice}
+    place.write_text(json.dumps({**found, "blood_pool": dice, "myocardium": dice, "right_ventricle": dice}))
+
+
+def test_every_setting_has_a_result_of_its_own(utility):
+    arms = dict(utility["table"]([20, 40, 200], [None, 8.0, 3.0, 1.0], [0]))
+    assert len(arms) == 3 + 3 * 3 * 2
+    assert len({arm.file for arm in arms.values()}) == len(arms)
+    assert utility["Arm"].model_validate(arms["no privacy"].model_dump()).file == arms["no privacy"].file
+
+
+def test_finished_arms_are_told_and_not_run_again(tmp_path, capsys, monkeypatch, utility):
+    for seed, dice in ((0, 0.5), (1, 0.6)):
+        for _, arm in utility["table"]([40], [3.0], [seed]):
+            keep(tmp_path, arm, dice if arm.secure else dice / 2)
+    arguments = ["--cache", str(tmp_path), "--patients", "40", "--epsilons", "3", "--seeds", "0", "1", "--workers", "0"]
+    monkeypatch.setattr(sys, "argv", ["utility.py", *arguments])
+    main = utility["main"]
+    monkeypatch.setitem(main.__globals__, "_prepare", lambda *given: None)
+    monkeypatch.setitem(main.__globals__, "learn", lambda *given: pytest.fail("was kept"))
+    assert main() == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])["table"]
+    assert said["epsilon 3, 40 patients, one noise"]["dice"] == pytest.approx(0.55)
+    assert said["epsilon 3, 40 patients, one noise"]["sd"] == pytest.approx(0.0707, abs=1e-4)  # of 0.5 and 0.6, n - 1
+    assert said["epsilon 3, 40 patients, noise each"] == {
+        **dict.fromkeys(("dice", "blood_pool", "myocardium", "right_ventricle"), 0.275),
+        **{"sd": 0.0354, "seeds": 2},
+    }
