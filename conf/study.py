@@ -62,6 +62,11 @@ class SecureAggregation(Frozen):
     threshold: Annotated[int, Field(ge=3)] | None = None  # hospitals that must be left at a round's end; None: all but one
     colluding: Annotated[int, Field(ge=0)] = 1  # hospitals that may tell the coordinator all they know, their noise included
 
+    @property
+    def least(self) -> int:
+        """Hospitals that must be left at a round's end."""
+        return max(3, len(self.keys) - 1) if self.threshold is None else self.threshold
+
 
 class Privacy(Frozen):
     """What a patient is promised. The unit is one patient with all images; adjacency is add or remove one patient.
@@ -243,6 +248,11 @@ class Study(Frozen):
     def validations(self) -> int:
         """How often the study is validated at most."""
         return 0 if self.validation is None else self.rounds // self.validation.every
+
+    @property
+    def quorum(self) -> int:
+        """A round with fewer usable answers keeps the old model."""
+        return max(self.strategy.quorum, 0 if self.privacy.secure is None else self.privacy.secure.least)
 
     @property
     def noise_steps(self) -> int:

@@ -54,7 +54,7 @@ from fl_client.privacy.dp_sgd import one_sum
 from fl_client.sent import Asked, Kept
 from fl_client.site import Site
 from tasks.secure.noise import Bits, os_bits, seeded_bits
-from tasks.secure.plan import grid_of
+from tasks.secure.plan import about_of, grid_of
 from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for, moving
 from tasks.task import personal as personal_names
 
@@ -218,15 +218,19 @@ def secure_unmask(question: Message, context: Context) -> Message:
 
 def train_masked(question: Message, context: Context, site: Site, study: Study, asked: Asked) -> Message:
     """A round whose answer can be read in the sum of all alone. The others' shares are looked at before anything is paid."""
-    attempt = secure.attempt_of(question)
-    this_try = dataclasses.replace(asked, kind="train-masked", digest=f"{asked.digest}-{attempt}")
+    where = {"number": asked.round, "attempt": secure.attempt_of(question)}
+    shares = secure.brought(question, "shares")
+    # the same vector under the same keys, or none: what was masked with other keys can't be unmasked with these
+    these_keys = secure.instance_of(site, study, context, **where)
+    this_try = dataclasses.replace(asked, kind="train-masked", digest=f"{asked.digest}-{these_keys}")
     if (answer := kept_answer(question, site, this_try)) is not None:
         require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=0)
+        secure.masked_before(site, study, context, **where, shares=shares)
         return release.again(question, answer)
     require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=1)
     task = task_of(site, study)
-    where = {"number": asked.round, "attempt": attempt}
-    secure.accept(site, study, context, **where, shares=secure.brought(question, "shares"))
+    came = received(question.content, first_state(task))
+    secure.accept(site, study, context, **where, shares=shares)
     cost = round_event(site, study, task, number=asked.round)
     if isinstance(task, CountingTask):
         grid = grid_of(study, task)
@@ -237,7 +241,7 @@ def train_masked(question: Message, context: Context, site: Site, study: Study, 
         total, took_part = {"total": bare}, len(chosen)
     else:
         model = task.model()
-        model.load_state_dict(received(question.content, model.state_dict()))
+        model.load_state_dict(came)
         require_private(model)
         grid = grid_of(study, task, model)
         epsilon = pay(site, study, cost)
@@ -260,7 +264,7 @@ def train_masked(question: Message, context: Context, site: Site, study: Study, 
         took_part = len(patients.patients)
     vector = grid.encode(total, patients=site.declared_size, bits=bits_of(site, asked))
     note(site, study=study.hash, round=asked.round, patients=took_part, masked=True)
-    vector = secure.mask(site, study, context, vector, **where)
+    vector = secure.mask(site, study, context, vector, **where, about=about_of(task, came))
     work = release.masked(question, vector, declared_size=site.declared_size, epsilon=epsilon)
     return release.kept(site, this_try, work)
 

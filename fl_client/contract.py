@@ -177,7 +177,7 @@ def _together(site: Site, study: Study) -> list[str]:
         cost = planned(site, study, load_for(study, models=site.models_folder), rounds=1, scores=False)[0]
     except ValueError as error:
         return [f"it can't be run here: {error}"]
-    alone = epsilon([cost.alone.model_copy(update={"steps": study.rounds})], delta=site.budget.delta)
+    alone = epsilon([cost.alone] * study.rounds, delta=site.budget.delta)
     return [
         f"a sum is told if {circle.threshold} of the {len(circle.sites)} hospitals are left at a round's end; nobody's own is",
         f"your price holds as long as no more than {circle.colluding} of the others tell the coordinator what they know",

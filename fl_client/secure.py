@@ -1,13 +1,16 @@
 """A hospital's part in a secure sum, question by question: what it keeps between them, and what makes it say no.
 
 The secrets of an attempt live in Flower's context of this node, which is the memory of the hospital's SuperNode: they are
-written nowhere, and are gone when it ends. That an attempt was unmasked, however, is written, and forced to the disk before the
-answer leaves: a hospital that is killed in between and asked again must not give out the other half of anybody's secret.
+written nowhere, and are gone when it ends. That a vector was masked, a list signed or an attempt unmasked is written, however,
+and forced to the disk before the answer is made: a process that is killed before it can hand back what it knows leaves the
+SuperNode with an older state, in which a second vector would get the same masks, and the other half of a secret would be given.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +31,9 @@ from tasks.weights import force_folder
 STATE = "secure"
 """Name of the record in the node's context."""
 
+KEPT_DAYS = 400
+"""So long it is known what was done with an attempt's keys; no SuperNode runs so long."""
+
 
 def node_key(site: Site) -> Path:
     """Where this hospital's own key lies: the one it is known by."""
@@ -44,7 +50,7 @@ def require_own_key(site: Site, study: Study) -> None:
 def attempt_of(question: Message) -> int:
     """Which try at its round the question belongs to. Raises `Declined` for one that says none."""
     attempt = question.content.config_records.get("config", ConfigRecord()).get("attempt")
-    if not isinstance(attempt, int) or not 0 <= attempt < 2**31:
+    if type(attempt) is not int or not 0 <= attempt < 2**31:
         raise Declined(f"a question of a secure sum says which attempt it is, not {attempt!r}")
     return attempt
 
@@ -53,14 +59,17 @@ def begin(site: Site, study: Study, context: Context, *, number: int, attempt: i
     """Fresh keys for this attempt, signed. Those of any other attempt are forgotten."""
     moment = moment_of(study, number=number, attempt=attempt)
     with _in_words():
-        if _marker(site, moment).exists():
-            raise Declined(f"attempt {attempt} at round {number} of study {study.name} is over at this site")
         one = _new(site, study, moment)
         keys = one.keys()
-    for old in _marker(site, moment).parent.glob("*"):  # of attempts whose secrets are gone with this
-        old.unlink(missing_ok=True)
+    _tidy(site)
     _keep(context, one)
     return keys
+
+
+def instance_of(site: Site, study: Study, context: Context, *, number: int, attempt: int) -> str:
+    """By which keys this hospital is known in this attempt. Raises `Declined` if it has no part in it."""
+    with _taken_up(site, study, context, number=number, attempt=attempt) as one:
+        return one.instance
 
 
 def shared_out(
@@ -77,15 +86,27 @@ def accept(site: Site, study: Study, context: Context, *, number: int, attempt: 
         one.accept(shares)
 
 
-def mask(site: Site, study: Study, context: Context, vector: Vector, *, number: int, attempt: int) -> Vector:
-    """The vector under its masks, in place."""
+def mask(site: Site, study: Study, context: Context, vector: Vector, *, number: int, attempt: int, about: bytes) -> Vector:
+    """The vector under its masks, in place; one vector under the same masks, whatever happens to this process."""
     with _taken_up(site, study, context, number=number, attempt=attempt) as one:
-        return one.mask(vector)
+        _once(site, one, "masked")
+        return one.mask(vector, about=about)
+
+
+def masked_before(
+    site: Site, study: Study, context: Context, *, number: int, attempt: int, shares: Mapping[str, bytes]
+) -> None:
+    """The vector of this attempt is given again: go on as if it had just been masked."""
+    with _taken_up(site, study, context, number=number, attempt=attempt) as one:
+        if not one.has_masked:  # this process was killed, or could not hand its vector over
+            one.accept(shares)
+            one.masked_before()
 
 
 def agree(site: Site, study: Study, context: Context, *, number: int, attempt: int, survivors: list[str]) -> bytes:
-    """A signature on the list of who answered."""
+    """A signature on the list of who answered; on one list."""
     with _taken_up(site, study, context, number=number, attempt=attempt) as one:
+        _once(site, one, "agreed")
         return one.agree(survivors)
 
 
@@ -100,15 +121,30 @@ def unmask(
     agreed: Mapping[str, bytes],
 ) -> dict[str, bytes]:
     """One share of each hospital's secrets; once, whatever happens to this process."""
-    marker = _marker(site, moment_of(study, number=number, attempt=attempt))
-    if marker.exists():
-        raise Declined(f"this site has unmasked attempt {attempt} at round {number} of study {study.name}; it does so once")
     with _taken_up(site, study, context, number=number, attempt=attempt) as one:
-        answer = one.unmask(survivors, agreed)
+        _once(site, one, "unmasked")
+        return one.unmask(survivors, agreed)
+
+
+def _once(site: Site, one: SiteRound, what: str) -> None:
+    """Write down that this has been done with these keys, forced to the disk. Raises `Declined` if it had been."""
+    marker = site.folder / "secure" / f"{one.instance[:32]}.{what}"
     make_folder(marker.parent)
-    os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file_mode(marker.parent)))
+    try:
+        os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file_mode(marker.parent)))
+    except FileExistsError:
+        where = f"attempt {one.moment.attempt} at round {one.moment.round}"
+        raise Declined(f"this site has {what} once with its keys of {where}, and does so once only") from None
     force_folder(marker.parent)
-    return answer
+
+
+def _tidy(site: Site) -> None:
+    """Forget what was done with keys so old that no SuperNode has them any more."""
+    oldest = time.time() - KEPT_DAYS * 86400
+    for marker in (site.folder / "secure").glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if marker.stat().st_mtime < oldest:
+                marker.unlink()
 
 
 def survivors_of(question: Message) -> list[str]:
@@ -165,7 +201,3 @@ def _in_words() -> Iterator[None]:
         raise Declined(str(refusal)) from None
     except (FileNotFoundError, PermissionError):
         raise Declined("this site's own key can't be read, and without it nothing can be signed") from None
-
-
-def _marker(site: Site, moment: Moment) -> Path:
-    return site.folder / "secure" / f"{moment.study[:16]}.{moment.round}.{moment.attempt}"

@@ -202,7 +202,7 @@ class Enrolment:
         if site in self.reasons:
             return SiteRound(answer="declined", reason=self.reasons[site], attempts=0)
         if site in self.nodes.values():
-            found, wanted = len(self.nodes), self.study.strategy.quorum
+            found, wanted = len(self.nodes), self.study.quorum
             return SiteRound(
                 answer="absent",
                 reason=f"not asked: {found} of the {wanted} hospitals that a round needs take part",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -39,9 +40,6 @@ from fl_server.weights import State
 from tasks.fingerprint import fingerprint
 from tasks.task import CountingTask, load, load_for, released
 from tasks.weights import save
-
-ATTEMPTS = 1000
-"""Of secure sums, between two interruptions of a study, at a round."""
 
 ALIVE_S = 30.0
 """Seconds after which a study that waits for people writes that it is still there."""
@@ -75,7 +73,8 @@ def run(
     say yes first. After that it goes on with those who are there, and rounds without a quorum ask nobody.
 
     With `resume` the study goes on after the last round whose checkpoint is there, or from the start if there is none;
-    the round that was under way is asked for again, and hospitals that have answered it send the same bytes for nothing.
+    the round that was under way is asked for again, and hospitals that have answered it send the same bytes for nothing (but
+    for masked ones: their masks are gone with the coordinator, and they are made and paid anew).
     Raises `ValueError` if the study names other initial weights, if its strategy can't be run, or if what is to be resumed is
     over or another study's; the folder is as it was then. So it is after a `RunFolderInUse`.
     """
@@ -177,10 +176,10 @@ class _Course:
         self.enrolment = Enrolment(study, first_round=len(record.rounds) + 1)
         self.enrolment.wait(self.grid, timeout_s=enrol_timeout_s, tell=self._tell_missing)
         if not record.rounds:
-            self._await(max(self.wait_for, study.strategy.quorum))
+            self._await(max(self.wait_for, study.quorum))
         self._validate()  # of the round before an interruption
         while len(record.rounds) < study.rounds and not record.stopped_early:
-            self._await(study.strategy.quorum)
+            self._await(study.quorum)
             self._round(len(record.rounds) + 1)
             self._validate()
         self._hear_late()
@@ -210,7 +209,7 @@ class _Course:
         strategy.nodes, strategy.weights = enrolment.nodes, enrolment.sizes
         if isinstance(strategy.aggregator, FedOpt):
             strategy.aggregator.eta = study.strategy.server_step(number, study.rounds)
-        enough = len(enrolment.nodes) >= study.strategy.quorum  # else every answer would be paid for and none would count
+        enough = len(enrolment.nodes) >= study.quorum  # else every answer would be paid for and none would count
         unseen: dict[str, SiteRound] = {}
         arrays = None
         if enough and study.privacy.secure is not None:
@@ -258,7 +257,7 @@ class _Course:
             progress.state,
             enrolment.nodes,
             enrolment.sizes,
-            attempt=ATTEMPTS * len(self.record.resumed),  # an attempt that was interrupted is over at the hospitals
+            attempt=secrets.randbelow(2**30),  # one that a killed coordinator began must not come back under its number
             heard=self._heard,
             asked=self._ask_masked,
         )

@@ -2,7 +2,7 @@
 
 Four questions to each hospital, five where lists have to be agreed on (tasks/secure): keys, shares, the masked vector,
 agreement, unmasking. Only the third brings weights and costs privacy. What comes before it may be asked again when too few have
-answered; what was paid for is not asked for twice.
+answered; after it a round that fails is lost.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ from fl_server.weights import State
 from tasks.secure.circle import SecureSumError
 from tasks.secure.coordinator import CoordinatorRound
 from tasks.secure.grid import Grid as Steps
-from tasks.secure.plan import circle_of, grid_of, moment_of
+from tasks.secure.plan import about_of, circle_of, grid_of, moment_of
 from tasks.task import CountingTask, GradientTask
 
 WORDS_S = 120.0
 """So long a question without weights waits for an answer, at most, and no longer than a quarter of the round."""
+
+
+CLOCKS_S = 300.0
+"""By which a hospital's clock may be ahead and its answer to such a question still come."""
 
 
 @dataclass
@@ -78,13 +82,12 @@ class SecureSum:
         """
         start, tries = self.clock(), self.study.strategy.retries + 1
         told: dict[str, SiteRound] = {}
-        if (declared := sum(sizes[site] for site in nodes.values())) > (most := self._most()):
-            reason = f"the hospitals declare {declared} patients together; privacy.secure.patients allows {most}"
-            return MaskedRound({site: SiteRound(answer="quarantined", reason=reason) for site in nodes.values()})
+        nodes, too_large = self._that_fit(nodes, sizes)
+        trouble = "no attempt was made"
         for which in range(tries):
-            told = {}
+            told = dict(too_large)
             try:
-                one, shares = self._prepared(number, attempt + which, nodes, told)
+                one, shares = self._prepared(number, attempt + which, about_of(self.task, state), nodes, told)
             except SecureSumError as error:
                 trouble = str(error)
                 continue
@@ -105,16 +108,26 @@ class SecureSum:
         waiting = {site: SiteRound(answer="absent", reason=f"not asked for its sum: {trouble}") for site in nodes.values()}
         return MaskedRound({**waiting, **told})
 
+    def _that_fit(self, nodes: Mapping[int, str], sizes: Mapping[str, int]) -> tuple[dict[int, str], dict[str, SiteRound]]:
+        """The hospitals that declare no more together than the grid is made for; those that declare most are left out first."""
+        most, left, out = self._most(), dict(nodes), dict[str, SiteRound]()
+        while (declared := sum(sizes[site] for site in left.values())) > most:
+            node = max(left, key=lambda one: sizes[left[one]])
+            said = f"the hospitals declare {declared} patients together, {sizes[left[node]]} of them here"
+            reason = f"{said}; privacy.secure.patients allows {most}"
+            out[left.pop(node)] = SiteRound(answer="quarantined", reason=reason)
+        return left, out
+
     def _most(self) -> int:
         secure = self.study.privacy.secure
         return 0 if secure is None else secure.patients
 
     def _prepared(
-        self, number: int, attempt: int, nodes: Mapping[int, str], told: dict[str, SiteRound]
+        self, number: int, attempt: int, about: bytes, nodes: Mapping[int, str], told: dict[str, SiteRound]
     ) -> tuple[CoordinatorRound, dict[str, dict[str, bytes]]]:
         """Keys and shares. Raises `TooFew`; `told` then says what became of who is out."""
         moment = moment_of(self.study, number=number, attempt=attempt)
-        one = CoordinatorRound(circle_of(self.study), moment, length=self.steps.length)
+        one = CoordinatorRound(circle_of(self.study), moment, length=self.steps.length, about=about)
         try:
             keys = {
                 site: found["keys"]
@@ -148,7 +161,7 @@ class SecureSum:
         plan = self.study.strategy
         strategy = Rounds(
             FedAvg(),
-            quorum=one.circle.threshold,
+            quorum=self.study.quorum,
             nodes=nodes,
             weights=sizes,
             ttl_s=plan.round_timeout_s + min(plan.round_timeout_s, LATE_S),
@@ -218,7 +231,9 @@ class SecureSum:
             content = RecordDict({"config": ConfigRecord(dict(common))})
             for record, pieces in (bring or {}).get(site, {}).items():
                 content[record] = ConfigRecord(dict(pieces))
-            questions.append(Message(content, node, f"{MessageType.QUERY}.secure_{what}", ttl=limit, group_id=str(number)))
+            questions.append(
+                Message(content, node, f"{MessageType.QUERY}.secure_{what}", ttl=limit + CLOCKS_S, group_id=str(number))
+            )
         found: dict[str, dict[str, bytes]] = {}
         for node, reply in self._replies(questions, limit).items():
             site = nodes[node]

@@ -345,9 +345,13 @@ class Rounds(Strategy):
             self._discard(answers, f"sound, but {len(sound)} of the {self.quorum} answers came that a round needs")
             return None, None
         if self.unread:
-            for site in sound:
-                if self.used is not None:
-                    self.used(site, self._spool.arrays(site))
+            try:
+                for site in sound:
+                    if self.used is not None:
+                        self.used(site, self._spool.arrays(site))
+            except OSError as error:
+                reason = f"sound, but the coordinator could not read the round's answers back: {error.strerror or error}"
+                self._discard(answers, reason)
             return None, None
         try:
             made = self._combine(number, sound)

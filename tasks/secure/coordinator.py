@@ -10,7 +10,9 @@ Bonawitz et al. 2017, figure 4.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from Crypto.Protocol.SecretSharing import Shamir
@@ -31,16 +33,19 @@ class CoordinatorRound:
         As the sites have them, from the study.
     length
         Numbers in the vector that is summed.
+    about
+        What the sum is about, as the sites know it: see `SiteRound.mask`.
     """
 
-    def __init__(self, circle: Circle, moment: Moment, *, length: int) -> None:
-        self.circle, self.moment, self.length = circle, moment, length
+    def __init__(self, circle: Circle, moment: Moment, *, length: int, about: bytes = b"") -> None:
+        self.circle, self.moment, self.length, self.about = circle, moment, length, about
         self.left: dict[str, str] = {}
         """Sites that are out of this attempt, and why, in words."""
         self._roster: dict[str, SignedKeys] = {}
         self._sharing: tuple[str, ...] = ()
         self._answered: set[str] = set()
         self._closed = False
+        self._trusted: set[int] = set()
         self._sum = np.zeros(length, dtype=np.uint32)
 
     def keys(self, answers: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -54,6 +59,9 @@ class CoordinatorRound:
                 known = SignedKeys.from_bytes(answers[site])
             except ValueError as error:
                 self.left[site] = f"sent keys that can't be read: {error}"
+                continue
+            if not known.usable:
+                self.left[site] = "sent public keys that nobody can agree on a secret with"
                 continue
             if not known.signed_by(self.circle.keys[site], self.moment, site):
                 self.left[site] = "sent keys that are not signed by the key the study names for it, for this round and attempt"
@@ -129,14 +137,27 @@ class CoordinatorRound:
         threshold = self.circle.threshold
         if len(shares) < threshold:
             raise TooFew(f"{len(shares)} sites sent a share of {which} of '{name}', fewer than the threshold {threshold}")
-        for some in itertools.islice(itertools.combinations(shares, threshold), _MOST_TRIES):
-            seed = Shamir.combine(list(some), False)
+        for some in self._choices(shares):
+            seed = Shamir.combine(some, False)
             if fits(name, seed):
+                self._trusted = {index for index, _ in some}
                 return seed
         raise WrongSum(
             f"no {threshold} of the {len(shares)} shares of {which} of '{name}' give the secret it committed to: "
             f"some site sent a false share (or '{name}' shared out another secret); this attempt has no sum"
         )
+
+    def _choices(self, shares: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+        """Sets of shares to try: of the sites whose shares were right the last time, then any."""
+        threshold = self.circle.threshold
+        if len(good := [share for share in shares if share[0] in self._trusted]) == threshold:
+            yield good
+        if math.comb(len(shares), threshold) <= _MOST_TRIES:
+            yield from map(list, itertools.combinations(shares, threshold))
+            return
+        draw = random.SystemRandom()
+        for _ in range(_MOST_TRIES):
+            yield draw.sample(shares, threshold)
 
     def _is_own(self, name: str, seed: bytes) -> bool:
         return keys.own_commitment(seed, self.moment, name) == self._roster[name].own_mask
@@ -148,7 +169,7 @@ class CoordinatorRound:
         """Those masks that the survivors put on for a site whose vector never came."""
         private = keys.mask_private(seed, self.moment, gone)
         for name in sorted(self._answered):
-            key = keys.pair_mask_key(private, self._roster[name].mask, self.moment, gone, name)
+            key = keys.pair_mask_key(private, self._roster[name].mask, self.moment, gone, name, self.about)
             (masks.subtract if name < gone else masks.add)(self._sum, key)
 
     def _enough(self, count: int, what: str) -> None:

@@ -47,6 +47,18 @@ class SignedKeys:
             raise ValueError(f"signed keys are 96 bytes and a signature, not {len(raw)} bytes")
         return cls(raw[:_PUBLIC], raw[_PUBLIC : 2 * _PUBLIC], raw[2 * _PUBLIC : 3 * _PUBLIC], raw[3 * _PUBLIC :])
 
+    @property
+    def usable(self) -> bool:
+        """Whether two different secrets can be agreed on with these: some 32 bytes are no such key."""
+        if self.mask == self.encryption:
+            return False
+        try:
+            for half in (self.mask, self.encryption):
+                X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(half))
+        except ValueError:
+            return False
+        return True
+
     def signed_by(self, line: str, moment: Moment, site: str) -> bool:
         """Whether the owner of the public key in `line` signed these keys for this moment under this name."""
         return verified(line, self.signature, _statement(moment, site, self.mask + self.encryption + self.own_mask))
@@ -105,9 +117,12 @@ def own_mask_key(seed: bytes, moment: Moment, site: str) -> bytes:
     return derived(seed, moment.context("own keystream", site))
 
 
-def pair_mask_key(private: X25519PrivateKey, public: bytes, moment: Moment, one: str, other: str) -> bytes:
-    """AES-256 key of the mask that two sites share; the same whichever half is whose, and in either order of the names."""
-    return _agreed(private, public, moment.context("pair keystream", *sorted((one, other))))
+def pair_mask_key(private: X25519PrivateKey, public: bytes, moment: Moment, one: str, other: str, about: bytes = b"") -> bytes:
+    """AES-256 key of the mask that two sites share; the same whichever half is whose, and in either order of the names.
+
+    Both must mean a sum `about` the same.
+    """
+    return _agreed(private, public, moment.context("pair keystream", *sorted((one, other)), about.hex()))
 
 
 def sealed(

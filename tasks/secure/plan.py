@@ -6,14 +6,16 @@ brings enters here: a coordinator that could choose a grid for each hospital cou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from conf.study import Study
 from tasks.accounting.budget import calibrate, epsilon
 from tasks.accounting.events import Event
+from tasks.fingerprint import fingerprint
 from tasks.secure import price
-from tasks.secure.circle import Circle, Moment, usual_threshold
+from tasks.secure.circle import Circle, Moment
 from tasks.secure.grid import Grid
 from tasks.secure.keys import public_key
 from tasks.task import CountingTask, GradientTask, moving
@@ -36,13 +38,22 @@ def circle_of(study: Study) -> Circle:
         raise ValueError(
             f"privacy.secure.keys holds no public key of {', '.join(unread)}; what `konsil-site public-key` prints is right"
         )
-    threshold = usual_threshold(len(secure.keys)) if secure.threshold is None else secure.threshold
-    return Circle(keys=secure.keys, threshold=threshold, colluding=secure.colluding)
+    return Circle(keys=secure.keys, threshold=secure.least, colluding=secure.colluding)
 
 
 def moment_of(study: Study, *, number: int, attempt: int) -> Moment:
     """One try at round `number`."""
     return Moment(study=study.hash, round=number, attempt=attempt)
+
+
+def about_of(task: GradientTask | CountingTask, state: Mapping[str, torch.Tensor]) -> bytes:
+    """What a round's sum is about: the weights that came, which no answer of a counting task depends on.
+
+    It is part of the masks: hospitals that were sent different weights can't be summed. Else a coordinator that sends one
+    hospital the model and all others one without gradients reads the one's own numbers from the sum (Pasquini, Francati and
+    Ateniese 2022).
+    """
+    return b"" if isinstance(task, CountingTask) else bytes.fromhex(fingerprint(state))
 
 
 def grid_of(study: Study, task: GradientTask | CountingTask, model: torch.nn.Module | None = None) -> Grid:

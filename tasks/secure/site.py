@@ -157,8 +157,27 @@ class SiteRound:
                     raise Refused(f"'{name}' sent {len(text)} bytes of shares, not {2 * SEED}")
                 self._shares[name] = (text[:SEED], text[SEED:])
 
-    def mask(self, vector: masks.Vector) -> masks.Vector:
-        """Third answer: `vector` (noise included) under all its masks. In place, so that nothing unmasked is left behind."""
+    @property
+    def instance(self) -> str:
+        """SHA-256 of this attempt's own signed keys: what is written down of it on a disk, and never given out."""
+        return hashlib.sha256(self._own).hexdigest()
+
+    @property
+    def has_masked(self) -> bool:
+        """Whether its vector is under masks."""
+        return self._done > _ORDER.index("mask")
+
+    def masked_before(self) -> None:
+        """Its vector has been masked with these keys, and was kept: it goes on with what comes after."""
+        with self._step("mask"):
+            pass
+
+    def mask(self, vector: masks.Vector, *, about: bytes = b"") -> masks.Vector:
+        """Third answer: `vector` (noise included) under all its masks. In place, so that nothing unmasked is left behind.
+
+        `about` is what the sum is about, and part of the masks: those of two sites that mean different things don't cancel.
+        Two vectors must never be masked with the same keys; who restores a `state` has to see to it.
+        """
         with self._step("mask"):
             if vector.dtype != np.uint32 or vector.ndim != 1:
                 raise TypeError(f"masks go over a uint32 vector, not {vector.dtype} of shape {vector.shape}")
@@ -166,7 +185,7 @@ class SiteRound:
             private = keys.mask_private(fresh.mask_seed, self.moment, self.site)
             for name in sorted(set(self._shares) - {self.site}):
                 try:
-                    key = keys.pair_mask_key(private, self._roster[name].mask, self.moment, self.site, name)
+                    key = keys.pair_mask_key(private, self._roster[name].mask, self.moment, self.site, name, about)
                 except ValueError as error:
                     raise Refused(f"'{name}' signed a mask key that is none: {error}") from None
                 (masks.add if self.site < name else masks.subtract)(vector, key)
@@ -237,6 +256,8 @@ class SiteRound:
                 known[name] = SignedKeys.from_bytes(roster[name])
             except ValueError as error:
                 raise Refused(f"the keys of '{name}' can't be read: {error}") from None
+            if not known[name].usable:
+                raise Refused(f"'{name}' sent public keys that nobody can agree on a secret with")
             if not known[name].signed_by(self.circle.keys[name], self.moment, name):
                 raise Refused(
                     f"the keys of '{name}' are not signed by the key that the study names for it, for this study, round "

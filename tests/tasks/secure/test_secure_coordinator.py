@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from circle_of import NOW, circle_of, sites_of
+from circle_of import NOW, circle_of, key_of, sites_of
 from Crypto.Protocol.SecretSharing import Shamir
 
-from tasks.secure.circle import Circle, TooFew, WrongSum
+from tasks.secure.circle import Circle, Refused, TooFew, WrongSum
 from tasks.secure.coordinator import CoordinatorRound
+from tasks.secure.keys import SignedKeys, signed
 from tasks.secure.site import SiteRound
 
 LENGTH = 16
@@ -121,3 +122,34 @@ def test_a_mask_left_on_is_not_a_sum() -> None:
     assert coordinator.unmask(answers).tolist() == [4] * LENGTH
     alone._sharing = ("site00", "site01", "site02")
     assert len(set(alone.unmask(answers).tolist())) > 1
+
+
+@pytest.mark.parametrize("which", ["of low order", "the same twice"])
+def test_keys_that_agree_on_nothing_leave_their_site_out_before_anybody_works(which: str) -> None:
+    sites = sites_of(circle := circle_of(5, threshold=4))
+    answers = {name: one.keys() for name, one in sites.items()}
+    bad = sorted(sites)[0]
+    known = SignedKeys.from_bytes(answers[bad])
+    halves = (bytes(32) if which == "of low order" else known.encryption) + known.encryption + known.own_mask
+    answers[bad] = halves + signed(key_of(bad), NOW.context("keys", bad) + halves)
+    server = CoordinatorRound(circle, NOW, length=4)
+    assert bad not in server.keys(answers)
+    assert "nobody can agree on a secret with" in server.left[bad]
+    with pytest.raises(Refused, match="nobody can agree on a secret with"):
+        sites[sorted(sites)[1]].shares(answers)
+
+
+def test_one_false_share_among_many_is_passed_by() -> None:
+    circle = circle_of(12, threshold=8, colluding=1)
+    sites, server = sites_of(circle), CoordinatorRound(circle, NOW, length=4)
+    roster = server.keys({name: one.keys() for name, one in sites.items()})
+    shares = server.shares({name: one.shares(roster) for name, one in sites.items()})
+    for name, one in sites.items():
+        one.accept(shares[name])
+        server.add(name, one.mask(np.full(4, 3, dtype=np.uint32)))
+    survivors = server.survivors()
+    agreed = server.agreed({name: one.agree(survivors) for name, one in sites.items()})
+    answers = {name: one.unmask(survivors, agreed) for name, one in sites.items()}
+    liar = sorted(sites)[0]
+    answers[liar] = {name: bytes(16) for name in answers[liar]}
+    assert server.unmask(answers).tolist() == [36] * 4

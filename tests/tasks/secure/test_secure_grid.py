@@ -153,4 +153,4 @@ def test_totals_of_another_form_are_refused() -> None:
 
 def test_what_is_said_of_the_noise_adds_up() -> None:
     assert LOUD.share_std / LOUD.sensitivity * math.sqrt(SIX.threshold - SIX.colluding) == pytest.approx(2.0)
-    assert LOUD.sampling_error == 4 * 20 * 2.0**-48
+    assert LOUD.sampling_error == 4 * 20 * 2.0**-100
