@@ -172,5 +172,6 @@ CHECKS = (
         "An attacker who sees every update can't tell who was in more often than the promised epsilon allows.",
         "empirical",
         attack,
+        reads="A training and what it promises (at delta 1e-6); the least epsilon that the right guesses allow, at 95 %.",
     ),
 )

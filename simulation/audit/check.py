@@ -61,6 +61,7 @@ class Check:
     kind: Kind
     run: Callable[[Setting], Finding]
     wanted: Callable[[Audit], bool] = lambda audit: True
+    reads: str = ""  # what its figures are, where their names don't say it
 
 
 @dataclass(frozen=True)

@@ -122,5 +122,6 @@ CHECKS = (
         "None, one or nine patients: nothing that leaves follows their number, but the noisy sum by each one's bound.",
         "certain",
         attack,
+        reads="Largest distance of answers about one or nine patients from that about nobody, over one bound for each patient.",
     ),
 )

@@ -170,6 +170,7 @@ CHECKS = (
         "From one round's update of one patient's slice the slice can be drawn; with privacy it can't by the same means.",
         "empirical",
         attack,
+        reads="Correlation of the image found with the patient's: 1 is the same image.",
         wanted=lambda audit: audit.inversion_steps > 0,
     ),
 )

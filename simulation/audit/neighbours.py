@@ -238,7 +238,8 @@ def vectors(setting: Setting) -> Finding:
         found.require(bool(np.isfinite(whole).all()), "a broken vector makes the noisy sum infinite or undefined")
         for left in range(len(rows)):
             less = noisy_sum(np.delete(rows, left, axis=0), bound=bound, noise_multiplier=0.0, noise=Silence())
-            moved = float(np.linalg.norm(whole - less)) / bound
+            with np.errstate(over="ignore"):
+                moved = float(np.linalg.norm(whole - less)) / bound
             worst = max(worst, moved)
             found.require(moved <= 1 + CLOSE, f"without row {left} the noisy sum lies {moved:.3g} bounds away")
     figures: Mapping[str, Figure] = {"furthest": worst, "patients": len(rows)}
@@ -252,12 +253,14 @@ CHECKS = (
         "One patient moves the clipped sum by the bound at most: both engines, any patient, broken ones too.",
         "certain",
         sums,
+        reads="Largest distance of the sums with and without one patient, over the bound: 1 is what the noise was made for.",
     ),
     Check(
         "neighbours: whole answers",
         "One patient moves a hospital's answer, before noise, by no more than the bound that its noise was made for.",
         "certain",
         answers,
+        reads="Largest distance of the answers with and without one patient, over the bound: 1 is what the noise was made for.",
     ),
     Check(
         "neighbours: vectors",

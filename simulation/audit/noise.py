@@ -211,6 +211,7 @@ CHECKS = (
         "The noise in what leaves is normal, new each time, and as large as the ledger's event says.",
         "statistical",
         spread,
+        reads="Standard deviation of the noise found, over what the ledger's event says.",
     ),
     Check(
         "noise: questions",

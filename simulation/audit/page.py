@@ -35,6 +35,7 @@ article h3 { margin: 0; font-size: 1rem; display: flex; gap: .6rem; align-items:
 p { margin: 0; } li { margin: .3rem 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
 td { padding: .1rem .9rem .1rem 0; } td + td { font-variant-numeric: tabular-nums; text-align: right; }
+.reads { font-size: .85rem; opacity: .8; }
 .problems { color: var(--bad); overflow-wrap: anywhere; margin: .2rem 0; }
 img { max-width: 100%; background: #fff; border-radius: .4rem; margin-top: .5rem; }
 footer { margin-top: 2rem; opacity: .75; font-size: .85rem; }
@@ -81,6 +82,7 @@ def _article(result: Result) -> str:
 <h3><span class="verdict">{verdict}</span>{escape(result.check.name)}
 <span class="kind">{result.check.kind}, {result.seconds:.1f} s</span></h3><p>{escape(result.check.claim)}</p>
 {f'<ul class="problems">{problems}</ul>' if problems else ""}
+{f'<p class="reads">{escape(result.check.reads)}</p>' if result.check.reads else ""}
 <div class="scroll"><table>{rows}</table></div>{pictures}</article>"""
 
 

@@ -158,5 +158,6 @@ CHECKS = (
         "In every step each patient is drawn with the probability that was paid for, whoever else is there or drawn.",
         "statistical",
         attack,
+        reads='Drawn as in production; "sd" are standard deviations of what independent draws give.',
     ),
 )
