@@ -19,7 +19,7 @@ from fl_client.privacy.engine.loop import PatientLoop
 from fl_client.privacy.engine.one_pass import each_gradient
 from fl_client.privacy.engine.shares import Loss as Loss
 from fl_client.privacy.engine.shares import LossMisshapen as LossMisshapen
-from fl_client.privacy.engine.shares import Shares, each_norm
+from fl_client.privacy.engine.shares import Shares, each_norm, shorter
 from fl_client.privacy.engine.trial import Engine, engine_for, tried
 
 _BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
@@ -116,6 +116,7 @@ class _Step:
         self.engine = engine
         self.ways: dict[object, tuple[Engine, int]] = {}
         self.waiting: dict[object, list[_Patient]] = {}
+        self.fallen: dict[object, Shares] = {}  # of those whose pass turned out to be impossible; cut as it would have cut them
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Now, or when enough have come."""
@@ -125,7 +126,7 @@ class _Step:
             self.waiting[kind] = []
         way, at_once = self.ways[kind]
         if way.name == "loop":
-            self.loop.add(self.shares, x, y)
+            self.loop.add(self.fallen.get(kind, self.shares), x, y)
             return
         self.waiting[kind].append((x, y))
         if len(self.waiting[kind]) >= at_once:
@@ -136,6 +137,8 @@ class _Step:
         for kind in self.waiting:
             while self.waiting[kind]:
                 self._together(kind)
+        for shares in self.fallen.values():
+            self.shares.take(shares)
         return self.shares
 
     def _way(self, x: Tensor) -> Engine:
@@ -177,7 +180,7 @@ class _Step:
                 shares.note(norms[patient], losses[patient])
 
     def _one_is_to_blame(self, kind: object, patients: Sequence[_Patient]) -> None:
-        alone = Shares(self.loop.parameters, self.shares.bound)
+        alone = Shares(self.loop.parameters, shorter(self.shares.bound, self.loop.parameters))
         good = []
         for patient in patients:
             before = len(alone.failed)
@@ -189,7 +192,7 @@ class _Step:
             self.shares.failed.extend(alone.failed)
         else:  # the pass itself is impossible: memory, say
             self.ways[kind] = Engine("loop", why="one pass failed"), 1
-            self.shares.take(alone)
+            self.fallen[kind] = alone
 
 
 def _at_once(parameters: Sequence[nn.Parameter], x: Tensor) -> int:

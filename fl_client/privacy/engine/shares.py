@@ -67,8 +67,7 @@ class Shares:
         add in another order, and everybody's gradient moves by two last bits, which mustn't lift the difference over the bound.
         """
         self.note(norms, losses)
-        dtype = next((part.dtype for part in gradients if part is not None), torch.float64)
-        scale = self._scale(norms, self.bound * (1 - ROUNDINGS * torch.finfo(dtype).eps))
+        scale = self._scale(norms, shorter(self.bound, gradients))
         for share, part in zip(self.total, gradients, strict=True):
             if part is not None:
                 share.add_((scale @ part.flatten(1).double()).view_as(share))
@@ -99,6 +98,12 @@ class Shares:
     def losses(self) -> list[float]:
         """One per patient, in the order of adding."""
         return _numbers(self._losses)
+
+
+def shorter(bound: float, like: Sequence[Tensor | None]) -> float:
+    """The bound that is kept in one pass, in the precision of these parameters or gradients."""
+    dtype = next((tensor.dtype for tensor in like if tensor is not None), torch.float64)
+    return bound * (1 - ROUNDINGS * torch.finfo(dtype).eps)
 
 
 def each_norm(gradients: Sequence[Tensor | None], losses: Tensor) -> Tensor:
