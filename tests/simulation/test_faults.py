@@ -189,13 +189,15 @@ class Case:
         return " ".join(str(value) for value in self.fault.values())
 
 
+DIED = "its konsil process ended while it worked on this"
+
 MATRIX = (
-    Case({"fault": "crash_before_training"}, ("used", "failed", "used"), "its konsil process ended while it worked on this", (2,), 2),
+    Case({"fault": "crash_before_training"}, ("used", "failed", "used"), DIED, (2,), 2),
     Case({"fault": "crash_before_training", "times": 1}, ("used", "used", "used")),
-    Case({"fault": "crash_before_ledger"}, ("used", "failed", "used"), "its konsil process ended while it worked on this", (2,), 2),
+    Case({"fault": "crash_before_ledger"}, ("used", "failed", "used"), DIED, (2,), 2),
     Case({"fault": "crash_before_ledger", "times": 1}, ("used", "used", "used")),
     Case({"fault": "crash_in_training", "times": 1}, ("used", "used", "used"), paid=4),
-    Case({"fault": "crash_before_reply"}, ("used", "failed", "used"), "its konsil process ended while it worked on this", (2,)),
+    Case({"fault": "crash_before_reply"}, ("used", "failed", "used"), DIED, (2,)),
     Case({"fault": "crash_before_reply", "times": 1}, ("used", "used", "used")),
     Case({"fault": "nan_update"}, ("used", "quarantined", "used"), "not finite", (2,)),
     Case({"fault": "exploding_update"}, ("used", "quarantined", "used"), "times", (2,)),
