@@ -30,7 +30,7 @@ DECLARED = 1
 EPSILONS = (8.0, 3.0)
 DELTA = 1e-3
 BOUND = 1.0
-ROUGH = 2e-6
+ROUGH = 2e-7
 """What the attacker knows of images: they are smooth in places."""
 Floats = npt.NDArray[np.float64]
 

@@ -94,7 +94,11 @@ def _furthest(
             shares = clipped_sum(model, parameters, some, loss, max_grad_norm=bound, engine=engine)
             return np.concatenate([share.numpy().ravel() for share in shares.gradients])
 
-        everybody = total(patients)
+        try:
+            everybody = total(patients)
+        except Exception as error:
+            found.problems.append(f"{where}: one patient stops the step for all ({type(error).__name__}: {error})")
+            return math.inf
         found.require(bool(np.isfinite(everybody).all()), f"{where}: one patient makes the sum infinite or undefined")
         for left in range(len(patients)):
             moved = float(np.linalg.norm(everybody - total(patients[:left] + patients[left + 1 :]))) / bound
