@@ -1,7 +1,7 @@
 """Does the audit find anything? konsil is broken on purpose, one way at a time, and every check looks.
 
     .venv/bin/python benchmarks/seeded_bugs.py                        # each bug until a check has caught it; some CPU-minutes
-    .venv/bin/python benchmarks/seeded_bugs.py --every                # each bug before every check; a quarter of an hour
+    .venv/bin/python benchmarks/seeded_bugs.py --every                # each bug before every check; half an hour
     .venv/bin/python benchmarks/seeded_bugs.py --bugs "per layer"     # those whose name holds this
 
 Each bug is one that published code has had or that a tired person could write, put into konsil's own modules while it runs. On
