@@ -24,8 +24,9 @@ from simulation.audit.drawn import Direction, Ward, as_it_is
 
 DELTA = 1e-6
 """Small beside one over the canaries, or its part in the bound drowns every guess."""
-DOUBT = 1e-3
-"""So seldom a training that keeps its promise looks as if it didn't, at most; delta allows no smaller number."""
+DOUBT = 0.02
+"""So seldom, at most, a training that just keeps its promise looks as if it didn't. With so many canaries delta allows no
+smaller number; an honest training is far from the worst that its promise allows."""
 BOUND = 1.0
 _ORDINARY = 40
 """Patients who are nobody's canary, and always there."""
