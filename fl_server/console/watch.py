@@ -5,9 +5,11 @@ Whoever stops looking stops nothing. A study that was interrupted is waited for,
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 from fl_server.commands import EXIT, LEFT, UNDECIDED
@@ -32,17 +34,42 @@ def watch(files: Files, name: str, *, patient: bool, live: bool, tell: Callable[
     anew twice a second, else `tell` hears of each thing that happens. Raises `OSError` and `ValueError` for what can't be read.
     """
     try:
-        if live:
-            last = _drawn(files, name, patient=patient)
-        else:
-            last = _told(files, name, patient=patient, tell=tell or (lambda event: print(event.line, flush=True)))
+        with _leaving() as left:
+            if live:
+                last = _drawn(files, name, patient=patient, left=left)
+            else:
+                line = tell or (lambda event: print(event.line, flush=True))
+                last = _told(files, name, patient=patient, tell=line, left=left)
     except KeyboardInterrupt:
-        left = f"you have stopped looking, the study goes on; konsil-study watch {name} looks again, stop {name} ends it"
-        print(f"\n{left}", file=sys.stderr)
+        words = f"you have stopped looking, the study goes on; konsil-study watch {name} looks again, stop {name} ends it"
+        print(f"\n{words}", file=sys.stderr)
         return LEFT
     if tell is None:
         print("\n".join(told(last)))
     return status(last)
+
+
+@contextmanager
+def _leaving() -> Iterator[threading.Event]:
+    """Set at Ctrl-C, which is heard between two looks: raised in the middle of one, it may end in somebody's clean-up.
+
+    The second Ctrl-C is raised wherever it comes.
+    """
+    left = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # who is no main thread hears no signals
+        yield left
+        return
+
+    def hear(number: int, frame: object) -> None:
+        if left.is_set():
+            raise KeyboardInterrupt
+        left.set()
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield left
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def status(last: Picture) -> int:
@@ -52,28 +79,31 @@ def status(last: Picture) -> int:
     return EXIT[last.verdict] if last.over and last.verdict is not None else UNDECIDED
 
 
-def _told(files: Files, name: str, *, patient: bool, tell: Callable[[Event], None]) -> Picture:
+def _told(files: Files, name: str, *, patient: bool, tell: Callable[[Event], None], left: threading.Event) -> Picture:
     teller = Teller(tell)
-    for read, seen in _sights(files, name, patient=patient):
+    for read, seen in _sights(files, name, patient=patient, left=left):
         teller(read)
         last = seen
     return last
 
 
-def _drawn(files: Files, name: str, *, patient: bool) -> Picture:
+def _drawn(files: Files, name: str, *, patient: bool, left: threading.Event) -> Picture:
     from rich.console import Console
     from rich.live import Live
 
     from fl_server.console.view import View
 
     with Live(console=Console(highlight=False), auto_refresh=False, transient=True) as screen:
-        for _, last in _sights(files, name, patient=patient):
+        for _, last in _sights(files, name, patient=patient, left=left):
             screen.update(View(last), refresh=True)
     return last
 
 
-def _sights(files: Files, name: str, *, patient: bool) -> Iterator[Sight]:
-    """What is seen of the study, look after look, until there is nothing more to see; at least once."""
+def _sights(files: Files, name: str, *, patient: bool, left: threading.Event) -> Iterator[Sight]:
+    """What is seen of the study, look after look, until there is nothing more to see; at least once.
+
+    Raises `KeyboardInterrupt` when `left` is set.
+    """
     failures = gone = 0
     while True:
         try:
@@ -89,4 +119,5 @@ def _sights(files: Files, name: str, *, patient: bool) -> Iterator[Sight]:
             yield read, last
             if last.over or (gone > 1 and not patient):  # one look may fall between a process's last word and its end
                 return
-        time.sleep(LOOK_S)
+        if left.wait(LOOK_S):
+            raise KeyboardInterrupt

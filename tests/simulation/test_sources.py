@@ -114,7 +114,7 @@ def test_arrays_prepared_by_other_code_are_prepared_again(tmp_path, monkeypatch)
 
 def test_the_text_is_that_of_the_files_in_order():
     here = Path(sources.__file__).parent.parent
-    folder = sorted((here / "fl_client" / "privacy").glob("*.py"))
+    folder = sorted((here / "fl_client" / "privacy").rglob("*.py"))
     expected = b"".join(path.read_bytes() for path in [here / "simulation" / "heart.py", *folder])
     assert sources.source_text("simulation/heart.py", "fl_client/privacy") == expected
     wanted = hashlib.sha256(torch.__version__.encode() + expected).hexdigest()

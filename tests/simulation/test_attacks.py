@@ -78,7 +78,7 @@ def test_what_is_found_is_said_on_the_screen_in_the_file_and_on_the_page(tmp_pat
 def test_a_check_that_stumbles_has_not_passed(tmp_path, monkeypatch, capsys):
     status, _, facts, _ = run((Check("one", "It.", "certain", stumbles),), tmp_path, monkeypatch, capsys)
     assert status == 1
-    assert "could not be carried out: ValueError: no such hospital (test_audit.py:" in facts["checks"][0]["problems"][0]
+    assert "could not be carried out: ValueError: no such hospital (test_attacks.py:" in facts["checks"][0]["problems"][0]
 
 
 def test_where_nothing_is_found_the_status_is_0(tmp_path, monkeypatch, capsys):
