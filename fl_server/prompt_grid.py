@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 import httpx
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.constant import PULL_MAX_TIME
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.run import Run
 
@@ -99,8 +100,9 @@ class PromptGrid(GridAround):
 
     def __init__(self, inside: Grid) -> None:
         self.inside = inside
-        # a part that is still on its way is looked for a tenth of a second later, not 1, 2, 4 s; Flower's max_time ends it
-        ours = {"initial_backoff": 0.1, "backoff_cap": 2.0, "max_tries_per_object": None}
+        # a part that is still on its way is looked for a tenth of a second later, not 1, 2, 4 s; Flower's max_time ends it,
+        # and not that of a grid before this one in the same process
+        ours = {"initial_backoff": 0.1, "backoff_cap": 2.0, "max_tries_per_object": None, "max_time": PULL_MAX_TIME}
         pull_objects.__kwdefaults__ = {**(pull_objects.__kwdefaults__ or {}), **ours}
 
     def get_node_ids(self) -> Iterable[int]:
