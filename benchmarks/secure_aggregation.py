@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fl_client.privacy.noise import noised, os_noise
-from tasks.secure.circle import Circle, Moment, usual_threshold
+from tasks.secure.circle import FEWEST, Circle, Moment
 from tasks.secure.coordinator import CoordinatorRound
 from tasks.secure.grid import Grid
 from tasks.secure.noise import os_bits
@@ -84,7 +84,7 @@ def main() -> int:
 
 def _row(count: int, length: int) -> dict[str, Any]:
     keys = {f"site{number:02d}": ec.generate_private_key(ec.SECP384R1()) for number in range(count)}
-    circle = Circle(keys={name: _line(key) for name, key in keys.items()}, threshold=usual_threshold(count))
+    circle = Circle(keys={name: _line(key) for name, key in keys.items()}, threshold=max(FEWEST, count - 1))
     # without noise, so that what is left over is the protocol's own error; what noise costs is measured beside it
     grid = Grid(circle=circle, shapes={"v": (length,)}, bound=BOUND, patients=count * PATIENTS, noise_multiplier=0.0)
     plain_site, plain_sum = _plain(count, length)

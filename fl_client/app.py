@@ -511,13 +511,18 @@ def randomness(site: Site, asked: Asked) -> tuple[Noise, np.random.Generator]:
     """
     if site.noise_seed is None:
         return os_noise(), np.random.default_rng()
-    key = int.from_bytes(hashlib.sha256(f"{site.name}/{asked.digest}".encode()).digest()[:16], "big")
+    key = _rehearsed(site, asked)
     return seeded_noise(site.noise_seed, key), np.random.default_rng([site.noise_seed, key])
+
+
+def _rehearsed(site: Site, asked: Asked) -> int:
+    """What differs between hospitals and between questions of a rehearsal."""
+    return int.from_bytes(hashlib.sha256(f"{site.name}/{asked.digest}".encode()).digest()[:16], "big")
 
 
 def bits_of(site: Site, asked: Asked) -> Bits:
     """Where the noise in whole numbers comes from; as `randomness`."""
     if site.noise_seed is None:
         return os_bits()
-    key = int.from_bytes(hashlib.sha256(f"{site.name}/{asked.digest}".encode()).digest()[:16], "big")
+    key = _rehearsed(site, asked)
     return seeded_bits(site.noise_seed, key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class SecureSum:
     folder: Path | None = None
     clock: Callable[[], float] = time.monotonic
 
-    @property
+    @cached_property
     def steps(self) -> Steps:
         """How totals become whole numbers in this study."""
         return grid_of(self.study, self.task)
@@ -83,11 +84,11 @@ class SecureSum:
         start, tries = self.clock(), self.study.strategy.retries + 1
         told: dict[str, SiteRound] = {}
         nodes, too_large = self._that_fit(nodes, sizes)
-        trouble = "no attempt was made"
+        trouble, about = "no attempt was made", about_of(self.task, state)
         for which in range(tries):
             told = dict(too_large)
             try:
-                one, shares = self._prepared(number, attempt + which, about_of(self.task, state), nodes, told)
+                one, shares = self._prepared(number, attempt + which, about, nodes, told)
             except SecureSumError as error:
                 trouble = str(error)
                 continue

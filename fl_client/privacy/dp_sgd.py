@@ -121,8 +121,7 @@ def train(
         For settings that can't be right, or a loss that isn't one number per row.
     """
     require_private(model)
-    if len(set(examples.patients)) < len(examples.patients):  # who is listed twice would be clipped twice
-        raise ValueError("a patient is listed more than once; all rows of a patient belong under one pseudonym")
+    _require_once(examples)
     _require_sensible(steps=steps, sample_rate=sample_rate, views=views, declared_size=declared_size, parameters=parameters)
     std = noise_std(noise_multiplier=noise_multiplier, bound=max_grad_norm)
     denominator = sample_rate * declared_size  # public
@@ -165,8 +164,7 @@ def one_sum(
     errors as in `train`.
     """
     require_private(model)
-    if len(set(examples.patients)) < len(examples.patients):
-        raise ValueError("a patient is listed more than once; all rows of a patient belong under one pseudonym")
+    _require_once(examples)
     _require_sensible(steps=1, sample_rate=1.0, views=views, declared_size=1, parameters=parameters)
     model.to(device).train()
     failed: dict[str, str] = {}
@@ -218,6 +216,11 @@ def _optimizer(
     if name == "adam":
         return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
     raise ValueError(f"no optimizer named {name!r}; there are 'sgd' and 'adam'")
+
+
+def _require_once(examples: PatientExamples) -> None:
+    if len(set(examples.patients)) < len(examples.patients):  # who is listed twice would be clipped twice
+        raise ValueError("a patient is listed more than once; all rows of a patient belong under one pseudonym")
 
 
 def _require_sensible(

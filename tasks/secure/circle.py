@@ -108,8 +108,3 @@ class Circle:
     def noise_shares(self) -> int:
         """Of so many hospitals the noise is in every sum, whatever the others do."""
         return self.threshold - self.colluding
-
-
-def usual_threshold(sites: int) -> int:
-    """All but one, and at least 3."""
-    return max(FEWEST, sites - 1)
