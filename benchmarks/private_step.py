@@ -31,6 +31,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from fl_client.privacy import Event, Ledger, calibrate, clipped_sum, noised, os_noise, require_private
+from fl_client.privacy.clip import places_for
 from fl_client.privacy.engine.trial import engine_for
 from tasks.radiomics.perceptron import Perceptron
 from tasks.segmentation.network import SegmentationNet
@@ -243,7 +244,7 @@ def measured(name: str, device: str, repeats: int, *, memory: bool, ways: tuple[
     """All ways of one case."""
     here = Prepared(CASES[name], device)
     start = time.process_time()
-    engine = engine_for(here.model, here.parameters, here.x[0])
+    engine = engine_for(here.model, here.parameters, here.x[0], here.y[0], row_loss, places_for(here.parameters, here.x[0]))
     choice_s = time.process_time() - start
     slow = torch.cat([t.flatten() for t in here.slow()]).double()
     steps: dict[str, Step] = {}

@@ -19,7 +19,7 @@ from fl_client.privacy.engine.loop import PatientLoop
 from fl_client.privacy.engine.one_pass import each_gradient
 from fl_client.privacy.engine.shares import Loss as Loss
 from fl_client.privacy.engine.shares import LossMisshapen as LossMisshapen
-from fl_client.privacy.engine.shares import Shares, each_norm, shorter
+from fl_client.privacy.engine.shares import Shares, each_norm
 from fl_client.privacy.engine.trial import Engine, engine_for, tried
 
 _BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
@@ -27,6 +27,8 @@ _BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 _NUMBERS = {"cpu": 2**17, "cuda": 2**22}
 """Input numbers in one pass, which bound its activations. A CPU is quickest with 20 slices of 80 x 80: larger tensors are given
 back to the operating system after each use, and cost as much to get again as to compute."""
+_PLACES = {"cpu": 16, "cuda": 64}
+"""At most so many patients in one pass. All passes have equally many places; those that stay free are computed too."""
 
 _Patient = tuple[Tensor, Tensor]
 
@@ -116,20 +118,20 @@ class _Step:
         self.engine = engine
         self.ways: dict[object, tuple[Engine, int]] = {}
         self.waiting: dict[object, list[_Patient]] = {}
-        self.fallen: dict[object, Shares] = {}  # of those whose pass turned out to be impossible; cut as it would have cut them
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Now, or when enough have come."""
         kind = (x.shape, x.dtype, y.shape, y.dtype)
         if kind not in self.ways:  # for each shape: what is odd about one patient decides nothing for the others
-            self.ways[kind] = self._way(x), _at_once(self.loop.parameters, x)
+            places = places_for(self.loop.parameters, x)
+            self.ways[kind] = self._way(x, y, places), places
             self.waiting[kind] = []
-        way, at_once = self.ways[kind]
+        way, places = self.ways[kind]
         if way.name == "loop":
-            self.loop.add(self.fallen.get(kind, self.shares), x, y)
+            self.loop.add(self.shares, x, y)
             return
         self.waiting[kind].append((x, y))
-        if len(self.waiting[kind]) >= at_once:
+        if len(self.waiting[kind]) == places:
             self._together(kind)
 
     def ended(self) -> Shares:
@@ -137,50 +139,46 @@ class _Step:
         for kind in self.waiting:
             while self.waiting[kind]:
                 self._together(kind)
-        for shares in self.fallen.values():
-            self.shares.take(shares)
         return self.shares
 
-    def _way(self, x: Tensor) -> Engine:
+    def _way(self, x: Tensor, y: Tensor, places: int) -> Engine:
         if self.engine == "loop" or (self.engine == "auto" and self.loop.autocast):
             return Engine("loop")
         if self.loop.autocast:
-            raise ValueError("engine='one_pass' doesn't suit autocast: others' coarse roundings would move with the pass")
+            raise ValueError(
+                "engine='one_pass' doesn't suit autocast, whose coarse products nobody has compared patient by patient"
+            )
         if self.engine == "auto":
-            return engine_for(self.loop.model, self.loop.parameters, x)
-        way = tried(self.loop.model, self.loop.parameters, x)
+            return engine_for(self.loop.model, self.loop.parameters, x, y, self.loop.loss, places)
+        way = tried(self.loop.model, self.loop.parameters, x, y, self.loop.loss, places)
         if way.name != "one_pass" and not any(other.name == "one_pass" for other, _ in self.ways.values()):
             raise ValueError(f"engine='one_pass' doesn't suit {type(self.loop.model).__name__}: {way.why}; take 'auto'")
         return way
 
     def _together(self, kind: object) -> None:
-        """One pass over those who wait. Who fails or isn't finite leaves, and the others wait again.
+        """One pass over those who wait, of as many places as ever: a free one shows the first patient again, unread.
 
-        So the passes are those of a hospital where that patient never was, to the last bit.
+        In a pass of other size kernels add in another order, and one patient more or less would move the last bits of all
+        the others. In places, who else is there moves no bit: the trial has compared it. Who isn't finite adds nothing.
         """
         patients, self.waiting[kind] = self.waiting[kind], []
-        loop, shares = self.loop, self.shares
+        loop, (way, places) = self.loop, self.ways[kind]
         try:
-            x, y = (torch.stack(parts) for parts in zip(*patients, strict=True))
-            losses, gradients = each_gradient(loop.model, loop.parameters, x, y, loop.loss, apart=self.ways[kind][0].apart)
+            seated = [*patients, *[patients[0]] * (places - len(patients))]
+            x, y = (torch.stack(parts) for parts in zip(*seated, strict=True))
+            losses, found = each_gradient(loop.model, loop.parameters, x, y, loop.loss, apart=way.apart)
         except LossMisshapen:
             raise
         except Exception:
             self._one_is_to_blame(kind, patients)
             return
-        norms = each_norm(gradients, losses)
-        finite = norms.isfinite().tolist()
-        if all(finite):
-            shares.add_each(gradients, norms, losses)
-            return
-        for patient, good in zip(range(len(patients)), finite, strict=True):
-            if good:
-                self.waiting[kind].append(patients[patient])
-            else:
-                shares.note(norms[patient], losses[patient])
+        gradients = [None if gradient is None else gradient[: len(patients)] for gradient in found]
+        losses = losses[: len(patients)]
+        self.shares.add_each(gradients, each_norm(gradients, losses), losses)
 
     def _one_is_to_blame(self, kind: object, patients: Sequence[_Patient]) -> None:
-        alone = Shares(self.loop.parameters, shorter(self.shares.bound, self.loop.parameters))
+        """Who fails alone leaves, and the others wait again. Nobody does if the pass is what fails: for want of memory, say."""
+        alone = Shares(self.loop.parameters, self.shares.bound)
         good = []
         for patient in patients:
             before = len(alone.failed)
@@ -190,13 +188,14 @@ class _Step:
         if len(good) < len(patients):
             self.waiting[kind].extend(good)
             self.shares.failed.extend(alone.failed)
-        else:  # the pass itself is impossible: memory, say
+        else:
             self.ways[kind] = Engine("loop", why="one pass failed"), 1
-            self.fallen[kind] = alone
+            self.shares.take(alone)
 
 
-def _at_once(parameters: Sequence[nn.Parameter], x: Tensor) -> int:
-    """How many patients share a pass: known from the network and the rows' shape alone."""
+def places_for(parameters: Sequence[nn.Parameter], x: Tensor) -> int:
+    """How many patients share a pass: a power of two, known from the network and the rows' shape alone."""
     kind = x.device.type if x.device.type in _BYTES else "cpu"
     each = sum(p.numel() * p.element_size() for p in parameters)
-    return max(1, min(_BYTES[kind] // max(1, each), _NUMBERS[kind] // max(1, x.numel())))
+    most = min(_BYTES[kind] // max(1, each), _NUMBERS[kind] // max(1, x.numel()), _PLACES[kind])
+    return 1 << (max(1, most).bit_length() - 1)

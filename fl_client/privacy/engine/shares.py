@@ -16,10 +16,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> one number per row, shape (rows,). Row i depends on row i alone."""
 
 
-ROUNDINGS = 2048
-"""By how many last bits the bound of one pass is shorter: a thousand patients of two each; 0.024 % in single precision."""
-
-
 class LossMisshapen(ValueError):
     """The task's loss isn't one number per row: there is nothing to clip, for any patient."""
 
@@ -61,16 +57,19 @@ class Shares:
                 share.add_(part, alpha=factor)
 
     def add_each(self, gradients: Sequence[Tensor | None], norms: Tensor, losses: Tensor) -> None:
-        """Several patients' gradients at once, (patients, *shape of the parameter), with their finite `each_norm`.
-
-        They are cut a little shorter than the bound: in a pass of other size, as one patient more or less makes it, kernels
-        add in another order, and everybody's gradient moves by two last bits, which mustn't lift the difference over the bound.
-        """
+        """Several patients' gradients, (patients, *shape), with their `each_norm`. Who isn't finite adds exactly zero."""
         self.note(norms, losses)
-        scale = self._scale(norms, shorter(self.bound, gradients))
-        for share, part in zip(self.total, gradients, strict=True):
-            if part is not None:
-                share.add_((scale @ part.flatten(1).double()).view_as(share))
+        scales = self._scale(norms, self.bound)
+        if norms.is_cuda:  # the same without asking the device for numbers
+            for share, part in zip(self.total, gradients, strict=True):
+                if part is not None:
+                    share.add_((scales @ part.flatten(1).double().nan_to_num_(0.0, 0.0, 0.0)).view_as(share))
+            return
+        for patient, (factor, norm) in enumerate(zip(scales.tolist(), norms.tolist(), strict=True)):
+            if math.isfinite(norm):  # one after the other: who isn't there changes nothing in how the others are added
+                for share, part in zip(self.total, gradients, strict=True):
+                    if part is not None:
+                        share.add_(part[patient], alpha=factor)
 
     def take(self, other: Shares) -> None:
         """Add what another sum of the same parameters holds."""
@@ -98,12 +97,6 @@ class Shares:
     def losses(self) -> list[float]:
         """One per patient, in the order of adding."""
         return _numbers(self._losses)
-
-
-def shorter(bound: float, like: Sequence[Tensor | None]) -> float:
-    """The bound that is kept in one pass, in the precision of these parameters or gradients."""
-    dtype = next((tensor.dtype for tensor in like if tensor is not None), torch.float64)
-    return bound * (1 - ROUNDINGS * torch.finfo(dtype).eps)
 
 
 def each_norm(gradients: Sequence[Tensor | None], losses: Tensor) -> Tensor:
