@@ -7,9 +7,8 @@ study says whatever else it asks for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from conf.study import Study
 from fl_client.approval import (
@@ -19,13 +18,17 @@ from fl_client.approval import (
     require_approved_scores,
     require_approved_validations,
 )
-from fl_client.privacy import Event, calibrate
+from fl_client.privacy import Event
 from fl_client.site import Site
+from tasks.promise import matrix_models as matrix_models
+from tasks.promise import round_multiplier, score_multiplier
 from tasks.secure import price
 from tasks.secure.plan import grid_of
 from tasks.task import CountingTask, GradientTask
 
-SCORES, VALIDATION, MATRIX = "scores", "validation", "matrix"
+SCORES: Final = "scores"
+VALIDATION: Final = "validation"
+MATRIX: Final = "matrix"
 """`Event.kind` of releases of scores: of the finished model, between rounds, of one model for the matrix. Every other kind is a
 round."""
 
@@ -43,17 +46,8 @@ def round_event(site: Site, study: Study, task: GradientTask | CountingTask, *, 
     """What round `number` releases."""
     if study.privacy.secure is not None:
         return _masked_event(site, study, task, number=number)
-    multiplier = 0.0
-    if study.privacy.kind == "patient":
-        multiplier = calibrate(
-            epsilon=study.privacy.epsilon,
-            delta=study.privacy.delta,
-            sample_rate=study.training.sample_rate,
-            steps=study.noise_steps,
-            alongside=_beside(site, study),
-        )
     kind = task.counted if isinstance(task, CountingTask) else "gradient"
-    return _event(site, study, multiplier, kind=kind, round=number)
+    return _event(site, study, round_multiplier(study), kind=kind, round=number)
 
 
 def _masked_event(site: Site, study: Study, task: GradientTask | CountingTask, *, number: int) -> Event:
@@ -65,29 +59,22 @@ def _masked_event(site: Site, study: Study, task: GradientTask | CountingTask, *
 
 def scores_event(site: Site, study: Study) -> Event:
     """What the release of scores after the last round costs: `evaluation_share` of the promise."""
-    return _event(site, study, _multiplier(study, study.privacy.evaluation_share, 1), kind=SCORES, round=study.rounds)
+    return _event(site, study, score_multiplier(study, SCORES), kind=SCORES, round=study.rounds)
 
 
 def validation_event(site: Site, study: Study, *, number: int) -> Event:
     """What the scores after round `number` cost: its part of `validation_share`, the same for each of `study.validations`."""
-    multiplier = _multiplier(study, study.privacy.validation_share, study.validations)
-    return _event(site, study, multiplier, kind=VALIDATION, round=number)
+    return _event(site, study, score_multiplier(study, VALIDATION), kind=VALIDATION, round=number)
 
 
 def matrix_event(site: Site, study: Study) -> Event:
     """What the scores of one model of the matrix cost: its part of `matrix_share`, the same for each of `matrix_models`."""
-    multiplier = _multiplier(study, study.privacy.matrix_share, matrix_models(study))
-    return _event(site, study, multiplier, kind=MATRIX, round=study.rounds)
+    return _event(site, study, score_multiplier(study, MATRIX), kind=MATRIX, round=study.rounds)
 
 
 def matrix_events(site: Site, study: Study) -> list[Event]:
     """What the whole matrix costs at this hospital."""
     return [matrix_event(site, study)] * matrix_models(study)
-
-
-def matrix_models(study: Study) -> int:
-    """How many models a matrix has at most: the study's, and one of each hospital."""
-    return len(study.sites) + 1
 
 
 def planned(
@@ -204,30 +191,6 @@ def _since_the_yes(site: Site, study: Study, past: Sequence[Event]) -> list[list
     approval = in_force(site, study)
     then = Paid() if approval is None else Paid(approval.paid, approval.scored, approval.validated, approval.crossed)
     return [found[before:] for found, before in zip(_by_kind(mine), then, strict=True)]
-
-
-def _beside(site: Site, study: Study) -> list[Event]:
-    """Everything but the rounds, as few events: equal ones as the steps of one."""
-    events = []
-    if study.privacy.evaluation_share:
-        events.append(scores_event(site, study))
-    if study.privacy.validation_share and study.validations:
-        events.append(validation_event(site, study, number=1).model_copy(update={"steps": study.validations}))
-    if study.privacy.matrix_share:
-        events.append(matrix_event(site, study).model_copy(update={"steps": matrix_models(study)}))
-    return events
-
-
-def _multiplier(study: Study, share: float, releases: int) -> float:
-    """The noise of one of so many equal sums that cost this share of the promise together.
-
-    Gaussian mechanisms compose by the squares of their ratios of sensitivity to noise, so a share s of the promise for n sums
-    is the noise that alone would keep it, times the square root of n / s.
-    """
-    if study.privacy.kind == "none":
-        return 0.0
-    alone = calibrate(epsilon=study.privacy.epsilon, delta=study.privacy.delta, sample_rate=1.0, steps=1)
-    return alone * math.sqrt(releases / share)
 
 
 def _event(site: Site, study: Study, multiplier: float, *, kind: str, round: int) -> Event:

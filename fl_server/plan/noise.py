@@ -1,9 +1,9 @@
 """What noise a study's promise needs, and what it does to the mean gradient: worked out before anybody is asked.
 
-The noise multiplier is the one that hospitals will find for themselves (`tasks.accounting.budget.calibrate`, as in
-fl_client/price.py). What it leaves of the signal is told as the standard deviation of the mean gradient in each coordinate, as
-a part of the bound on one patient's gradient: `z sqrt(hospitals) / (rate * patients)` where each hospital adds its own noise;
-where one noise is shared, `z / patients` times what the reserve for hospitals that drop out or tell theirs costs.
+The noise multiplier is the one that hospitals will find for themselves (`tasks.promise`). What it leaves of the signal is told
+as the standard deviation of the mean gradient in each coordinate, as a part of the bound on one patient's gradient:
+`z sqrt(hospitals) / (rate * patients)` where each hospital adds its own noise; where one noise is shared, `z / patients` times
+what the reserve for hospitals that drop out or tell theirs costs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from conf.study import Study
 from tasks.accounting import gaussian
 from tasks.accounting.budget import calibrate
 from tasks.accounting.events import Event, Law
+from tasks.promise import multiplier_of_share, share_set_aside
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,6 @@ def asked_of(study: Study, sizes: Mapping[str, int]) -> Asked:
         raise ValueError(f"study {study.name} has no hospital {', '.join(strangers)}; it has {', '.join(study.sites)}")
     if missing := [name for name in study.sites if name not in sizes]:
         raise ValueError(f"no size is given of {', '.join(missing)}: --size {missing[0]}=PATIENTS, or --patients for all alike")
-    scores = privacy.evaluation_share + privacy.matrix_share + (privacy.validation_share if study.validations else 0.0)
     return Asked(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
@@ -132,7 +132,7 @@ def asked_of(study: Study, sizes: Mapping[str, int]) -> Asked:
         steps=study.training.steps,
         sample_rate=study.training.sample_rate,
         sizes=sizes,
-        scores_share=scores,
+        scores_share=share_set_aside(study),
         secure=privacy.secure is not None,
         threshold=privacy.secure.threshold if privacy.secure is not None else None,
         colluding=privacy.secure.colluding if privacy.secure is not None else 1,
@@ -152,7 +152,7 @@ def plan(asked: Asked, *, level: float = 0.05, ledgers: Mapping[str, Mapping[str
     own = noise.multiplier / math.sqrt(asked.shares) if asked.secure else None
     fails = None
     if own is not None:
-        squares = asked.rounds / own**2 + (asked.scores_share / _alone(asked) ** 2 if asked.scores_share else 0.0)
+        squares = asked.rounds / own**2 + sum(1 / event.noise_multiplier**2 for event in _scores(asked))
         fails = gaussian.epsilon_at(asked.delta, mu=math.sqrt(squares))
     return Plan(
         asked=asked,
@@ -169,14 +169,10 @@ def plan(asked: Asked, *, level: float = 0.05, ledgers: Mapping[str, Mapping[str
 # -- inside ---------------------------------------------------------------------------------------------------------------
 
 
-def _alone(asked: Asked) -> float:
-    """The noise of one sum that would have the whole promise to itself."""
-    return calibrate(epsilon=asked.epsilon, delta=asked.delta, sample_rate=1.0, steps=1)
-
-
 def _scores(asked: Asked) -> list[Event]:
-    # a share s of the promise is the noise that alone would keep it, times the square root of 1 / s
-    return [Event(noise_multiplier=_alone(asked) / math.sqrt(asked.scores_share))] if asked.scores_share else []
+    if not asked.scores_share:
+        return []
+    return [Event(noise_multiplier=multiplier_of_share(epsilon=asked.epsilon, delta=asked.delta, share=asked.scores_share))]
 
 
 def _noise(asked: Asked, rounds: int) -> Noise:

@@ -20,6 +20,8 @@ from tasks.accounting.events import Event, Law
 Sums = tuple[tuple[Law, int], ...]
 """Laws and how often each, sorted, each law once."""
 
+CLOSE = 1e-3
+"""Noise that is found is larger than needed by no more than this share of itself."""
 _LARGEST_EPSILON = 200.0  # above, a loss distribution takes seconds to say more exactly what no hospital would allow
 _MOST_STEPS = 1_000_000  # above, one step's loss is smaller than the grid of the distributions
 
@@ -90,26 +92,32 @@ def _calibrate(target: float, delta: float, sample_rate: float, steps: int, alon
             sums[event.law] += event.steps
         return renyi.epsilon_at(delta, list(sums.items()))
 
+    def is_enough(multiplier: float) -> bool:
+        return cost(multiplier) <= target
+
     words = f"no noise is enough for epsilon {target:g} at delta {delta:g} over {steps} steps"
     if sample_rate == 1:
-        return _least(cost, target, low=0.0, high=1.0, words=words)
+        return least(is_enough, low=0.0, high=1.0, words=words)
     # Renyi accounting takes milliseconds, says a little too much and so where to look
-    high = _least(renyi_cost, target, low=0.0, high=1.0, words=words)
+    high = least(lambda multiplier: renyi_cost(multiplier) <= target, low=0.0, high=1.0, words=words)
     low = 0.9 * high
-    while cost(low) <= target:
+    while is_enough(low):
         low, high = 0.9 * low, low
-    return _least(cost, target, low=low, high=high, words=words)
+    return least(is_enough, low=low, high=high, words=words)
 
 
-def _least(cost: Callable[[float], float], target: float, *, low: float, high: float, words: str) -> float:
-    """The least noise, to 1e-3 of itself, that costs no more than `target`; at `low` it costs more."""
-    while cost(high) > target:
-        low, high = high, 2 * high
+def least(is_enough: Callable[[float], bool], *, low: float, high: float, words: str, faster: float = 2.0) -> float:
+    """The least noise that is enough, to `CLOSE` of itself; `low` isn't, unless `high` is the same.
+
+    `high` grows by the factor `faster` until it is enough. Raises `ValueError` with `words` where nothing is.
+    """
+    while not is_enough(high):
+        low, high = high, faster * high
         if high > 1e8:
             raise ValueError(words)
-    while high - low > 1e-3 * high:
+    while high - low > CLOSE * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) > target else (low, middle)
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high
 
 

@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from conf.study import Study
-from tasks.accounting.budget import calibrate, epsilon
-from tasks.accounting.events import Event
+from tasks.accounting.budget import CLOSE, calibrate, epsilon, least
 from tasks.fingerprint import fingerprint
+from tasks.promise import beside_rounds
 from tasks.secure import price
 from tasks.secure.circle import Circle, Moment
 from tasks.secure.grid import Grid
@@ -22,9 +22,6 @@ from tasks.task import CountingTask, GradientTask, moving
 
 if TYPE_CHECKING:
     import torch
-
-_CLOSE = 1e-3
-"""The noise that is found is larger than needed by no more than this share of itself."""
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -70,20 +67,10 @@ def grid_of(study: Study, task: GradientTask | CountingTask, model: torch.nn.Mod
     return _grid(study.to_json(), shapes, study.privacy.max_grad_norm)
 
 
-def scores_beside(study: Study) -> list[Event]:
-    """What the study's scores take of the promise, as one event: each hospital adds its noise to them as ever."""
-    privacy = study.privacy
-    share = privacy.evaluation_share + (privacy.validation_share if study.validations else 0.0)
-    if not share:
-        return []
-    alone = calibrate(epsilon=privacy.epsilon, delta=privacy.delta, sample_rate=1.0, steps=1)
-    return [Event(noise_multiplier=alone / share**0.5)]
-
-
 @lru_cache(maxsize=16)
 def _grid(text: str, shapes: Shapes, bound: float) -> Grid:
     study = Study.from_json(text)
-    privacy, beside, circle = study.privacy, scores_beside(study), circle_of(study)
+    privacy, beside, circle = study.privacy, beside_rounds(study), circle_of(study)
 
     def grid(multiplier: float) -> Grid:
         patients = 1 if privacy.secure is None else privacy.secure.patients
@@ -95,12 +82,5 @@ def _grid(text: str, shapes: Shapes, bound: float) -> Grid:
 
     # whole numbers cost a little more than the Gaussian noise that they stand for
     low = calibrate(epsilon=privacy.epsilon, delta=privacy.delta, sample_rate=1.0, steps=study.rounds, alongside=beside)
-    high = low
-    while not is_enough(high):
-        low, high = high, high * (1 + 16 * _CLOSE)
-        if high > 1e8:
-            raise ValueError(f"no noise in whole numbers keeps epsilon {privacy.epsilon:g} at delta {privacy.delta:g}")
-    while high - low > _CLOSE * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return grid(high)
+    words = f"no noise in whole numbers keeps epsilon {privacy.epsilon:g} at delta {privacy.delta:g}"
+    return grid(least(is_enough, low=low, high=low, faster=1 + 16 * CLOSE, words=words))
