@@ -278,17 +278,48 @@ class Study(Frozen):
     def read(cls, path: Path) -> Study:
         """The study in a JSON file, read as strictly; without `konsil_version` it is made for the installed konsil.
 
-        Raises `pydantic.ValidationError`, `TypeError` for a file that holds no object, `ValueError` and `OSError`.
+        Raises `pydantic.ValidationError`, `ValueError` in words for a file that holds no object of settings, and `OSError`.
         """
-        if (size := path.stat().st_size) > LARGEST:
-            _refuse_size(size)
-        settings = json.loads(path.read_text())
-        return cls.from_json(json.dumps({"konsil_version": version("konsil"), **settings}))
+        return cls.from_json(json.dumps({"konsil_version": version("konsil"), **settings_in(path)}))
 
     @property
     def hash(self) -> str:
         """SHA-256 of the canonical JSON, 64 hexadecimal digits: the study's identity."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """The settings in a JSON file, as they stand there.
+
+    Raises `ValueError` in words for a file that is no JSON or holds no object, and for a setting that stands there twice: which
+    of the two is meant, nobody can tell. `pydantic.ValidationError` for more than `LARGEST` bytes, and `OSError`.
+    """
+    if (size := path.stat().st_size) > LARGEST:
+        _refuse_size(size)
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is no JSON: too deeply nested") from None
+    except _Twice as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold an object of settings")
+    return settings
+
+
+class _Twice(ValueError):
+    """A key stands twice in one object."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Twice(f"{_shown(key)} stands there twice")
+        found[key] = value
+    return found
 
 
 def _refuse_size(size: int) -> NoReturn:

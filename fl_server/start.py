@@ -15,12 +15,13 @@ from fl_server.run_lock import in_use
 
 
 def study_of(
-    settings: Mapping[str, Any], *, registered: list[str], models: Path, keys: Mapping[str, str] | None = None
+    settings: Mapping[str, Any], *, registered: list[str], models: Path | None, keys: Mapping[str, str] | None = None
 ) -> Study:
     """The study of these settings, made for the installed konsil, with whatever its task settles by itself.
 
     Without `sites` every registered hospital is asked. Secure aggregation without keys has those that the hospitals are
-    registered with (`keys`, by name). Raises `ValidationError` or `ValueError` in words for what can't be run.
+    registered with (`keys`, by name). `models` is where a model must lie that the task leans on; None: it isn't looked for.
+    Raises `ValidationError` or `ValueError` in words for what can't be run.
     """
     from tasks.task import load_for, settled  # imports torch, which takes seconds
 
@@ -41,6 +42,11 @@ def _with_keys(given: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, A
     secure = privacy.get("secure") if isinstance(privacy, Mapping) else None
     if not isinstance(privacy, Mapping) or not isinstance(secure, Mapping) or secure.get("keys"):
         return dict(given)
+    if not keys:
+        raise ValueError(
+            "secure aggregation needs the public key of every hospital; `start` takes them from the register and leaves the "
+            "whole study in runs/NAME/study.json, else name them as privacy.secure.keys"
+        )
     if unknown := [name for name in given["sites"] if not keys.get(name)]:
         raise ValueError(
             f"secure aggregation needs the public key of {', '.join(unknown)}: register each hospital first, or name the keys "

@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -125,11 +126,7 @@ def load(settings: Mapping[str, Any], *, models: Path | None = None) -> Gradient
     tasks there are. Only folders of this installed package can be named, so a study can choose among what a hospital has
     installed and can't bring code.
     """
-    name = str(settings.get("name", ""))
-    names = task_names()
-    if name not in names:
-        raise ValueError(f"no task named '{name}'; tasks/ holds {', '.join(names)}")
-    module = importlib.import_module(f"tasks.{name}")
+    module = _module(settings)
     task: GradientTask | CountingTask = module.build({k: v for k, v in settings.items() if k != "name"}, models=models)
     return task
 
@@ -199,10 +196,21 @@ def _require_scores(study: Study, task: GradientTask | CountingTask) -> None:
 
 
 def settled(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as they stand in a Study, with what determines the arrays beside them filled in, if the task has such."""
-    settle = getattr(importlib.import_module(f"tasks.{settings['name']}"), "settle", dict)
+    """The settings as they stand in a Study, with what determines the arrays beside them filled in, if the task has such.
+
+    Raises `ValueError` naming the tasks there are.
+    """
+    settle = getattr(_module(settings), "settle", dict)
     rest = {name: value for name, value in settings.items() if name != "name"}
     return {"name": settings["name"], **settle(rest)}
+
+
+def _module(settings: Mapping[str, Any]) -> ModuleType:
+    name = str(settings.get("name", ""))
+    names = task_names()
+    if name not in names:
+        raise ValueError(f"no task named '{name}'; tasks/ holds {', '.join(names)}")
+    return importlib.import_module(f"tasks.{name}")
 
 
 def first_state(task: GradientTask | CountingTask) -> dict[str, torch.Tensor]:

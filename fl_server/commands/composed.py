@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from conf.study import settings_in
 
 
 def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
     """A study's settings: of a file that comes first, or composed from conf/federation/; then KEY=VALUE.
 
-    Raises `ValueError` for what is no KEY=VALUE, and for a choice that there isn't.
+    Raises `ValueError` for what is no KEY=VALUE, for a choice that there isn't, and for a file that holds no settings.
     """
     import conf
 
     if arguments and "=" not in arguments[0]:
-        settings = json.loads(Path(arguments[0]).read_text())
-        if not isinstance(settings, dict):
-            raise ValueError(f"{arguments[0]} must hold an object of settings")
+        settings = settings_in(Path(arguments[0]))
         for key, value in _changes(arguments[1:]).items():
             *path, last = key.split(".")
             place = settings
@@ -46,12 +45,12 @@ def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
     offered = [text if text.partition("=")[0] in groups or text[0] in "+~" else f"++{text}" for text in arguments]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(home / "federation")):
-            settings = OmegaConf.to_container(compose("start", overrides=offered), resolve=True)
+            composed = OmegaConf.to_container(compose("start", overrides=offered), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error).partition("Config search path:")[0]  # where Hydra looked helps nobody here
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("See https")]
         raise ValueError("\n".join(lines)) from None
-    return {str(key): value for key, value in settings.items()} if isinstance(settings, dict) else {}
+    return {str(key): value for key, value in composed.items()} if isinstance(composed, dict) else {}
 
 
 def _changes(arguments: Sequence[str]) -> dict[str, Any]:

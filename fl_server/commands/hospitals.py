@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fl_server.commands import Commands
 
+LONGEST_DAYS = 366
+
 
 def add(commands: Commands, house: argparse.ArgumentParser) -> None:
     """The commands and their options."""
@@ -19,10 +21,20 @@ def add(commands: Commands, house: argparse.ArgumentParser) -> None:
     for command in (token, by_hand, out):
         command.add_argument("name", help="the hospital's, as in its site.yaml")
     by_hand.add_argument("key", help="its public key, or a file with it")
-    token.add_argument("--days", type=float, default=7.0, help="that the token is good for (default: 7)")
+    token.add_argument("--days", type=_days, default=7.0, help="that the token is good for (default: 7)")
     there = commands.add_parser("sites", parents=[house], help="who is registered, and who is there")
     there.set_defaults(run=sites)
     there.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 0 < days <= LONGEST_DAYS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days above 0, {LONGEST_DAYS} at most")
+    return days
 
 
 def join_token(options: argparse.Namespace) -> int:
@@ -34,7 +46,9 @@ def join_token(options: argparse.Namespace) -> int:
 
     house = House.load(options.folder)
     print(Tokens(house.tokens).give(options.name, valid_s=options.days * 24 * 3600))
-    print(f"for {options.name}, once, within {options.days:g} days; shown only now", file=sys.stderr)
+    print(
+        f"for {options.name}, once, within {options.days:g} days, in place of any earlier one; shown only now", file=sys.stderr
+    )
     return 0
 
 

@@ -66,15 +66,20 @@ def show(study: Study, *, file_alone: bool = False) -> int:
 
 
 def _shown(first: Path, changes: Sequence[str]) -> Study:
-    """The study of a file as it stands, or as `start` would make it of what was changed or composed."""
-    if not changes and "=" not in str(first):
-        return Study.read(first)
+    """The study as `start` would make it of a file, of what was changed in it, or of what was composed."""
     from fl_server.start import study_of
 
     settings = settings_of([str(first), *changes])
     if settings.get("sites") is None:
         raise ValueError("name the hospitals: sites=[a,b]; only `start` knows who is registered")
-    return study_of(settings, registered=[], models=Path())
+    study = study_of(settings, registered=[], models=None)
+    if not changes and "=" not in str(first) and (as_it_stands := Study.read(first)).hash != study.hash:
+        print(
+            f"{first} as it stands is another study ({as_it_stands.hash[:12]}) than `start` makes of it ({study.hash[:12]}), "
+            "with what its task settles by itself; send hospitals what `konsil-study show --json` gives",
+            file=sys.stderr,
+        )
+    return study
 
 
 ALL = -1

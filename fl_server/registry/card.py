@@ -146,8 +146,21 @@ def privacy_in_words(record: Record) -> list[str]:
             said.append(f"{name}: no answer with a price stands in the record.")
         else:
             delta = f"{site.delta:g}" if site.delta is not None else "that its own ledger holds"
-            said.append(f"{name}: spent epsilon {site.epsilon:.4g} at delta {delta}, as the hospital's own ledger says.")
+            told = _told(record, name)
+            said.append(f"{name}: spent epsilon {site.epsilon:.4g} at delta {delta}, as the hospital's own ledger {told}.")
     return said
+
+
+def _told(record: Record, site: str) -> str:
+    """Whether a hospital's epsilon is the last word: who was asked again and sent no price may have paid before it failed."""
+    parts = [(f"round {done.round}", done.sites) for done in record.rounds]
+    parts += [] if record.evaluation is None else [("the scores", record.evaluation.sites)]
+    parts += [] if record.matrix is None else [("the matrix", record.matrix.sites)]
+    asked = [(what, sites[site]) for what, sites in parts if site in sites and sites[site].attempts > 0]
+    if not asked or asked[-1][1].epsilon is not None:
+        return "says"
+    what = next((what for what, answer in reversed(asked) if answer.epsilon is not None), "a score between rounds")
+    return f"said with its answer for {what}; it was asked again later, and what it paid then, if it did, is not known here"
 
 
 def _started_from(learned: Learned) -> dict[str, Any] | None:
@@ -186,7 +199,7 @@ def _limits(record: Record) -> list[str]:
             "It was trained in a rehearsal, on generated patients of generated hospitals. No patient's image was trained on."
         )
     if record.verdict != "complete":
-        found.append(f"The study ended {record.verdict}; the reasons stand below and are part of what this model is.")
+        found.append(f"The study ended {record.verdict}; the reasons stand at the top and are part of what this model is.")
     if len(record.sites) < 3:
         found.append(f"{len(record.sites)} hospitals took part; it can't be said how the model does at others.")
     if any(site.cases_used is None for site in record.sites.values()):

@@ -6,7 +6,7 @@ import torch
 from learned_runs import write_run
 from small import SMALL_TASK
 
-from fl_server.record import Evaluation, Matrix, Record
+from fl_server.record import Evaluation, Matrix, Record, SiteRound
 from fl_server.registry.card import card_of, page
 from fl_server.registry.learned import of_run
 from fl_server.report.measured import Measured, Patient
@@ -50,6 +50,25 @@ def test_the_privacy_statement_names_unit_numbers_and_noise(tmp_path):
     assert "epsilon 3 at delta 0.001" in said
     assert "cut to a length of 0.5 at most, and Gaussian noise" in said
     assert "clinic: spent epsilon 1.5 at delta 0.001" in said
+
+
+def test_a_price_that_was_told_before_a_hospital_was_last_asked_is_not_called_its_ledgers(tmp_path):
+    folder = run(tmp_path / "pilot")
+    record = Record.read(folder / "record.json")
+    assert "as the hospital's own ledger says." in " ".join(card(folder).privacy)
+    last = record.rounds[-1]
+    lost = last.model_copy(deep=True, update={"round": last.round + 1})
+    lost.sites["clinic"] = SiteRound(answer="declined", reason="rounds used up", attempts=2)
+    record.rounds.append(lost)
+    record.write(folder / "record.json")
+    said = " ".join(card(folder).privacy)
+    assert (
+        f"clinic: spent epsilon 1.5 at delta 0.001, as the hospital's own ledger said with its answer for round {last.round};"
+        in said
+    )
+    lost.sites["clinic"] = SiteRound(answer="absent", reason="not asked", attempts=0)
+    record.write(folder / "record.json")
+    assert "clinic: spent epsilon 1.5 at delta 0.001, as the hospital's own ledger says." in card(folder).privacy
 
 
 def test_a_rehearsals_scores_have_intervals_over_its_test_patients(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Context, RecordDict
+from small import SMALL_TASK
 
 from conf.study import Study
 from fl_server import app as coordinator
@@ -57,6 +58,64 @@ def test_a_study_file_is_read_as_strictly_as_the_sites_read_it(tmp_path, capsys)
     said = capsys.readouterr().err
     assert "rounds: Input should be a valid integer (got '5')" in said
     assert "field_mm is nan; task settings must be finite numbers" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", "must hold an object of settings"),
+        ("[" * 100_000, "is no JSON: too deeply nested"),
+        ('{"rounds": 3', "is no JSON: Expecting ',' delimiter"),
+        ('{"rounds": 3, "sites": ["a"], "rounds": 30}', "rounds stands there twice"),
+        ('{"task": {"name": "segmentatoin"}, "rounds": 3, "sites": ["a"]}', "no task named 'segmentatoin'; tasks/ holds count"),
+        ('{"task": {"name": "segmentation", "voxel": 3}, "rounds": 3, "sites": ["a"]}', "voxel: no such setting"),
+    ],
+)
+def test_a_file_that_is_no_study_is_refused_in_one_sentence(tmp_path, capsys, text, told):
+    path = tmp_path / "study.json"
+    path.write_text(text)
+    for change in ([], ["seed=1"]):
+        assert main(["show", str(path), *change]) == 1
+        said = capsys.readouterr().err
+        assert told in said
+        assert said.count("\n") == 1
+        assert said.startswith(f"{path}")
+
+
+def test_a_file_that_is_no_text_is_refused_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "study.json").write_bytes(bytes(range(128, 256)))
+    assert main(["show", str(tmp_path / "study.json")]) == 1
+    assert "study.json is no JSON: 'utf-8' codec can't decode" in capsys.readouterr().err
+
+
+def test_show_prints_the_hash_that_start_will_run_under(tmp_path, capsys):
+    """A radiomics task settles the hash of its extraction by itself: a file without it is another study."""
+    assert main(["show", "study=radiomics", "sites=[a,b]", "name=rad", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    written = {key: value for key, value in whole.items() if key != "konsil_version"}
+    written["task"] = {**whole["task"], "image": {**whole["task"]["image"], "extraction": ""}}
+    (tmp_path / "by_hand.json").write_text(json.dumps(written))
+    assert main(["show", str(tmp_path / "by_hand.json"), "--json"]) == 0
+    shown, told = capsys.readouterr()
+    assert json.loads(shown) == whole
+    assert "as it stands is another study" in told
+    (tmp_path / "whole.json").write_text(shown)
+    assert main(["show", str(tmp_path / "whole.json")]) == 0
+    shown, told = capsys.readouterr()
+    assert shown.startswith(Study.model_validate(whole).hash)
+    assert told == ""
+
+
+def test_show_of_a_secure_study_without_keys_says_where_they_come_from(tmp_path, capsys):
+    settings = {
+        "task": SMALL_TASK,
+        "rounds": 3,
+        "sites": ["a", "b", "c"],
+        "privacy": {"epsilon": 4, "delta": 0.001, "secure": {"patients": 30}},
+    }
+    (tmp_path / "study.json").write_text(json.dumps(settings))
+    assert main(["show", str(tmp_path / "study.json")]) == 1
+    assert "`start` takes them from the register" in capsys.readouterr().err
 
 
 def test_run_hands_the_whole_study_to_flower(hospitals, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from fl_server import tokens
+from fl_server.__main__ import main
 from fl_server.tokens import TokenRefused, Tokens
 
 KEY, OTHER_KEY = "a" * 64, "b" * 64
@@ -105,3 +106,11 @@ def test_of_many_who_show_one_token_at_the_same_time_one_gets_in(kept):
     for thread in threads:
         thread.join()
     assert let_in == [True]
+
+
+@pytest.mark.parametrize("days", ["-1", "0", "nan", "inf", "seven"])
+def test_no_token_is_given_for_a_time_that_is_over_or_has_no_end(tmp_path, capsys, days):
+    with pytest.raises(SystemExit) as ended:
+        main(["join-token", "north", "--folder", str(tmp_path), "--days", days])
+    assert ended.value.code == 2
+    assert f"'{days}' is no number of days above 0, 366 at most" in capsys.readouterr().err
