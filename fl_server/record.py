@@ -208,6 +208,12 @@ class Record(_Part):
         return len(self.rounds) if self.stopped_early else int(self.study["rounds"])
 
     @property
+    def model_sha256(self) -> str:
+        """Fingerprint of the model that is the result: that of the chosen round, else of the last; empty without a round."""
+        chosen = [entry for entry in self.rounds if entry.round == self.selected_round] or self.rounds[-1:]
+        return chosen[0].arrays_sha256 if chosen else ""
+
+    @property
     def accounting(self) -> dict[str, int]:
         """Planned hospitals times planned rounds, by what became of them: the answers, and `not_run` for rounds that were not.
 

@@ -16,7 +16,7 @@ def aggregator(study: Study) -> FedAvg:
     Raises `ValueError` if the study's quorum lets rounds count in which its strategy protects from nobody.
     """
     chosen = study.strategy
-    _require_protection(study)
+    require_protection(study)
     kinds: dict[str, Callable[[], FedAvg]] = {
         "fedavg": FedAvg,
         "fedprox": lambda: FedProx(proximal_mu=chosen.proximal_mu),
@@ -30,8 +30,8 @@ def aggregator(study: Study) -> FedAvg:
     return kinds[chosen.name]()
 
 
-def _require_protection(study: Study) -> None:
-    """Flower's classes go on with any number of answers, and say nothing when it is too small for what they promise."""
+def require_protection(study: Study) -> None:
+    """Raise `ValueError` for a quorum below what the strategy's promise needs: Flower's classes go on without a word."""
     chosen, quorum = study.strategy, study.strategy.quorum
     if chosen.name == "krum" and quorum < (needed := 2 * chosen.malicious + 3):  # Blanchard et al. 2017, proposition 4.2
         raise ValueError(

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl_client.app import ledger_of
 from fl_client.cohort import Cohort
+from fl_client.site import Site
 from fl_server.record import Record
 from fl_server.rounds import versions
 from fl_server.weights import State
@@ -136,6 +138,13 @@ def export_model(simulation: Simulation, final: Arm, folder: Path) -> None:
                 shutil.copy(ledger, folder / "ledgers" / f"{name}.jsonl{ending}")
 
 
+def at_the_ledger(arm: Arm, hospital: str) -> float | None:
+    """Epsilon in a hospital's ledger at the end: answers that got lost were paid for, too. None where nothing was promised."""
+    if arm.study.privacy.kind == "none":
+        return None
+    return ledger_of(Site.load(arm.folder / "sites" / hospital / "site.yaml")).epsilon
+
+
 def save_pictures(simulation: Simulation, final: Arm, world: World, folder: Path) -> None:
     """Save what the report shows: best, median and worst patient of the final model, and every scanner's view of a heart.
 
@@ -225,6 +234,7 @@ def study_record(simulation: Simulation, arms: Sequence[Arm], world: World, fold
             len(hospital.refused),
         )
         site.cases_withdrawn = len(hospital.cohort.withdrawn)
+        site.epsilon = at_the_ledger(final, name)
         scores = means(final.name, "site", name)
         site.dice = {key.removeprefix("dice/"): value for key, value in scores.items() if key.startswith("dice/")}
     names = sorted({row["arm"] for row in rows})

@@ -234,12 +234,14 @@ class Simulation(Frozen):
             training = _changed(training, self.plain_training, "plain_training")
             strategy = _changed(strategy, self.plain_strategy, "plain_strategy")
             task = task | self.plain_task
-        shares = {"validation_share": self.privacy.validation_share, "matrix_share": self.privacy.matrix_share}
+        shares = self.privacy.model_dump(include={"evaluation_share", "validation_share", "matrix_share"})
         privacy = self.privacy if private else Privacy.model_validate({"kind": "none", **shares})
         if private and self.secure is not None and len(sites) == len(self.hospitals.sites):
             privacy = privacy.model_copy(update={"secure": self.secure.among(sites)})
         if len(sites) < len(self.hospitals.sites):  # pooled, alone: nobody else to wait for, or to be compared with
             strategy = strategy.model_copy(update={"quorum": 1})
+            if strategy.name in ("fedtrimmed", "krum"):  # nobody is left out of one answer
+                strategy = strategy.model_copy(update={"name": "fedavg"})
             privacy = privacy.model_copy(update={"matrix_share": 0.0})
         return Study(
             name=name or self.name,
@@ -262,7 +264,8 @@ SOURCES: dict[str, type[Frozen]] = {"generated": GeneratedHospitals, "folders": 
 def read(settings: dict[str, Any]) -> Simulation:
     """Check composed settings. Raises `pydantic.ValidationError` or `ValueError`, naming path and allowed values."""
     simulation = Simulation.model_validate(settings)
-    import tasks.task  # after the cheap checks: this one imports torch
+    import tasks.task  # after the cheap checks: these import torch
+    from fl_server.strategies import require_protection
 
     if simulation.radiomics is not None:
         _require_radiomics(simulation, simulation.radiomics)
@@ -270,6 +273,7 @@ def read(settings: dict[str, Any]) -> Simulation:
             return simulation
     for private in (True, False):
         study = simulation.study(seed=0, private=private, sites=tuple(simulation.hospitals.sites), initial=None)
+        require_protection(study)
         tasks.task.load(study.task)
         if study.training.frozen or study.training.personal:
             tasks.task.load_for(study)  # a hospital would decline names that its task doesn't have

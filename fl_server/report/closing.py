@@ -52,7 +52,7 @@ def provenance(findings: Findings) -> Section:
     rows = [
         ("Study", record.name),
         ("Study hash (SHA-256)", record.study_hash),
-        ("Final model (SHA-256 of its arrays)", _model(findings)),
+        ("Final model (SHA-256 of its arrays)", record.model_sha256 or "there is none"),
         ("Model the study began with", str(record.study.get("initial_model_sha256") or "freshly drawn weights")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in record.versions.items()) or "not told"),
         ("Run on", ", ".join(part for part in (record.engine, record.device) if part) or "not told"),
@@ -65,9 +65,3 @@ def provenance(findings: Findings) -> Section:
     table = Table(("What", "Value"), tuple(rows), (1, 2.6), words=2)
     settings = json.dumps(record.study.get("task", {}), sort_keys=True)
     return Section("Versions and hashes", (table, Text(f"Settings of the task: {settings}", "fine")))
-
-
-def _model(findings: Findings) -> str:
-    rounds = findings.record.rounds
-    chosen = [entry for entry in rounds if entry.round == findings.record.selected_round] or rounds[-1:]
-    return chosen[0].arrays_sha256 if chosen else "there is none"

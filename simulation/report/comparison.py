@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from fl_server.record import Matrix
 from fl_server.report.statistics import difference, mean, seed_means, spread
 from simulation.report import figures, words
 from simulation.report.results import ALONE_ELSEWHERE, ROLES, Run
@@ -79,6 +80,22 @@ def heat(run: Run, structure: str) -> dict[str, Any]:
         shaded = [(value, _shade(value, low, high), own == name) for value, (_, name) in zip(row, columns, strict=True)]
         rows.append((f"Alone: {own}" if own else run.words_of(model), shaded))
     return {"structure": structure, "columns": columns, "rows": rows}
+
+
+def crossed(matrix: Matrix) -> dict[str, Any]:
+    """The study's own matrix: each hospital's last model and the study's, judged by every hospital's validation patients."""
+    columns = list(matrix.sites)
+    known = [value for row in matrix.scores.values() for value in row.values() if isfinite(value)]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    rows = []
+    for model, row in matrix.scores.items():
+        values = [row.get(site, nan) for site in columns]
+        noise = [matrix.noise_sd.get(model, {}).get(site, 0.0) for site in columns]
+        cells = [(v, _shade(v, low, high), model == site, sd) for v, sd, site in zip(values, noise, columns, strict=True)]
+        rows.append(("All together" if model == "global" else model, cells))
+    noisy = any(sd for row in matrix.noise_sd.values() for sd in row.values())
+    silent = [site for site in columns if not any(isfinite(row.get(site, nan)) for row in matrix.scores.values())]
+    return {"metric": matrix.metric, "columns": columns, "rows": rows, "silent": silent, "note": matrix.note, "noisy": noisy}
 
 
 def _label(run: Run, arm: str, role: str) -> str:

@@ -60,6 +60,7 @@ def page(run: Run) -> str:
         "forests": comparison.forests(run),
         "comparisons": comparison.comparisons(run),
         "spreads": comparison.spreads(run),
+        "crossed": comparison.crossed(record.matrix) if record.matrix else None,
         "heat": [comparison.heat(run, structure) for structure in run.structures],
         "dots": dots(run),
         "real": hospital_rows(run, role="real"),

@@ -63,6 +63,16 @@ def result(run: Run) -> list[str]:
     of = f"{planned}" if len(record.rounds) == planned else f"{len(record.rounds)} of {planned}"
     promise = "with a privacy promise to every patient" if arm == PRIVATE else "without a privacy promise"
     text = [f"{hospitals} trained one model together over {of} rounds, {promise}; no image left a hospital."]
+    if record.selected_round is not None:
+        noisy = ", the latest that the noise doesn't tell from the best" if arm == PRIVATE else ""
+        text.append(f"Scores between the rounds chose the model of round {record.selected_round}{noisy}.")
+    if record.stopped_early:
+        text.append(f"It was ended before its last round: {record.stopped_early}.")
+    if record.study.get("training", {}).get("personal"):
+        text.append(
+            "Parameters that each hospital keeps for itself (training.personal) are as they were at the start in the model "
+            "that is scored here; scores between the rounds are of the model with each hospital's own."
+        )
     tested = {(s.hospital, s.patient) for s in run.scores if s.arm == arm and s.role == "site"}
     found = {name: mean(run.values(f"dice/{name}", arm, "site")) for name in run.structures}
     parts = [f"{number(e.value)} for the {structure(name).lower()}{_bracket(e)}" for name, e in found.items() if e]
