@@ -27,8 +27,10 @@ _BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 _NUMBERS = {"cpu": 2**17, "cuda": 2**22}
 """Input numbers in one pass, which bound its activations. A CPU is quickest with 20 slices of 80 x 80: larger tensors are given
 back to the operating system after each use, and cost as much to get again as to compute."""
-_PLACES = {"cpu": 16, "cuda": 64}
-"""At most so many patients in one pass. All passes have equally many places; those that stay free are computed too."""
+_FULL = {"cpu": 2**15, "cuda": 2**20}
+"""Input numbers with which a pass fills the processor: 8 slices of 64 x 64. More places only stay free more often."""
+_FEW, _MANY = 4, 16
+"""Places in a pass of large and of small patients, where memory allows them. Free places are computed with the rest."""
 
 _Patient = tuple[Tensor, Tensor]
 
@@ -197,5 +199,7 @@ def places_for(parameters: Sequence[nn.Parameter], x: Tensor) -> int:
     """How many patients share a pass: a power of two, known from the network and the rows' shape alone."""
     kind = x.device.type if x.device.type in _BYTES else "cpu"
     each = sum(p.numel() * p.element_size() for p in parameters)
-    most = min(_BYTES[kind] // max(1, each), _NUMBERS[kind] // max(1, x.numel()), _PLACES[kind])
-    return 1 << (max(1, most).bit_length() - 1)
+    numbers = max(1, x.numel())
+    wanted = min(_MANY, max(_FEW, _FULL[kind] // numbers))
+    most = max(1, min(wanted, _BYTES[kind] // max(1, each), _NUMBERS[kind] // numbers))
+    return 1 << (most.bit_length() - 1)
