@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 
 from conf.study import Study
 from fl_client import personal
+from fl_client.cohort import Cohort
 from fl_client.device import device_of
 from fl_client.patients import TrainingPatients, note, usable_patients
 from fl_client.privacy import os_noise
@@ -44,6 +45,8 @@ class Personalised:
     patients: int  # trained on: for the hospital's own eyes
     before: float  # mean loss of the first step
     after: float  # and of the last
+    tested: int = 0  # patients who were held back from every training
+    scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # their mean scores before and after
 
 
 def personalise(site: Site, study: Study, file: Path, *, steps: int) -> Personalised:
@@ -67,6 +70,8 @@ def personalise(site: Site, study: Study, file: Path, *, steps: int) -> Personal
     cohort, patients = usable_patients(site, study, task, "train")
     if not patients:
         raise ValueError(f"{site.name} has no training patient whom study {study.name} can use")
+    _, held_back = usable_patients(site, study, task, "test")
+    scored = [_mean_scores(task, model, cohort, held_back)]
     parameters = dict(model.named_parameters())
     report = dp_sgd(
         model,
@@ -90,7 +95,19 @@ def personalise(site: Site, study: Study, file: Path, *, steps: int) -> Personal
         note(site, patient=patient, left_out=reason)
     losses = [float(np.mean(step)) for step in report.losses if step]
     folder = _write(site, study, model, steps=steps, patients=patients, made_of=fingerprint(state))
-    return Personalised(folder, len(patients), losses[0] if losses else np.nan, losses[-1] if losses else np.nan)
+    scored.append(_mean_scores(task, model, cohort, held_back))
+    scores = {name: (value, scored[1][name]) for name, value in scored[0].items() if name in scored[1]}
+    first, last = (losses[0], losses[-1]) if losses else (np.nan, np.nan)
+    return Personalised(folder, len(patients), first, last, len(held_back), scores)
+
+
+def _mean_scores(task: GradientTask, model: torch.nn.Module, cohort: Cohort, patients: Sequence[str]) -> dict[str, float]:
+    """Mean of each score over these patients, as far as it is defined for them. For the hospital's own eyes."""
+    model.eval()
+    rows = [task.score(model, cohort.case(patient), full=False) for patient in patients]
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {name: [row[name] for row in rows if name in row and np.isfinite(row[name])] for name in names}
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def made_here(site: Site, sha: str) -> bool:

@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 
 from conf.study import Study
-from fl_client.site import Budget
+from fl_client import personal
+from fl_client.site import Budget, Site
 from fl_server.record import Record, Round
 from fl_server.rounds import run
 from fl_server.weights import State
@@ -68,6 +69,12 @@ class Arm:
     def state(self) -> State:
         """The final weights."""
         return dict(torch.load(self.folder / "model.pt", weights_only=True))
+
+    def worn(self, hospital: str) -> State:
+        """The final weights as this hospital uses them: with its own parameters (`training.personal`), if it has any."""
+        if not self.study.training.personal or hospital not in self.hospitals:
+            return self.state()
+        return personal.worn(Site.load(self.folder / "sites" / hospital / "site.yaml"), self.study, self.state())
 
     def record(self) -> Record:
         """What the coordinator wrote down."""

@@ -85,8 +85,12 @@ def score_models(
         *(hospital.identity for _, hospital in world.roles),
     ]
     patients = hashlib.sha256(" ".join(tested).encode()).hexdigest()[:16]
+    by_name = {(arm.name, arm.study.seed): arm for arm in arms}
     for done, (name, seed, states) in enumerate(models, start=1):
-        identity = "-".join([*(fingerprint(state)[:16] for state in states), simulation.full_scores, patients])
+        worn = _worn(by_name.get((name, seed)))
+        identity = "-".join(
+            [*(fingerprint(state)[:16] for state in (*states, *worn.values())), simulation.full_scores, patients]
+        )
         place = kept / f"{name.replace('/', '-')}-{seed}.json"
         saved = json.loads(place.read_text()) if place.exists() else {}
         if saved.get("identity") != identity:
@@ -95,7 +99,7 @@ def score_models(
             asked = {h.name: (role, h) for role, h in world.roles if role != "real" or federated or name == "pretrained"}
             cohorts = {hospital: (h.cohort_folder, h.test_patients) for hospital, (_, h) in asked.items()}
             full = simulation.full_scores == "all" or (simulation.full_scores == "federation" and federated)
-            found = score_hospitals(pool, simulation.task, states, cohorts, full=full)
+            found = score_hospitals(pool, simulation.task, states, cohorts, full=full, worn=worn)
             rows = []
             for hospital, patients_scores in found.items():
                 for patient, scores in sorted(patients_scores.items()):
@@ -114,6 +118,13 @@ def score_models(
             lines = arm.folder.parent / f"metrics-{arm.study.seed}.jsonl"
             if lines.exists():
                 file.write(lines.read_text())
+
+
+def _worn(arm: Arm | None) -> dict[str, State]:
+    """The models of the hospitals that keep parameters of their own."""
+    if arm is None or not arm.study.training.personal:
+        return {}
+    return {hospital: arm.worn(hospital) for hospital in arm.hospitals}
 
 
 def export_model(simulation: Simulation, final: Arm, folder: Path) -> None:
@@ -180,12 +191,12 @@ def save_pictures(simulation: Simulation, final: Arm, world: World, folder: Path
     task = load(simulation.task)
     if not isinstance(task, SegmentationTask):
         return
-    model = restore(task, [final.state()])
     rows.sort(key=_mean_dice)
     folders = {hospital.name: hospital.cohort_folder for _, hospital in world.roles}
     for rank, row in (("worst", rows[0]), ("median", rows[len(rows) // 2]), ("best", rows[-1])):
         case = Cohort(folders[row["hospital"]]).case(row["patient"])
         volume = next(volume for volume in case.volumes if volume.mask is not None)
+        model = restore(task, [final.worn(row["hospital"])])
         _picture(place / f"{rank}.npz", volume, task.segment(model, case)[volume.series].mask, row, final.name)
 
 

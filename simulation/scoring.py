@@ -68,12 +68,19 @@ def score_hospitals(
     tested: Mapping[str, tuple[Path, Sequence[str]]],
     *,
     full: bool,
+    worn: Mapping[str, State] | None = None,
 ) -> dict[str, dict[str, Scores]]:
     """Scores of all patients of all hospitals at once, by hospital and patient, in the order asked.
 
-    `tested` is each hospital's cohort and the patients to score. One queue for all: no worker waits for a hospital's last.
+    `tested` is each hospital's cohort and the patients to score; `worn` the model of those hospitals that have one of their
+    own. One queue for all: no worker waits for a hospital's last.
     """
-    jobs = [(name, settings, states, cohort, patient, full) for name, (cohort, each) in tested.items() for patient in each]
+    own = {name: [state] for name, state in (worn or {}).items()}
+    jobs = [
+        (name, settings, own.get(name, states), cohort, patient, full)
+        for name, (cohort, each) in tested.items()
+        for patient in each
+    ]
     found = {(name, patient): scores for name, patient, scores in unordered(pool, _score_one, jobs)}
     return {name: {patient: found[name, patient] for patient in each} for name, (_, each) in tested.items()}
 

@@ -243,6 +243,7 @@ class Simulation(Frozen):
             if strategy.name in ("fedtrimmed", "krum"):  # nobody is left out of one answer
                 strategy = strategy.model_copy(update={"name": "fedavg"})
             privacy = privacy.model_copy(update={"matrix_share": 0.0})
+            training = training.model_copy(update={"personal": ()})  # and no common model to stay apart from
         return Study(
             name=name or self.name,
             konsil_version=version("konsil"),

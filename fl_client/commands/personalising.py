@@ -24,5 +24,13 @@ def _personalise(site: Site, options: argparse.Namespace) -> int:
 
     made = personalise(site, study_of(site, options.study), options.model, steps=options.steps)
     print(f"{made.folder}: {options.steps} steps on {made.patients} patients, loss {made.before:.4g} -> {made.after:.4g}")
-    print("It was trained without noise and must not leave the house. Whether it is better, patients it has not seen must say.")
+    if made.scores:
+        patients = "patient" if made.tested == 1 else "patients"
+        print(f"On {made.tested} {patients} held back from every training, before -> after:")
+        width = max(map(len, made.scores))
+        for name, (before, after) in made.scores.items():
+            print(f"  {name:{width}s}  {before:.3f} -> {after:.3f}")
+    else:
+        print("Nobody is held back from training here, so nothing says whether it is better (test_fraction).")
+    print("It was trained without noise and must not leave the house.")
     return 0

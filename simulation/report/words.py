@@ -70,8 +70,8 @@ def result(run: Run) -> list[str]:
         text.append(f"It was ended before its last round: {record.stopped_early}.")
     if record.study.get("training", {}).get("personal"):
         text.append(
-            "Parameters that each hospital keeps for itself (training.personal) are as they were at the start in the model "
-            "that is scored here; scores between the rounds are of the model with each hospital's own."
+            "Each hospital's patients are scored with the parameters that stay there (training.personal); at other hospitals "
+            "these are as they were at the start."
         )
     tested = {(s.hospital, s.patient) for s in run.scores if s.arm == arm and s.role == "site"}
     found = {name: mean(run.values(f"dice/{name}", arm, "site")) for name in run.structures}

@@ -228,6 +228,33 @@ def test_a_personalised_model_learns_from_the_hospitals_patients_and_nothing_is_
     assert all((site.folder / name).read_bytes() == book for name, book in books.items())
 
 
+def test_who_was_held_back_is_scored_before_and_after(house, finished, capsys):
+    study, file = finished
+    site = house.site("a")
+    site.model_copy(update={"test_fraction": 0.5}).save(house.sites["a"])
+    held = Cohort(site.cohort_folder).split("test", test_fraction=0.5)
+    assert 0 < len(held) < 4
+    assert personalise(house, study, file, "--steps", "30") == 0
+    said = capsys.readouterr().out
+    assert f"On {len(held)} patient" in said
+    told = {line.split()[0]: [float(n) for n in line.split()[1::2]] for line in said.splitlines() if line.startswith("  ")}
+    task = load(study.task)
+    (folder,) = (site.models_folder / "personalised").iterdir()
+    for column, state in enumerate((personal.worn(site, study, initial_state(study)), torch.load(folder / "model.pt"))):
+        model = task.model().eval()
+        model.load_state_dict(state)
+        rows = [task.score(model, Cohort(site.cohort_folder).case(patient), full=False) for patient in held]
+        for name, values in told.items():
+            known = [row[name] for row in rows if np.isfinite(row.get(name, math.nan))]
+            assert values[column] == pytest.approx(np.mean(known), abs=6e-4), name
+    assert told
+
+
+def test_where_nobody_is_held_back_it_says_so(house, finished, capsys):
+    assert personalise(house, *finished, "--steps", "1") == 0
+    assert "Nobody is held back from training here" in capsys.readouterr().out
+
+
 def test_it_begins_with_the_hospitals_own_parameters(house, finished):
     study, file = finished
     quiet = study.model_copy(update={"training": study.training.model_copy(update={"learning_rate": 1e-30})})
