@@ -23,7 +23,8 @@ def study_of(
     registered with (`keys`, by name). `models` is where a model must lie that the task leans on; None: it isn't looked for.
     Raises `ValidationError` or `ValueError` in words for what can't be run.
     """
-    from tasks.task import load_for, settled  # imports torch, which takes seconds
+    from fl_server.strategies import require_protection  # imports torch, which takes seconds
+    from tasks.task import load_for, settled
 
     given = {name: value for name, value in settings.items() if name != "plain_strategy"}  # the rehearsal's comparison
     if given.get("sites") is None:
@@ -34,6 +35,7 @@ def study_of(
     study = Study.from_json(json.dumps({"konsil_version": version("konsil"), **given}))
     study = study.model_copy(update={"task": settled(study.task)})
     load_for(study, models=models)
+    require_protection(study)
     return study
 
 

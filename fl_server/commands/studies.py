@@ -113,7 +113,6 @@ def start(options: argparse.Namespace) -> int:
     from fl_server.keeper import begin
     from fl_server.runs import in_hand
     from fl_server.start import put_away, require_room, require_weights, study_of
-    from fl_server.strategies import aggregator
 
     house = House.load(options.folder)
     with control(house) as talk:
@@ -128,7 +127,6 @@ def start(options: argparse.Namespace) -> int:
         if wait_for > len(study.sites):
             raise ValueError(f"--wait-for {wait_for}: the study has {len(study.sites)} hospitals")
         folder = house.runs / study.name
-        aggregator(study)  # says here what is wrong with its strategy
         with in_hand(house.runs, study.name):
             _require_rest(folder)
             require_room(house, study, replace=options.replace)

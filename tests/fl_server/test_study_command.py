@@ -195,3 +195,10 @@ def test_the_repositorys_own_default_study_is_valid_for_this_konsil():
     study = Study.from_json(settings["tool"]["flwr"]["app"]["config"]["study"])
     assert study.konsil_version == settings["project"]["version"]
     assert json.loads(study.to_json())["task"]["name"] == "segmentation"
+
+
+def test_show_refuses_a_quorum_that_start_would_refuse(tmp_path, capsys):
+    asked = ["show", "study=segmentation", "sites=[a,b,c,d,e]", "strategy=krum"]
+    assert main(asked) == 0
+    assert main([*asked, "strategy.quorum=3"]) == 1
+    assert "strategy.quorum is 3; krum tells 1 wrong of the answers" in capsys.readouterr().err
