@@ -18,12 +18,13 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 import conf
+from conf.command_line import unreadable
 from simulation.run_folder import FolderInUse
 from simulation.settings import Simulation, read, require_checks, require_data, sentences
 
@@ -191,6 +192,8 @@ def in_words(error: Exception) -> str:
 
 def _hydra_words(error: Exception) -> str:
     """What Hydra says, without its advice for programmers, and what is allowed at that place."""
+    if isinstance(error, OverrideParseException):
+        return unreadable(error.override.removeprefix("++"), error.message)
     text = str(error)
     if wrong := re.search(r"Could not find '(\w+)/([^']+)'", text):
         return f"{wrong[1]}: no such choice as {wrong[2]}; {wrong[1]} is one of {', '.join(_choices(CONF / wrong[1]))}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conf.command_line import unreadable
 from conf.study import settings_in
 
 
@@ -28,7 +29,7 @@ def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
             place[last] = value
         return settings
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -46,6 +47,8 @@ def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(home / "federation")):
             composed = OmegaConf.to_container(compose("start", overrides=offered), resolve=True)
+    except OverrideParseException as error:
+        raise ValueError(unreadable(error.override.removeprefix("++"), error.message)) from None
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error).partition("Config search path:")[0]  # where Hydra looked helps nobody here
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("See https")]
@@ -54,7 +57,7 @@ def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _changes(arguments: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE, the values read as YAML."""
+    """KEY=VALUE, the values read as YAML. Raises `ValueError` for what is none."""
     import yaml
 
     changes = {}
@@ -62,5 +65,8 @@ def _changes(arguments: Sequence[str]) -> dict[str, Any]:
         key, equals, value = argument.partition("=")
         if not equals or not key:
             raise ValueError(f"{argument!r} is no KEY=VALUE")
-        changes[key] = yaml.safe_load(value)
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(unreadable(argument, str(error))) from None
     return changes

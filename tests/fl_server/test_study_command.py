@@ -202,3 +202,14 @@ def test_show_refuses_a_quorum_that_start_would_refuse(tmp_path, capsys):
     assert main(asked) == 0
     assert main([*asked, "strategy.quorum=3"]) == 1
     assert "strategy.quorum is 3; krum tells 1 wrong of the answers" in capsys.readouterr().err
+
+
+def test_an_argument_that_can_not_be_read_is_named_before_the_parser_has_its_say(hospitals, tmp_path, capsys):
+    file = write(tmp_path / "study.json", hospitals.study())
+    for first in ("study=segmentation", str(file)):
+        assert main(["show", first, "training.personal=[*.N"]) == 1
+        said = capsys.readouterr().err
+        assert "training.personal=[*.N can't be read: brackets must be closed, and names with special characters" in said
+        assert "https" not in said
+    assert main(["show", "study=segmentation", "sites=[a,b]", 'training.personal=["*.norm.*"]']) == 1
+    assert "training.personal has '*.norm.*', which is none of the" in capsys.readouterr().err

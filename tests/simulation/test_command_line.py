@@ -101,6 +101,8 @@ def test_a_quorum_of_the_federation_does_not_bind_a_hospital_that_trains_alone()
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("training.personal=[*.N", "training.personal=[*.N can't be read: brackets must be closed, and names with special"),
+        ("faults.plan=[{fault: slow", "(no viable alternative at input '[{fault: slow')"),
         ("nope=1", "nope: no such setting; there are arms, audit, clinical, engine"),
         ("privacy.epsilonn=1", "privacy.epsilonn: no such setting; there are delta, epsilon, evaluation_share, kind, matrix"),
         ("+privacy.epsilonn=1", "privacy.epsilonn: no such setting; there are delta"),
