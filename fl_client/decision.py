@@ -99,7 +99,9 @@ def ledger_of(site: Site) -> Ledger:
 def _write(site: Site, study: Study, decision: Decision, *, who: str, until: str | None) -> Approval:
     epsilon = study.privacy.epsilon if study.privacy.kind == "patient" else None
     spent = paid(site, study)
-    return Approvals(site.folder).decide(
+    approvals = Approvals(site.folder)
+    approvals.put_down(study)  # it may have come as a file: what was decided about can be read later
+    return approvals.decide(
         study,
         decision,
         who=who,

@@ -113,6 +113,16 @@ def paid_of(study: Study, events: Sequence[Event]) -> Paid:
     return Paid(*(len(found) for found in _by_kind(mine)))
 
 
+def unpaid(plan: Sequence[Event], study: Study, events: Sequence[Event]) -> list[Event]:
+    """What of the study's `plan` does not stand in the ledger's events yet: each round, and what is scored after it, once."""
+    found: list[Event] = []
+    for wanted, paid in zip(_by_kind(plan), _by_kind([one for one in events if one.study == study.hash]), strict=True):
+        known = {event.round for event in paid if event.kind != MATRIX}  # whose model was judged the ledger does not say
+        many = sum(event.kind == MATRIX for event in paid)
+        found += [event for event in wanted if event.round not in known][many:]
+    return found
+
+
 def rounds_paid(study: Study, events: Sequence[Event]) -> int:
     """How many of the ledger's events are rounds of this study, repeated ones counted each time."""
     return paid_of(study, events).rounds

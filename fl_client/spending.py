@@ -51,11 +51,12 @@ class Proposed:
 
     study: str
     name: str
-    releases: int
-    alone: float  # its epsilon at this hospital's delta
+    releases: int  # that are still to be paid
+    alone: float  # their epsilon at this hospital's delta
     after: float  # everything's, with it
     share: float  # of the budget
     refused: str  # why the ledger would refuse it; empty if it wouldn't
+    paid: int = 0  # of its releases, what stands in the ledger already; a repeated one counts once
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,16 @@ class Spending:
 
 
 def spending(
-    book: Ledger, *, hospital: str, study: tuple[str, str] = ("", ""), planned: Sequence[Event] | None = None
+    book: Ledger,
+    *,
+    hospital: str,
+    study: tuple[str, str] = ("", ""),
+    planned: Sequence[Event] | None = None,
+    paid: int = 0,
 ) -> Spending:
     """The account of a ledger; `planned` are the releases of a study (its hash and name) that it might take part in.
+
+    `paid` further ones of that study stand in the ledger.
 
     Raises `LedgerBroken`.
     """
@@ -120,7 +128,7 @@ def spending(
         used=used,
         studies=tuple(found),
         course=tuple(_course(lines, book.delta)),
-        proposed=None if planned is None else _proposed(book, noisy, study, planned, used=used, whole=whole),
+        proposed=None if planned is None else _proposed(book, noisy, study, planned, paid, used=used, whole=whole),
     )
 
 
@@ -178,7 +186,14 @@ def _course(lines: Sequence[tuple[str, Event]], delta: float) -> Iterable[tuple[
 
 
 def _proposed(
-    book: Ledger, noisy: Sequence[Event], study: tuple[str, str], planned: Sequence[Event], *, used: float, whole: float
+    book: Ledger,
+    noisy: Sequence[Event],
+    study: tuple[str, str],
+    planned: Sequence[Event],
+    paid: int,
+    *,
+    used: float,
+    whole: float,
 ) -> Proposed:
     try:
         book.affords(planned)
@@ -194,4 +209,5 @@ def _proposed(
         after=book.planned(planned),
         share=_square([*noisy, *added], book) / whole - used,
         refused=refused,
+        paid=paid,
     )

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from fl_client.commands import Commands
 from fl_client.decision import ledger_of
-from fl_client.privacy import Event
+from fl_client.privacy import Event, Ledger
 from fl_client.site import Site
 
 if TYPE_CHECKING:
     from conf.study import Study
-    from fl_client.spending import OfStudy, Spending
+    from fl_client.spending import OfStudy, Proposed, Spending
 
 
 def add(commands: Commands) -> None:
@@ -38,8 +38,8 @@ def ledger(site: Site, options: argparse.Namespace) -> int:
     if options.study is None:
         account = spending(book, hospital=site.name)
     else:
-        study, planned = _proposed(site, options.study)
-        account = spending(book, hospital=site.name, study=(study.hash, study.name), planned=planned)
+        study, left, paid = _proposed(site, book, options.study)
+        account = spending(book, hospital=site.name, study=(study.hash, study.name), planned=left, paid=paid)
     if options.plot is not None:
         _draw(account, options.plot)
     if options.json:
@@ -77,8 +77,9 @@ def told(account: Spending) -> Iterator[str]:
         )
     if (plan := account.proposed) is not None:
         yield ""
-        yield f"Study {plan.name} ({plan.study[:12]}) would release {plan.releases} times, all of its rounds and scores"
-        yield f"  it would take {_percent(plan.share)} of the budget; alone it costs epsilon {_epsilon(plan.alone)}"
+        yield from _of_proposed(plan)
+        if plan.releases == 0:
+            return
         if plan.refused:
             yield f"  the ledger would refuse it: {plan.refused}"
         else:
@@ -102,6 +103,20 @@ def _of_study(one: OfStudy) -> Iterator[str]:
         )
 
 
+def _of_proposed(plan: Proposed) -> Iterator[str]:
+    whole = f"{plan.name} ({plan.study[:12]})"
+    share = _percent(plan.share)
+    if plan.releases == 0:
+        yield f"Study {whole}: all {plan.paid} releases of its rounds and scores are paid; nothing is left to pay"
+    elif plan.paid:
+        releases = f"{plan.paid + plan.releases} releases, all of its rounds and scores"
+        yield f"Study {whole}: of {releases}, {plan.paid} paid and {plan.releases} left"
+        yield f"  what is left to pay would take {share} of the budget; alone it costs epsilon {_epsilon(plan.alone)}"
+    else:
+        yield f"Study {whole} would release {plan.releases} times, all of its rounds and scores"
+        yield f"  it would take {share} of the budget; alone it costs epsilon {_epsilon(plan.alone)}"
+
+
 def _line(number: int, event: Event) -> str:
     noise = "" if event.mechanism == "gaussian" else f"{event.mechanism.replace('_', ' ')} "
     doubt = ", NO NOISE" if event.noise_multiplier == 0 else ", repeatable noise" if event.noise == "seeded" else ""
@@ -111,26 +126,16 @@ def _line(number: int, event: Event) -> str:
     )
 
 
-def _proposed(site: Site, said: str) -> tuple[Study, list[Event]]:
-    """The study in a file, or one that was asked for by the beginning of its hash, and all that it would release here."""
-    from pydantic import ValidationError
-
-    from conf.study import Study, words
-    from fl_client.approval import Approvals
-    from fl_client.price import planned
+def _proposed(site: Site, book: Ledger, said: str) -> tuple[Study, list[Event], int]:
+    """The study in a file, or one that was asked for by the beginning of its hash; what it would release, how much is paid."""
+    from fl_client.commands.studies import study_of
+    from fl_client.price import planned, unpaid
     from tasks.task import load_for  # here: tasks import torch
 
-    if Path(said).is_file():
-        try:
-            study = Study.read(Path(said))
-        except (ValidationError, TypeError, ValueError) as error:
-            problem = words(error) if isinstance(error, ValidationError) else "not a JSON object"
-            raise ValueError(f"{said} is no study: {problem}") from None
-    elif Path(said).suffix:
-        raise ValueError(f"there is no file {said}")
-    else:
-        study = Approvals(site.folder).find(said)
-    return study, planned(site, study, load_for(study, models=site.models_folder))
+    study = study_of(site, said)
+    plan = planned(site, study, load_for(study, models=site.models_folder))
+    left = unpaid(plan, study, book.events)
+    return study, left, len(plan) - len(left)
 
 
 def _draw(account: Spending, path: Path) -> None:

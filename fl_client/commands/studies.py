@@ -57,17 +57,40 @@ def _decline(site: Site, options: argparse.Namespace) -> int:
 def study_of(site: Site, said: str) -> Study:
     """The study in a file that the coordinator sent by other means, or one that was put down when a run asked.
 
-    Raises `ValueError` for a file that holds no study, and for a hash that fits none or several.
+    Looking at a file puts nothing down. Raises `ValueError` for a file that holds no study or is not there, and for a hash that
+    fits none or several.
     """
-    approvals = Approvals(site.folder)
-    if not Path(said).is_file():
-        return approvals.find(said)
+    if Path(said).is_file():
+        return study_in(Path(said))
+    if said and not set(said) <= set("0123456789abcdef"):
+        raise ValueError(
+            f"{said} is a folder; name a study's file in it" if Path(said).is_dir() else f"there is no file {said}"
+        )
+    return Approvals(site.folder).find(said)
+
+
+def study_in(file: Path) -> Study:
+    """The study in a file. Raises `ValueError` for a file that holds none, or leaves open what a task settles by itself.
+
+    The coordinator settles that when it starts the study. Settled by what is installed here it might be another one.
+    """
+    from tasks.task import settled  # here: tasks import torch
+
     try:
-        study = Study.read(Path(said))
-    except (ValidationError, TypeError, ValueError) as error:
-        problem = words(error) if isinstance(error, ValidationError) else "not a JSON object"
-        raise ValueError(f"{said} is no study: {problem}") from None
-    approvals.put_down(study)
+        study = Study.read(file)
+    except ValidationError as error:
+        raise ValueError(f"{file} is no study: {words(error)}") from None
+    except ValueError as error:  # it names the file
+        raise ValueError(f"{error}: it is no study") from None
+    try:
+        whole = settled(study.task) == study.task
+    except Exception:  # no such task here, or settings that it can't have: whoever runs it is told so, by `load_for`
+        return study
+    if not whole:
+        raise ValueError(
+            f"{file} leaves open what its task settles when the study is started, so that its hash would be another study's; "
+            f"ask the coordinator for what `konsil-study show {file.name} --json` prints"
+        )
     return study
 
 

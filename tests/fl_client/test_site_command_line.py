@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import yaml
 
+from conf.study import Study
 from fl_client import __main__
 from fl_client.__main__ import _parser, main
 from fl_client.app import ledger_of
@@ -17,6 +19,7 @@ from fl_client.cohort import Cohort
 from fl_client.intake.write_back import write_nifti
 from fl_client.privacy import Event
 from fl_client.site import Budget, Site
+from fl_server.__main__ import main as coordinator
 from simulation.dicom import Identity, write_patient
 
 SUNNYBROOK = Path(__file__).parents[1] / "data" / "sunnybrook"
@@ -217,14 +220,73 @@ def test_a_study_file_is_approved_before_any_run_asks(clinic, hospitals, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("{", "not a JSON object"), ("[]", "not a JSON object"), ('{"rounds": 0}', "rounds: ")]
+    ("text", "told"),
+    [
+        ("{", "is no JSON: "),
+        ("[]", "must hold an object of settings"),
+        ('{"rounds": 0}', "rounds: "),
+        ('{"rounds": 1, "rounds": 2}', "rounds stands there twice"),
+    ],
 )
 def test_a_file_that_holds_no_study_is_refused_in_words(clinic, tmp_path, capsys, text, told):
     (tmp_path / "study.json").write_text(text)
     assert main(["--site", str(clinic), "show", str(tmp_path / "study.json")]) == 1
     said = capsys.readouterr().err
+    assert str(tmp_path / "study.json") in said
     assert "is no study" in said
     assert told in said
+
+
+def under(folder):
+    """Every file below a folder with what it holds."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_looking_at_a_study_file_leaves_no_trace_and_a_decision_keeps_its_text(clinic, hospitals, tmp_path, capsys):
+    file = tmp_path / "study.json"
+    strange = hospitals.study(sites=("clinic",), task={"name": "horoscope"})
+    before = under(clinic.parent)
+    for study, words in (
+        (hospitals.study(sites=("clinic",)), "the trained parameters"),
+        (strange, "no task named 'horoscope'"),
+    ):
+        file.write_text(study.to_json())
+        assert main(["--site", str(clinic), "show", str(file)]) == 0
+        assert words in capsys.readouterr().out
+    assert main(["--site", str(clinic), "approve", str(file)]) == 1
+    assert "clinic would decline study rehearsal all the same: no task named 'horoscope'" in capsys.readouterr().err
+    assert under(clinic.parent) == before
+    assert main(["--site", str(clinic), "decline", str(file), "--who", "Dr. Alpha"]) == 0
+    assert Approvals(clinic.parent).studies == {strange.hash: strange}
+    assert main(["--site", str(clinic), "studies"]) == 0
+    assert "declined by Dr. Alpha" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["show"], ["approve"], ["decline"], ["cohort", "--study"], ["ledger", "--study"]])
+def test_a_file_that_leaves_open_what_its_task_settles_is_no_study_to_decide_about(clinic, tmp_path, capsys, command):
+    task = yaml.safe_load((Path(__file__).parents[2] / "conf" / "task" / "radiomics.yaml").read_text())
+    settings = {"name": "lge", "rounds": 1, "sites": ["clinic"], "task": task, "strategy": {"name": "sum"}}
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(settings))
+    before = under(clinic.parent)
+    assert main(["--site", str(clinic), *command, str(file)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "ask the coordinator for what `konsil-study show study.json --json` prints" in said.err
+    assert coordinator(["show", str(file), "--json"]) == 0
+    file.write_text(capsys.readouterr().out)
+    whole = Study.read(file)
+    assert coordinator(["show", str(file)]) == 0
+    assert capsys.readouterr().out.startswith(whole.hash)
+    assert under(clinic.parent) == before
+    assert main(["--site", str(clinic), "show", str(file)]) == 0
+    assert capsys.readouterr().out.startswith(f"Study           lge, {whole.hash}")
+
+
+@pytest.mark.parametrize(("said", "told"), [("nowhere.json", "there is no file nowhere.json"), (".", ". is a folder; name a")])
+def test_a_study_file_that_is_none_is_told_as_such(clinic, capsys, said, told):
+    assert main(["--site", str(clinic), "show", said]) == 1
+    assert told in capsys.readouterr().err
 
 
 def test_the_ledger_says_which_releases_protect_nobody(hospitals, capsys):

@@ -3,11 +3,13 @@ import math
 
 import pytest
 
-from conf.study import Study
+from conf.study import Privacy, Study
 from fl_client.__main__ import main
+from fl_client.price import planned
 from fl_client.privacy import Event, Ledger, LedgerBroken, epsilon, shared_noise
 from fl_client.site import Site
 from fl_client.spending import spending
+from tasks.task import load_for
 
 DELTA = 1e-3
 
@@ -110,6 +112,32 @@ def test_what_a_proposed_study_would_take_is_told_and_nothing_is_written(site, b
     assert f"epsilon would stand at {plan['after']:.4g} of 8" in capsys.readouterr().out
     path.unlink()
     assert {file: file.read_bytes() for file in site.folder.iterdir() if file.is_file()} == before
+
+
+def test_of_a_study_that_is_partly_paid_only_the_rest_is_proposed(site, capsys):
+    privacy = Privacy(epsilon=3.0, delta=DELTA, evaluation_share=0.3)
+    task = {"name": "segmentation", "voxels": 16, "roi_mm": None, "field_mm": 80, "channels": [4, 8], "strides": [2]}
+    study = Study(konsil_version="0.3.0", name="next", rounds=2, sites=(site.name,), task=task, privacy=privacy)
+    path = site.folder / "study.json"
+    path.write_text(study.to_json())
+    plan = planned(site, study, load_for(study))
+    book = Ledger(site.ledger_path, epsilon=8.0, delta=DELTA)
+    for event in (plan[0], plan[0]):  # the round was sent twice, which leaves no less to pay
+        book.spend(event)
+    assert run(site, "--study", path) == 0
+    said = capsys.readouterr().out
+    assert f"Study next ({study.hash[:12]}): of 3 releases, all of its rounds and scores, 1 paid and 2 left" in said
+    assert "  what is left to pay would take " in said
+    assert f"alone it costs epsilon {epsilon(plan[1:], delta=DELTA):.4g}" in said
+    assert f"epsilon would stand at {book.planned(plan[1:]):.4g} of 8" in said
+    for event in plan[1:]:
+        book.spend(event)
+    assert run(site, "--study", path) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("all 3 releases of its rounds and scores are paid; nothing is left to pay\n")
+    assert run(site, "--study", path, "--json", "--plot", site.folder / "plot.svg") == 0
+    left = json.loads(capsys.readouterr().out)["proposed"]
+    assert (left["paid"], left["releases"], left["share"], left["after"]) == (3, 0, 0, pytest.approx(book.epsilon))
 
 
 def test_a_proposed_study_that_the_ledger_would_refuse_is_told_with_the_reason(site, book, capsys):
