@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -352,9 +353,53 @@ def words(error: Any) -> str:
         path = ".".join(str(part) for part in item["loc"]) or "study"
         plain = item["type"] not in ("missing", "extra_forbidden") and not isinstance(item["input"], dict)
         value = f" (got {_cut(repr(item['input']))})" if plain else ""
-        message = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
-        lines.append(_cut(f"{path}: {message}") + value)
+        lines.append(_cut(f"{path}: {said(item)}") + value)
     return "\n".join([*lines, f"... and {len(found) - len(lines)} more"] if len(found) > len(lines) else lines)
+
+
+def said(item: Any) -> str:
+    """What one of a pydantic error's `errors()` complains of, without pydantic's own names for it."""
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return "no such setting"
+    if kind in ("value_error", "assertion_error"):
+        return str(context["error"])
+    if kind == "string_pattern_mismatch" and (rule := _rule(str(context["pattern"]))):
+        return f"may hold only {rule}"
+    return str(item["msg"])
+
+
+_RULE = re.compile(r"\^(?:\[(?P<first>[^]]+)\])?\[(?P<rest>(?:\\.|[^]\\])+)\]\{(?P<least>\d+)(?P<open>,(?P<most>\d+))?\}\$")
+_RANGES = {"A-Z": "capital letters", "a-z": "small letters", "0-9": "digits", "a-f": "letters from a to f"}
+
+
+def _rule(pattern: str) -> str:
+    """A pattern of one or two sets of characters in words; empty for any other.
+
+    >>> _rule("^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    "letters, digits, '_', '.' and '-', beginning with a letter or digit, 1 to 64 characters"
+    """
+    found = _RULE.fullmatch(pattern)
+    if found is None:
+        return ""
+    kinds = _characters(found["rest"])
+    text = f"{', '.join(kinds[:-1])} and {kinds[-1]}" if len(kinds) > 1 else kinds[0]
+    more = 0 if found["first"] is None else 1
+    if more:
+        text += f", beginning with a {' or '.join(kind.removesuffix('s') for kind in _characters(found['first']))}"
+    least, most = int(found["least"]) + more, int(found["most"] or found["least"]) + more
+    return f"{text}, {least} characters" if least == most else f"{text}, {least} to {most} characters"
+
+
+def _characters(inside: str) -> list[str]:
+    """What stands between the brackets of a pattern."""
+    ranges = [text for text in _RANGES if text in inside]
+    for text in ranges:
+        inside = inside.replace(text, "")
+    named = [_RANGES[text] for text in ranges]
+    if named[:2] == ["capital letters", "small letters"]:
+        named[:2] = ["letters"]
+    return [*named, *(f"'{letter}'" for letter in inside.replace("\\", ""))]
 
 
 def _cut(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from conf.study import Frozen, LocalTraining, Privacy, SecureAggregation, Strategy, Study, Validation, words
+from conf.study import Frozen, LocalTraining, Privacy, SecureAggregation, Strategy, Study, Validation, said, words
 from simulation import keys
 from simulation.audit.settings import Audit
 from simulation.faults.plan import NO_FAULTS, Plan
@@ -378,12 +378,11 @@ def sentences(error: ValidationError) -> str:
         path = ".".join(map(str, where))
         if item["type"] == "extra_forbidden":
             known = _known(item["loc"])
-            said = "no such setting" + (f"; there are {', '.join(known)}" if known else "")
-        elif item["type"] == "value_error":
-            said = str(item["ctx"]["error"])
+            text = said(item) + (f"; there are {', '.join(known)}" if known else "")
         else:
-            said = item["msg"] + ("" if isinstance(item["input"], dict) else f" (got {item['input']!r})")
-        lines.append(f"{path}: {said}" if path else said)
+            plain = item["type"] != "value_error" and not isinstance(item["input"], dict)
+            text = said(item) + (f" (got {item['input']!r})" if plain else "")
+        lines.append(f"{path}: {text}" if path else text)
     return "\n".join(lines)
 
 

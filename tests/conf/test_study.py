@@ -37,6 +37,21 @@ def test_what_json_can_say_is_read_arrays_as_tuples_and_whole_numbers_as_floats(
         ({"name": 7}, "name: Input should be a valid string (got 7)"),
         ({"privacy": {"epsilon": float("nan")}}, "privacy.epsilon: Input should be a finite number (got nan)"),
         ({"epsilon": 3}, "epsilon: no such setting"),
+        ({"sites": ["a", "a"]}, "study: sites must name at least one hospital, each once, not ['a', 'a']"),
+        (
+            {"name": "my study"},
+            "name: may hold only letters, digits, '_', '.' and '-', beginning with a letter or digit, 1 to 64 characters "
+            "(got 'my study')",
+        ),
+        (
+            {"initial_model_sha256": "F00"},
+            "initial_model_sha256: may hold only digits and letters from a to f, 64 characters (got 'F00')",
+        ),
+        (
+            {"training": {"personal": ["a b"]}},
+            "training.personal.0: may hold only letters, digits, '_', '.', '*', '?', '[', ']' and '-', 1 to 200 characters "
+            "(got 'a b')",
+        ),
     ],
 )
 def test_wrong_types_nan_and_unknown_keys_are_refused_in_words(settings, refusal):

@@ -124,7 +124,7 @@ def test_a_quorum_of_the_federation_does_not_bind_a_hospital_that_trains_alone()
             "arms.0: Input should be 'federation_private', 'federation_plain', 'pooled', 'alone' or 'ensemble'",
         ),
         ("arms=[]", "arms: at least one of federation_private"),
-        ("name=a/b", "name: String should match pattern"),
+        ("name=a/b", "name: may hold only letters, digits, '_', '.' and '-', beginning with a letter or digit, 1 to 64"),
         ("strategy.quorum=6", "strategy.quorum is 6, but only 5 sites take part"),
         ("task.voxels=33", "voxels [33, 33] must be multiples of 8"),
         ("task.name=lesion", "no task named 'lesion'; tasks/ holds count, radiomics, segmentation"),
