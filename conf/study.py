@@ -208,6 +208,16 @@ class Study(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _work_ends_before_its_round(self) -> Self:
+        work_s = self.training.work_s
+        if late := [name for name in self.sites if work_s is not None and work_s > self.strategy.timeout_s(name)]:
+            raise ValueError(
+                f"training.work_s is {work_s:g} s, but {late[0]}'s answer counts for {self.strategy.timeout_s(late[0]):g} s "
+                "(strategy.round_timeout_s, site_timeouts_s); it must be less, so that the answer comes in time"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _validation_is_paid_for(self) -> Self:
         if (self.validation is None) != (self.privacy.validation_share == 0):
             raise ValueError("validation and privacy.validation_share come together: each score between rounds has a price")

@@ -132,3 +132,13 @@ def test_a_deadline_of_its_own_is_for_a_hospital_of_the_study():
     assert Study.from_json(study.to_json()) == study
     with pytest.raises(ValidationError, match="site_timeouts_s names sout; the sites are north, south"):
         Study(**settings, strategy=Strategy(site_timeouts_s={"sout": 90.0}))
+
+
+def test_no_hospital_works_for_longer_than_its_answer_counts():
+    read(training={"work_s": 120, "steps": 9}, strategy={"round_timeout_s": 120})
+    with pytest.raises(ValidationError) as error:
+        read(training={"work_s": 500}, strategy={"round_timeout_s": 120})
+    assert words(error.value).startswith("study: training.work_s is 500 s, but clinic's answer counts for 120 s")
+    with pytest.raises(ValidationError) as error:
+        read(training={"work_s": 60}, strategy={"round_timeout_s": 120, "site_timeouts_s": {"north": 30}})
+    assert "north's answer counts for 30 s" in words(error.value)
