@@ -188,6 +188,7 @@ def study(
         span = {"first": _number(first, 1), "last": _number(last, None)}
         contents |= {
             "cards": files.cards(house.door.registry, course.record.study_hash),
+            "unasked": views.unasked(course, now),
             "plain": plain,
             "grouped": grouped,
             "most_reasons": views.SHOWN_REASONS,

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from pydantic import ValidationError
 
+from conf.study import SecureAggregation
 from fl_server.console.files import studies
 from fl_server.live import Now
-from fl_server.page.course import ANSWERS, KEPT, NOTHING, Book, Course, Shelf, Summary
+from fl_server.page.course import ANSWERS, KEPT, NOTHING, Book, Course, Shelf, Summary, whole
 from fl_server.page.matrix import spans
 from fl_server.record import NOT_ASKED_YET
 from fl_server.runs import Standing
@@ -253,6 +255,13 @@ def awaited(now: Now | None) -> list[tuple[str, float]]:
     return sorted(waiting, key=lambda item: -item[1])
 
 
+def unasked(course: Course, now: Now | None) -> list[str]:
+    """Hospitals of the study that the question under way went past, because they had not said that they take part."""
+    if now is None or now.phase == "enrolling" or not now.asked:
+        return []
+    return [name for name in course.sites if name not in now.asked]
+
+
 def facts(course: Course) -> list[tuple[str, str]]:
     """What was agreed, in a few words each; what an older record doesn't say is left out."""
     study, record = course.record.study, course.record
@@ -266,7 +275,7 @@ def facts(course: Course) -> list[tuple[str, str]]:
     elif privacy:
         found.append(("Promise", "none: answers carry no noise, and protect nobody"))
     if strategy:
-        said = f"{strategy.get('name', '?')}; a round counts with {strategy.get('quorum', '?')} usable answers or more, "
+        said = f"{strategy.get('name', '?')}; a round counts with {_quorum(study)} usable answers or more, "
         found.append(("Rounds", said + f"and waits for {lasting(float(strategy.get('round_timeout_s') or 0))} at most"))
     found.append(("Study hash", record.study_hash))
     made = ", ".join(f"{name} {version}" for name, version in record.versions.items() if name in ("konsil", "flwr", "torch"))
@@ -275,6 +284,16 @@ def facts(course: Course) -> list[tuple[str, str]]:
 
 
 SHARES = {"evaluation": "the final scores", "validation": "choosing among rounds", "matrix": "every model at every hospital"}
+
+
+def _quorum(study: Mapping[str, Any]) -> int | str:
+    """Usable answers that a round needs; secure aggregation may need more than the strategy asks for."""
+    quorum = _part(study, "strategy").get("quorum", "?")
+    try:
+        least = SecureAggregation.model_validate(_part(_part(study, "privacy"), "secure")).least
+    except ValidationError:  # there is none, or an older konsil's
+        return str(quorum)
+    return max(least, whole(quorum, 0))
 
 
 def _part(study: Mapping[str, Any], name: str) -> Mapping[str, Any]:

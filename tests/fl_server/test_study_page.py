@@ -450,6 +450,27 @@ def test_a_study_that_runs_tells_who_is_awaited(browser, real, runs):
     assert "under-way runs not yet 3 of 8 3 2026-11-22" in browser.settled("/").text
 
 
+def test_who_was_not_asked_is_told_beside_who_is_awaited(browser, real, runs):
+    record = of(["UU", "UU", "AA"], sites=["north", "south", "west"], rounds=8, ended="")
+    at = time.time()
+    asked = dict.fromkeys(("north", "south"), at - 200)
+    write(runs, "two-of-three", record, moment(record, phase="round", round=3, began=at - 200, asked=asked))
+    text = browser.settled("/study/two-of-three").text
+    assert "2 of 3 hospitals are awaited, the longest first: north for 3 min south for 3 min" in text
+    assert "Not asked, because nothing says that they take part: west." in text
+
+
+def test_the_quorum_of_a_secure_study_is_what_its_sums_need(browser, real, runs):
+    keys = dict.fromkeys(("a", "b", "c"), "ecdsa-sha2-nistp384 AAAA")
+    record = of(["UU", "UU", "UU"], sites=list(keys))
+    record["study"]["strategy"]["quorum"] = 2
+    write(runs, "alone", record)
+    assert "a round counts with 2 usable answers or more" in browser.settled("/study/alone").text
+    record["study"]["privacy"]["secure"] = {"keys": keys, "patients": 30, "threshold": None, "colluding": 1}
+    write(runs, "masked", record)
+    assert "a round counts with 3 usable answers or more" in browser.settled("/study/masked").text
+
+
 def test_a_process_that_is_gone_has_interrupted_its_study(browser, real, runs):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
