@@ -63,12 +63,17 @@ def leaving(site: Site, study: Study) -> tuple[Leaving, ...]:
         masked = {"masked": ((grid_of(study, task).length,), "uint32")}
         found.append(Leaving(f"{each}, one sum over all patients, under masks, which come off the sum of all alone", masked))
     elif isinstance(task, CountingTask):
-        found.append(Leaving(f"{each}, one sum over all patients", {"total": ((task.length,), "float64")}))
+        found.append(Leaving(f"{each}, one sum over all patients", _sum(task.length)))
     else:
         found.append(Leaving(f"{each}, the trained parameters", _trained(study, task)))
     if isinstance(task, JudgedTask):
-        found += [Leaving(when, {"total": ((task.judgement_length,), "float64")}) for when in _scores(study)]
+        found += [Leaving(when, _sum(task.judgement_length)) for when in _scores(study)]
     return tuple(found)
+
+
+def _sum(length: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """A noisy sum, with the variance of its noise, which follows from the study."""
+    return {"total": ((length,), "float64"), "noise_variance": ((1,), "float64")}
 
 
 def _scores(study: Study) -> list[str]:
@@ -133,15 +138,29 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
             *sent,
             *_stays(study),
             protected,
-            f"with every answer the size that you declare in public ({site.declared_size}), the epsilon of your ledger and how "
-            "many steps were taken",
-            "before the first round your name, your konsil's version and whether you take part, and if not, why",
+            *_beside(site, study),
         ],
     )
     yield "Price", [price(site, study), *_shares(study)]
     if study.privacy.secure is not None:
         yield "Together", _together(site, study)
     yield "For how long", [f"until {until(days)} ({days} days), or until its rounds have been answered once"]
+
+
+def _beside(site: Site, study: Study) -> list[str]:
+    """What is said with the answers and in their place: all of it public, or of the ledger."""
+    masked = study.privacy.secure is not None
+    learned = not masked and study.strategy.name != "sum"
+    agreed = "public keys, signatures, shares that one other hospital can read"
+    size = f"the size that you declare in public ({site.declared_size})"
+    return [
+        f"with every answer {size} and the epsilon of your ledger",
+        *(["with trained parameters how many steps were taken"] if learned else []),
+        *([f"before each sum what its masks are agreed on with: {agreed}"] if masked else []),
+        f"before the first round your name, {size}, your konsil's version, whether you take part, and if not, why",
+        f"if you take part, also the epsilon that your ledger would come to, and its delta ({site.budget.delta:g})",
+        "in place of an answer a refusal in words of konsil's own, or that it failed: memory, disk, books, work, and a number",
+    ]
 
 
 def _held_back(site: Site, study: Study) -> list[str]:

@@ -13,6 +13,7 @@ from fl_client import app as hospital
 from fl_client import release
 from fl_client.approval import Approvals
 from fl_client.cohort import Cohort
+from fl_client.contract import contract, leaving
 from fl_client.privacy import epsilon
 from fl_client.site import Budget
 from fl_server.enrolment import Enrolment
@@ -93,6 +94,32 @@ def test_without_noise_the_scores_are_the_mean_dice_of_the_validation_patients(w
     assert record.selected_round == best
     assert record.evaluation.total == sum(exact_sum(wards, study, n, "test", seen[best]) for n in "abc").tolist()
     assert record.verdict == "complete"
+
+
+def test_what_leaves_with_scores_is_what_the_contract_announces(wards):
+    study = study_of(wards, PLAIN, rounds=2)
+    announced = leaving(wards.site("a"), study)
+    grid, left = grid_of(wards, study), []
+    pull = grid.pull_messages
+    grid.pull_messages = lambda ids: [left.append(reply) or reply for reply in pull(ids)]
+    run(grid, study, initial_state(study), folder=wards.folder / "run")
+    answers = [reply.content for reply in left if "metrics" in reply.content]
+    found = [
+        ({name: (array.numpy().shape, array.dtype) for name, array in answer["arrays"].items()}, set(answer["metrics"]))
+        for answer in answers
+    ]
+    said = {"num-examples", "epsilon"}
+    assert all(one in found for one in ((dict(announced[0].arrays), said | {"steps"}), (dict(announced[1].arrays), said)))
+    assert all(metrics == said | ({"steps"} if "total" not in arrays else set()) for arrays, metrics in found)
+    assert all(arrays in [dict(one.arrays) for one in announced] for arrays, _ in found)
+    words = dict(contract(wards.site("a"), study, days=30))["What leaves"]
+    assert "with trained parameters how many steps were taken" in words
+    enrolled = next(reply.content["enrolment"] for reply in left if "enrolment" in reply.content)
+    assert set(enrolled) == {"site", "declared-size", "konsil-version", "takes-part", "reason", "epsilon", "delta"}
+    (first,) = [line for line in words if line.startswith("before the first round")]
+    for word in ("your name", "size that you declare in public", "konsil's version", "you take part", "why"):
+        assert word in first
+    assert any("the epsilon that your ledger would come to, and its delta" in line for line in words)
 
 
 def test_validation_patients_are_neither_trained_on_nor_tested_and_train_in_every_other_study(wards, monkeypatch):

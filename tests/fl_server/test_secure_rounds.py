@@ -228,6 +228,22 @@ def test_a_study_that_knows_a_hospital_by_another_key_is_declined_before_anythin
     assert "another public key for 'd' than this hospital's own" in record.rounds[0].sites["d"].reason
 
 
+def test_no_count_of_steps_leaves_with_a_masked_sum_and_the_contract_promises_none(house, tmp_path):
+    study = study_of(house, rounds=1)
+    grid = InProcessGrid("fl_client.app:app", house.nodes, {"study": study.to_json()})
+    left, pull = [], grid.pull_messages
+    grid.pull_messages = lambda ids: [left.append(reply) or reply for reply in pull(ids)]
+    ran(house, study, tmp_path / "run", grid=grid)
+    contents = [reply.content for reply in left if reply.has_content()]
+    assert {name for content in contents for name in content} == {"enrolment", "secure", "arrays", "metrics"}
+    assert {frozenset(content["metrics"]) for content in contents if "metrics" in content} == {
+        frozenset({"num-examples", "epsilon"})
+    }
+    words = dict(contract(house.site("a"), study, days=30))["What leaves"]
+    assert not any("steps" in line for line in words)
+    assert any("public keys, signatures, shares" in line for line in words)
+
+
 def test_what_a_person_says_yes_to_names_the_masks_the_keys_and_what_is_left_if_they_fail(house):
     said = dict(contract(house.site("a"), study_of(house, rounds=1), days=30))
     assert "uint32" in said["What leaves"][0]
