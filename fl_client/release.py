@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import traceback
 from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,7 +27,7 @@ from fl_client.approval import Declined
 from fl_client.audit import AuditLog
 from fl_client.chain import ChainBroken
 from fl_client.egress import egress
-from fl_client.failures import new_number, write_failure
+from fl_client.failures import new_number, places, write_failure
 from fl_client.halt import halted
 from fl_client.privacy.ledger import BudgetSpent
 from fl_client.sent import Asked, Kept, Piece, keep
@@ -125,7 +124,8 @@ def kept(site: Site, asked: Asked, answer: Message) -> Message:
         keep(site, asked, Kept(tuple(pieces), numbers))
     except OSError as error:
         logging.getLogger("konsil").warning(
-            "the answer to round %d of study %s could not be kept (%s): if it is asked for again, it is paid for again",
+            "%s: the answer to round %d of study %s could not be kept (%s): if it is asked for again, it is paid for again",
+            site.name,
             asked.round,
             asked.study[:12],
             error.strerror,
@@ -254,12 +254,23 @@ def _let_out(question: Message, answer: Message, context: Context) -> Message:
 
 def _failed(question: Message, context: Context, error: Exception) -> Message:
     number = new_number()
+    name = "this site"
     try:
-        write_failure(_folder(context) / "log", error, run=context.run_id, number=number)
-    except Exception:  # a full disk must not turn into a text that leaves
-        told = "".join(traceback.format_exception(error))
-        logging.getLogger("konsil").exception("this site's log could not be written; it should have said:\n%s", told)
+        site = Site.load(str(context.node_config["site"]))
+        name = site.name
+        write_failure(site.folder / "log", error, run=context.run_id, number=number)
+    except Exception as unwritten:  # a full disk must not turn into a text that leaves
+        logging.getLogger("konsil").error("%s: %s", name, _unwritten(error, unwritten, number=number))
     return failure(question, error, number=number)
+
+
+def _unwritten(error: Exception, unwritten: Exception, *, number: str) -> str:
+    """A sentence on a failure that stands in no log: kinds of exceptions and a place in the code, not their texts."""
+    facts = places(error)
+    what = f"failure {number} ({' from '.join(facts['kinds'])} at {(facts['where'] or ['elsewhere'])[-1]})"
+    full = {reason_of(error), reason_of(unwritten)} == {"disk"}
+    why = "the disk is full" if reason_of(unwritten) == "disk" else type(unwritten).__name__
+    return f"the disk is full, and {what} stands in no log" if full else f"{what} could not be written to the log: {why}"
 
 
 def guarded_mod(question: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_client import app as hospital
+from fl_client import release
 from fl_client.approval import Approvals
 from fl_client.price import planned
 from fl_client.privacy import Event, epsilon
@@ -96,6 +98,46 @@ def test_no_text_of_an_exception_reaches_the_coordinator(hospitals, monkeypatch)
     assert "patient 1234 in /data/secret.dcm" in log.read_text()
     assert told.group(0)[-9:-1] in log.read_text()  # the number by which both sides know it
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_is_told_in_one_line_that_names_the_hospital_and_quotes_nothing(hospitals, monkeypatch, caplog):
+    def full(*args, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/patient 1234")
+
+    monkeypatch.setattr(hospital, "dp_sgd", full)
+    monkeypatch.setattr(release, "write_failure", full)
+    study = hospitals.study(sites=("a",))
+    grid = InProcessGrid("fl_client.app:app", hospitals.nodes[:1], {"study": study.to_json()})
+    _, record = run(grid, study, initial_state(study), folder=hospitals.folder / "run")
+    assert re.fullmatch(FAILED_WORDS + r" \(reason: disk, number [0-9a-f]{8}\)", record.rounds[0].sites["a"].reason)
+    lines = [line for line in caplog.records if line.name == "konsil" and line.levelname == "ERROR"]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(
+            r"a: the disk is full, and failure [0-9a-f]{8} \(OSError at \S+:\d+ full\) stands in no log", line.getMessage()
+        )
+        assert line.exc_info is None
+    assert "1234" not in caplog.text
+
+
+def test_a_failure_that_no_log_takes_is_told_by_kind_and_place(hospitals, monkeypatch, caplog):
+    def crash(*args, **settings):
+        raise RuntimeError("patient 1234") from KeyError("patient 5678")
+
+    def closed(*args, **settings):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(hospital, "dp_sgd", crash)
+    monkeypatch.setattr(release, "write_failure", closed)
+    study = hospitals.study(sites=("a",), rounds=1)
+    grid = InProcessGrid("fl_client.app:app", hospitals.nodes[:1], {"study": study.to_json()})
+    run(grid, study, initial_state(study), folder=hospitals.folder / "run")
+    (line,) = [line.getMessage() for line in caplog.records if line.name == "konsil" and line.levelname == "ERROR"]
+    assert re.fullmatch(
+        r"a: failure [0-9a-f]{8} \(RuntimeError from KeyError at \S+:\d+ crash\) could not be written to the log: "
+        "PermissionError",
+        line,
+    )
 
 
 def test_a_node_without_settings_says_only_that_it_failed():
