@@ -132,6 +132,17 @@ class SiteRecord(_Part):
     dice: dict[str, float] = {}  # structure -> mean over the hospital's test patients, private federation, mean over seeds
 
 
+def last_told(asked: Sequence[tuple[str, bool]]) -> str:
+    """The question with whose answer a hospital last told of its ledger, if it was asked again since; else empty.
+
+    `asked` are the questions that it was asked in their order, each with whether the answer told. Whoever was asked again and
+    told nothing may have paid before the answer was lost.
+    """
+    if not asked or asked[-1][1]:
+        return ""
+    return next((what for what, told in reversed(asked) if told), "")
+
+
 def _stretches(rounds: Sequence[tuple[int, dict[str, SiteRound]]], one: str, several: str) -> Iterator[str]:
     """A sentence for every hospital and stretch of rounds in which its answer was not used, for one reason."""
     found: list[tuple[int, int, str]] = []  # first round, last round, what
@@ -226,6 +237,20 @@ class Record(_Part):
                 count[entry.sites[name].answer if name in entry.sites else "not_run"] += 1
         count["not_run"] += (self.planned_rounds - len(self.rounds)) * len(sites)
         return {"planned": self.planned_rounds * len(sites), **count}
+
+    def told_in(self, site: str) -> str:
+        """The question in whose answer this hospital last told the epsilon that stands here, if it was asked again since.
+
+        Empty where it is the ledger's last word: a rehearsal reads the ledgers themselves.
+        """
+        parts: list[tuple[str, dict[str, SiteRound]]] = []
+        for done in self.rounds:
+            parts.append((f"round {done.round}", done.sites))
+            parts += [(f"validation after round {done.round}", done.validation.sites)] if done.validation else []
+        parts += [("the scores", self.evaluation.sites)] if self.evaluation else []
+        parts += [("the matrix", self.matrix.sites)] if self.matrix else []
+        asked = [(what, sites[site].epsilon is not None) for what, sites in parts if site in sites and sites[site].attempts]
+        return "" if self.profile else last_told(asked)
 
     def judge(self) -> None:
         """Set `verdict`, `reasons`, `remarks` from the rounds: complete only if every planned site was used in every round."""

@@ -35,5 +35,6 @@ def record(path: Path) -> int:
         print(line)
     for name, site in found.sites.items():
         price = "no answer with a price" if site.epsilon is None else f"epsilon {site.epsilon:.4g} (delta {site.delta:g})"
-        print(f"  {name}: {price}")
+        told = f", when it last told ({found.told_in(name)})" if found.told_in(name) else ""
+        print(f"  {name}: {price}{told}")
     return watch.status(seen)

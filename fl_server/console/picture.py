@@ -47,6 +47,7 @@ class SitePicture(_Part):
     seconds: float | None = None  # that it took in the latest round in which it answered
     epsilon: float | None = None  # its ledger's, other studies included, at `delta`; None: not told, or no privacy
     delta: float | None = None
+    told_in: str = ""  # the question in whose answer it told that epsilon, if it was asked again since
 
 
 class Picture(_Part):
@@ -229,6 +230,7 @@ def _site(name: str, record: Record, awaited: Mapping[str, float]) -> SitePictur
         seconds=next((entry.seconds for entry in reversed(entries) if entry.seconds is not None), None),
         epsilon=known.epsilon if known is not None else None,
         delta=known.delta if known is not None else None,
+        told_in=record.told_in(name),
     )
 
 

@@ -118,7 +118,9 @@ def _verdict(picture: Picture) -> Text:
 def _legend(picture: Picture, *, plain: bool) -> Text:
     shown = [kind for kind in MARKS if kind == "used" or any(kind in site.last for site in picture.sites.values())]
     marks = "  ".join(f"{MARKS[kind][1 if plain else 0]} {kind}" for kind in shown)
-    return Text(f"{marks}; epsilon is that of each hospital's whole ledger", style="dim", no_wrap=True, overflow="crop")
+    return Text(
+        f"{marks}; epsilon is that of each hospital's whole ledger, as it last told", style="dim", no_wrap=True, overflow="crop"
+    )
 
 
 def _sites(picture: Picture, *, most: int, narrow: bool, plain: bool) -> Table:

@@ -121,4 +121,5 @@ def price(site: SitePicture, promise: float | None) -> str:
         return "no privacy"
     if site.epsilon is None:
         return f"epsilon not told yet, {promise:g} promised"
-    return f"epsilon {site.epsilon:.3g} at its ledger, {promise:g} promised by the study"
+    where = f"when it last told ({site.told_in})" if site.told_in else "at its ledger"
+    return f"epsilon {site.epsilon:.3g} {where}, {promise:g} promised by the study"

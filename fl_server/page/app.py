@@ -237,6 +237,7 @@ def site(request: Request, house: InHouse, name: str, site: str, page: str = "1"
         course=course,
         site=site,
         known=course.record.sites.get(site),
+        told_in=views.told_in(course, site),
         rows=rows,
         page=number,
         pages=pages,

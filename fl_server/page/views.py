@@ -26,7 +26,7 @@ from fl_server.console.files import studies
 from fl_server.live import Now
 from fl_server.page.course import ANSWERS, KEPT, NOTHING, Book, Course, Shelf, Summary, whole
 from fl_server.page.matrix import spans
-from fl_server.record import NOT_ASKED_YET
+from fl_server.record import NOT_ASKED_YET, last_told
 from fl_server.runs import Standing
 
 HERE = Path(__file__).parent
@@ -436,6 +436,25 @@ def site_rows(course: Course, name: str, page: int) -> tuple[list[SiteRow], int,
             )
         )
     return rows, page, pages
+
+
+def told_in(course: Course, name: str) -> str:
+    """The question in whose answer the hospital last told of its ledger, if it was asked again since (`Record.told_in`)."""
+    asked: list[tuple[int, str, bool]] = []
+    for told, what in ((course.told, "round"), (course.validated, "validation after round")):
+        column = course.sites.index(name)
+        asked += [
+            (number, f"{what} {number}", math.isfinite(told.epsilon[index, column]))
+            for index, number in enumerate(told.numbers)
+            if told.attempts[index, column]
+        ]
+    asked.sort(key=lambda one: one[0])  # a round before the validation after it
+    parts = [("the scores", course.record.evaluation), ("the matrix", course.record.matrix)]
+    found = [(what, told) for _, what, told in asked]
+    found += [
+        (what, p.sites[name].epsilon is not None) for what, p in parts if p and name in p.sites and p.sites[name].attempts
+    ]
+    return "" if course.record.profile else last_told(found)
 
 
 def site_tally(course: Course, name: str) -> dict[str, int]:

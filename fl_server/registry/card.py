@@ -153,13 +153,9 @@ def privacy_in_words(record: Record) -> list[str]:
 
 def _told(record: Record, site: str) -> str:
     """Whether a hospital's epsilon is the last word: who was asked again and sent no price may have paid before it failed."""
-    parts = [(f"round {done.round}", done.sites) for done in record.rounds]
-    parts += [] if record.evaluation is None else [("the scores", record.evaluation.sites)]
-    parts += [] if record.matrix is None else [("the matrix", record.matrix.sites)]
-    asked = [(what, sites[site]) for what, sites in parts if site in sites and sites[site].attempts > 0]
-    if not asked or asked[-1][1].epsilon is not None:
+    what = record.told_in(site)
+    if not what:
         return "says"
-    what = next((what for what, answer in reversed(asked) if answer.epsilon is not None), "a score between rounds")
     return f"said with its answer for {what}; it was asked again later, and what it paid then, if it did, is not known here"
 
 

@@ -42,7 +42,8 @@ def privacy(findings: Findings) -> Section:
         f"took part: the odds can grow by at most the factor in the table. δ (delta) = {delta:g} is a small allowance by "
         "which this bound may be missed. ε = 0 would tell nothing; smaller is better."
     )
-    head = ("Hospital", "ε spent", "Odds grow at most", "Best guess is right", f"From {share(PRIOR)} to at most")
+    spent_column = "ε when last told" if _unheard(findings.record) else "ε spent"
+    head = ("Hospital", spent_column, "Odds grow at most", "Best guess is right", f"From {share(PRIOR)} to at most")
     columns = (
         "Best guess is right: how often somebody who at first thinks both equally likely can at most be right about one "
         f"patient (50 % is a coin). Last column: how far a suspicion of {share(PRIOR)} can grow, δ left out. Both are "
@@ -55,8 +56,8 @@ def privacy(findings: Findings) -> Section:
     if unheard := _unheard(findings.record):
         blocks.append(
             Text(
-                f"The last answer of {listed(unheard)} was lost or never came, and may have been paid for: ε is what was last "
-                "heard, and the hospital's own ledger may say more."
+                f"ε is what it was when the hospital last told: {listed(unheard)}. It was asked again later, and what it paid "
+                "then, if it did, is not known here; the hospital's own ledger may say more."
             )
         )
     if findings.rehearsal and findings.seeds > 1:
@@ -71,15 +72,9 @@ def privacy(findings: Findings) -> Section:
 
 
 def _unheard(record: Record) -> list[str]:
-    """Hospitals that may have paid for a round after the last in which they told of their ledger; a refusal is free."""
-    found = []
-    for name in record.sites:
-        answers = [entry.sites[name] for entry in record.rounds if name in entry.sites]
-        heard = max((at for at, answer in enumerate(answers) if answer.epsilon is not None), default=-1)
-        later = answers[heard + 1 :]
-        if any(answer.attempts and answer.answer != "declined" for answer in later):
-            found.append(printable(name))
-    return found
+    """Hospitals that may have paid after they last told of their ledger, each with the question with which it told."""
+    told = {name: record.told_in(name) for name in record.sites}
+    return [f"{printable(name)} ({what})" for name, what in told.items() if what]
 
 
 def _times(spent: float) -> str:

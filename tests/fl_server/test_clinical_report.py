@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import measured_run as runs
 import pytest
 
-from fl_server.record import CountTable
+from fl_server.record import CountTable, SiteRound
 from fl_server.report import HTML, PDF, compose, write
 from fl_server.report.checklist import ITEMS, answers, checklist
 from fl_server.report.document import Table, Text
@@ -243,6 +243,20 @@ def test_privacy_is_told_for_each_hospital_with_what_it_bounds(alone):
     words = told(alone[0], "Privacy: what this means for one patient")
     assert "north | 2.00 | 7.4 times | 88 % | 45 %" in words  # e^2 = 7.39; 7.39 / 8.39; 0.1 * 7.39 / (0.9 + 0.739)
     assert "not a strong promise" in words
+
+
+def test_a_price_that_may_have_grown_since_is_told_as_of_when_it_was(tmp_path):
+    about = runs.record()
+    for done in about.rounds:
+        done.sites["north"].epsilon = 2.0
+    about.rounds[-1].sites["north"] = SiteRound(answer="absent", reason="lost on the way", attempts=2)
+    words = told(runs.folder(tmp_path, about), "Privacy: what this means for one patient")
+    assert "ε when last told" in words
+    assert f"ε is what it was when the hospital last told: north (round {len(about.rounds) - 1}). It was asked again" in words
+    about.rounds[-1].sites["north"].attempts = 0
+    words = told(runs.folder(tmp_path, about), "Privacy: what this means for one patient")
+    assert "ε spent" in words
+    assert "last told" not in words
 
 
 def test_a_study_without_privacy_says_so_in_a_warning(tmp_path):

@@ -19,7 +19,7 @@ from fl_server.console.picture import drawn, picture
 from fl_server.console.words import spoken, told
 from fl_server.house import House
 from fl_server.live import Heard, Now
-from fl_server.record import Evaluation, Matrix, Record
+from fl_server.record import Evaluation, Matrix, Record, SiteRound
 from fl_server.rounds import run
 from fl_server.runs import Standing
 from fl_server.weights import initial_state
@@ -91,6 +91,26 @@ def test_status_and_its_exit_code_are_the_verdicts(runs, capsys):
     assert "rounds 1 to 2: nowhere absent" in said
     assert main(["status", "other", "--runs", str(runs)]) == 1
     assert "no study 'other'" in capsys.readouterr().err
+
+
+def test_a_price_that_was_told_before_the_last_question_is_not_called_the_ledgers(runs, capsys):
+    path = runs / "whole" / "record.json"
+    record = Record.read(path)
+    record.rounds[1].sites["c"] = SiteRound(answer="absent", reason="lost on the way", attempts=2)
+    record.sites["c"].epsilon = record.rounds[0].sites["c"].epsilon
+    record.write(path)
+    spent, promise = record.sites["c"].epsilon, record.study["privacy"]["epsilon"]
+    main(["status", "whole", "--runs", str(runs)])
+    said = capsys.readouterr().out
+    assert f"epsilon {spent:.3g} when it last told (round 1), {promise:g} promised by the study" in said
+    assert said.count("at its ledger") == 2  # a and b told with their last answers
+    main(["record", str(path)])
+    assert "c: epsilon" in (said := capsys.readouterr().out)
+    assert said.count("when it last told (round 1)") == 1
+    record.rounds[1].sites["c"].attempts = 0  # nothing was asked, so nothing was paid
+    record.write(path)
+    main(["status", "whole", "--runs", str(runs)])
+    assert "when it last told" not in capsys.readouterr().out
 
 
 def test_status_is_told_to_scripts_as_json(runs, capsys):

@@ -460,6 +460,14 @@ def test_who_was_not_asked_is_told_beside_who_is_awaited(browser, real, runs):
     assert "Not asked, because nothing says that they take part: west." in text
 
 
+def test_a_hospitals_price_is_told_as_of_when_it_told(browser, real, runs):
+    record = of(["UU", "UU"], sites=["north", "south"])
+    record["rounds"][1]["sites"]["south"] |= {"answer": "failed", "reason": "lost", "epsilon": None, "attempts": 2}
+    write(runs, "lossy", record)
+    assert "when it last told (round 1); delta" in browser.settled("/study/lossy/site/south").text
+    assert "in its ledger, as it says; delta" in browser.settled("/study/lossy/site/north").text
+
+
 def test_the_quorum_of_a_secure_study_is_what_its_sums_need(browser, real, runs):
     keys = dict.fromkeys(("a", "b", "c"), "ecdsa-sha2-nistp384 AAAA")
     record = of(["UU", "UU", "UU"], sites=list(keys))
