@@ -22,6 +22,9 @@ from fl_client.intake.labels import LabelMap
 from fl_client.intake.write_back import write_seg
 from tasks.case import Case, Volume
 
+INVENTED = "Invented: this person does not exist, and no scanner made this image; drawn by konsil to try it out"
+"""What the headers say plainly, for whoever finds such a file in an archive."""
+
 FAMILY_NAMES = ("Abendroth", "Brunnthaler", "Castellani", "Dubrovin", "Eskilsson", "Fontanarosa", "Grzeszczak", "Haraldsen")
 GIVEN_NAMES = ("Annelore", "Bertrand", "Concetta", "Dagobert", "Eleonora", "Frederika", "Gianluca", "Hildegund")
 
@@ -137,7 +140,8 @@ def _header(case: Case, volume: Volume, person: Identity, study: str, number: in
     dataset.StudyTime = dataset.SeriesTime = dataset.AcquisitionTime = dataset.ContentTime = person.study_time
     dataset.ReferringPhysicianName, dataset.OperatorsName = person.physician, person.operator
     dataset.InstitutionName, dataset.InstitutionAddress = person.institution, person.address
-    dataset.StudyDescription = f"Cardiac MR of {person.name.replace('^', ' ')}"
+    dataset.StudyDescription = f"Cardiac MR of {person.name.replace('^', ' ')} (invented)"
+    dataset.PatientComments = dataset.ImageComments = INVENTED
     dataset.SeriesDescription = volume.series
     request = Dataset()
     request.RequestedProcedureID = person.accession

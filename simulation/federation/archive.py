@@ -1,15 +1,23 @@
-"""The hospitals' archives: patients as DICOM files, generated ones and the real ones of the Sunnybrook data, and the sender."""
+"""The hospitals' archives: patients as DICOM files, generated ones and the real ones of the Sunnybrook data, and the sender.
+
+    python -m simulation.federation.archive FOLDER --scanner alster --patients 12 --seed 1
+
+writes generated patients, to try a hospital with before there is any real one.
+"""
 
 from __future__ import annotations
 
+import argparse
+import errno
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
+import yaml
 from pydicom.uid import generate_uid
 
 from fl_client.cohort import Cohort
@@ -17,6 +25,7 @@ from fl_client.intake.deidentify import Deidentifier, discreet
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.sunnybrook import admit_sunnybrook
 from fl_client.intake.write_back import write_seg
+from fl_client.segmenting import progress_bars
 from simulation.dicom import write_patient
 from simulation.federation.programs import run
 from simulation.hospital_case import patient_case
@@ -25,6 +34,21 @@ from simulation.settings import GeneratedHospital
 from tasks.case import Volume
 
 KEY = b"an archive's key, used only to find the patients' own names again"
+HOSPITALS = Path(__file__).parents[2] / "conf" / "hospitals" / "six_myocarditis.yaml"
+SERIES: tuple[Series, ...] = ("cine_ed", "lge")
+FIRST_SEED = 7_000_000
+APART = 10_000
+"""So many seeds lie between two hospitals, and between two numbers of `--seed`."""
+
+
+def profiles() -> dict[str, GeneratedHospital]:
+    """The hospitals that don't exist, by name: their scanners, readers and case mixes."""
+    sites: Mapping[str, object] = yaml.safe_load(HOSPITALS.read_text())["sites"]
+    return {name: GeneratedHospital.model_validate(profile) for name, profile in sites.items()}
+
+
+def _nothing() -> None:
+    return
 
 
 def generate(
@@ -35,8 +59,12 @@ def generate(
     series: tuple[Series, ...],
     oversampling: int,
     subslices: int,
+    written: Callable[[], None] = _nothing,
 ) -> None:
-    """Write generated patients of a hospital as its scanner and its readers' workstation would: images, SEG, endpoints.csv."""
+    """Write generated patients of a hospital as its scanner and its readers' workstation would: images, SEG, endpoints.csv.
+
+    `written` is called after each of them.
+    """
     for seed in seeds:
         case = patient_case(
             seed,
@@ -48,6 +76,7 @@ def generate(
             subslices=subslices,
         )
         write_patient(case, folder)
+        written()
 
 
 def sunnybrook(source: Path, folder: Path, *, scratch: Path) -> None:
@@ -137,3 +166,72 @@ def dcmtk(name: str) -> str | None:
                 if file.read(2) != b"#!":
                     return str(path)
     return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write generated patients as DICOM files; 0 if they are there, 1 with a sentence on standard error if not."""
+    known = profiles()
+    parser = argparse.ArgumentParser(
+        prog="python -m simulation.federation.archive",
+        description="Write patients who do not exist as DICOM files, with masks and endpoints.csv, to try a hospital with.",
+    )
+    parser.add_argument("folder", type=Path, help="a new folder for the files")
+    parser.add_argument("--scanner", default="alster", help=f"whose: {', '.join(known)} (default alster)")
+    parser.add_argument("--patients", type=_count(1, APART), default=12, help="how many (default 12)")
+    parser.add_argument("--seed", type=_count(0, 10_000), default=1, help="another number, other patients (default 1)")
+    options = parser.parse_args(arguments)
+    if options.scanner not in known:
+        parser.error(f"no scanner is called {options.scanner!r}; there are {', '.join(known)}")
+    first = FIRST_SEED + APART * (sorted(known).index(options.scanner) + len(known) * options.seed)
+    total, done = options.patients, 0
+    try:
+        _require_new(options.folder)
+        with progress_bars() as advance:
+
+            def written() -> None:
+                nonlocal done
+                done += 1
+                advance("patients", done, total)
+
+            generate(
+                known[options.scanner],
+                range(first, first + total),
+                options.folder,
+                series=SERIES,
+                oversampling=1,
+                subslices=1,
+                written=written,
+            )
+    except OSError as error:
+        print(
+            f"{error.filename or options.folder}: {error.strerror or error}; {done} of {total} patients written",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print(f"{options.folder}: stopped; {done} of {total} patients written", file=sys.stderr)
+        return 130
+    files = sum(1 for _ in options.folder.rglob("*.dcm"))
+    print(f"{total} patients who do not exist, on the scanner {options.scanner}: {files} DICOM files in {options.folder}")
+    return 0
+
+
+def _require_new(folder: Path) -> None:
+    """Raise `OSError` for a place where there is something already."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(errno.EEXIST, "is a file; name a new folder", str(folder))
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(errno.EEXIST, "is not empty; name a new folder", str(folder))
+
+
+def _count(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -27,13 +27,11 @@ from fl_client.cohort import Cohort
 from fl_server.record import Record
 from simulation.faults.accounting import account
 from simulation.faults.plan import NO_FAULTS, Plan
-from simulation.federation.archive import generate, send, sunnybrook
+from simulation.federation.archive import APART, FIRST_SEED, SERIES, generate, profiles, send, sunnybrook
 from simulation.federation.breaking import READY, Breaking, Supervised
 from simulation.federation.programs import CommandFailed, Daemon, free_port, konsil_site, konsil_study, require_ended, run
-from simulation.settings import GeneratedHospital
 
 SUNNYBROOK = Path(__file__).parents[2] / "tests" / "data" / "sunnybrook"
-HOSPITALS = Path(__file__).parents[2] / "conf" / "hospitals" / "six_myocarditis.yaml"
 ARRIVAL_S = 300.0
 """Seconds that the images sent may take until they are cases."""
 
@@ -125,14 +123,13 @@ def _build(town: Town, name: str, *, log: Path) -> House:
     if name == "sunnybrook":
         sunnybrook(SUNNYBROOK, archive, scratch=town.folder / "scratch")
     else:
-        profiles = yaml.safe_load(HOSPITALS.read_text())["sites"]
-        hospital = GeneratedHospital.model_validate(profiles[name])
-        first = 7_000_000 + 10_000 * sorted(profiles).index(name)
+        known = profiles()
+        first = FIRST_SEED + APART * sorted(known).index(name)
         generate(
-            hospital,
+            known[name],
             range(first, first + town.patients),
             archive,
-            series=("cine_ed", "lge"),
+            series=SERIES,
             oversampling=town.oversampling,
             subslices=town.subslices,
         )
