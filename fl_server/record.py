@@ -219,6 +219,11 @@ class Record(_Part):
         return len(self.rounds) if self.stopped_early else int(self.study["rounds"])
 
     @property
+    def unmoved(self) -> list[int]:
+        """Rounds that changed nothing: no answer was used, and the model is the one before."""
+        return [entry.round for entry in self.rounds if not entry.moved]
+
+    @property
     def model_sha256(self) -> str:
         """Fingerprint of the model that is the result: that of the chosen round, else of the last; empty without a round."""
         chosen = [entry for entry in self.rounds if entry.round == self.selected_round] or self.rounds[-1:]
@@ -254,7 +259,11 @@ class Record(_Part):
 
     def judge(self) -> None:
         """Set `verdict`, `reasons`, `remarks` from the rounds: complete only if every planned site was used in every round."""
-        self.reasons = [*_stretches([(r.round, r.sites) for r in self.rounds], "round", "rounds"), *self._of_scores()]
+        self.reasons = [
+            *self._of_still_rounds(),
+            *_stretches([(r.round, r.sites) for r in self.rounds], "round", "rounds"),
+            *self._of_scores(),
+        ]
         self.remarks = [*self._of_what_was_said()]
         if len(self.rounds) < self.planned_rounds:
             self.reasons.append(f"{len(self.rounds)} of {self.planned_rounds} rounds were run")
@@ -263,6 +272,13 @@ class Record(_Part):
             self.verdict = "failed"
         else:
             self.verdict = "degraded" if self.reasons else "complete"
+
+    def _of_still_rounds(self) -> Iterator[str]:
+        """Which rounds are counted and changed nothing, those that follow one another together."""
+        for _, group in groupby(enumerate(self.unmoved), key=lambda one: one[1] - one[0]):
+            numbers = [number for _, number in group]
+            rounds = f"round {numbers[0]}" if len(numbers) == 1 else f"rounds {numbers[0]} to {numbers[-1]}"
+            yield f"{rounds}: no answer was used and nothing changed, the model is the one before"
 
     def _of_scores(self) -> Iterator[str]:
         """Why the scores that the study pays for are not complete."""

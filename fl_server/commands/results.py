@@ -27,7 +27,8 @@ def record(path: Path) -> int:
     found = Record.read(path)
     beside = (Now.read(path.parent), Standing.read(path.parent)) if path.name == "record.json" else (None, None)
     seen = drawn(found.name, (found, *beside))
-    stands = f"{found.verdict}, {len(found.rounds)} rounds" if seen.over else f"{seen.said}; no verdict yet"
+    still = f", {len(found.unmoved)} of which changed nothing" if found.unmoved else ""
+    stands = f"{found.verdict}, {len(found.rounds)} rounds{still}" if seen.over else f"{seen.said}; no verdict yet"
     print(f"{found.name} ({found.study_hash[:12]}): {stands}")
     for said in [*seen.reasons, *seen.remarks]:
         print(f"  {said}")

@@ -163,7 +163,8 @@ def _unsaid(name: str, standing: Standing | None) -> Picture:
 def _state(record: Record, now: Now | None, live: Now | None, standing: Standing | None) -> tuple[State, str]:
     done, planned = len(record.rounds), int(record.study["rounds"])
     if record.finished or (now is None and standing is None and done >= record.planned_rounds):
-        return "over", f"over: {record.verdict}, {done} of {planned} rounds" + _early(record)
+        still = f", {len(record.unmoved)} of which changed nothing" if record.unmoved else ""
+        return "over", f"over: {record.verdict}, {done} of {planned} rounds{still}" + _early(record)
     if live is not None:
         phases: dict[str, tuple[State, str]] = {
             "enrolling": ("enrolling", _enrolling(live, planned=len(record.study["sites"]))),

@@ -60,6 +60,8 @@ def _sentences(findings: Findings) -> list[str]:
     what = listed([f"the {structure(name).lower()}" for name in findings.structures])
     model = f"one model that outlines {what} in an image" if what else "one model"
     text = [f"{asked} trained {model} together over {rounds}; no image left a hospital."]
+    if still := record.unmoved:
+        text.append(f"{count(len(still), 'round')} of these changed nothing, because no answer was used.")
     if record.selected_round is not None:
         noisy = ", the latest that the noise doesn't tell from the best" if findings.private else ""
         text.append(f"Scores between the rounds chose the model of round {record.selected_round}{noisy}.")

@@ -7,6 +7,8 @@ from pydantic import ValidationError
 from fl_server.__main__ import main
 from fl_server.live import Now
 from fl_server.record import Record, Round, SiteRound
+from fl_server.report import compose
+from fl_server.report.findings import Findings
 
 
 @pytest.fixture
@@ -86,3 +88,27 @@ def test_why_scores_were_not_asked_for_is_said(hospitals):
     record.rounds.append(Round(round=1, sites=nobody, seconds=0.1, arrays_sha256="0" * 64, moved=False))
     record.judge()
     assert "no scores: there is no model to judge, because no answer of any round was used" in record.reasons
+
+
+def test_a_round_that_changed_nothing_is_said_to_in_the_reasons_the_status_and_the_report(hospitals, tmp_path, capsys):
+    study = hospitals.study(rounds=4)
+    record = Record.begin(study)
+    for number in range(1, 5):
+        kind = "used" if number == 1 else "quarantined"
+        sites = dict.fromkeys(study.sites, SiteRound(answer=kind, reason="" if number == 1 else "sound, but too few"))
+        record.rounds.append(Round(round=number, sites=sites, seconds=1, arrays_sha256="0" * 64, moved=number == 1))
+    record.ended = record.started
+    record.judge()
+    assert record.reasons[0] == "rounds 2 to 4: no answer was used and nothing changed, the model is the one before"
+    assert record.verdict == "degraded"
+    record.write(tmp_path / "record.json")
+    assert main(["record", str(tmp_path / "record.json")]) == 3
+    assert "degraded, 4 rounds, 3 of which changed nothing\n" in capsys.readouterr().out
+    assert main(["status", tmp_path.name, "--runs", str(tmp_path)]) == 3
+    assert "over: degraded, 4 of 4 rounds, 3 of which changed nothing\n" in capsys.readouterr().out
+    document = compose(Findings(tmp_path))
+    assert document.reasons[0] == record.reasons[0]
+    assert "3 rounds of these changed nothing" in str(document.sections[0])
+    record.rounds[2].moved = True
+    record.judge()
+    assert [reason.partition(":")[0] for reason in record.reasons[:2]] == ["round 2", "round 4"]
