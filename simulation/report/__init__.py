@@ -43,6 +43,7 @@ def summary_lines(folder: Path) -> list[str]:
     lines += [f"  {reason}" for reason in run.record.reasons[:5]]
     if len(run.record.reasons) > 5:
         lines.append(f"  and {len(run.record.reasons) - 5} more, in the report")
+    lines += words.chosen(run.record)
     if made := words.faults(run):
         lines.append(f"  {len(made)} faults were made on purpose; the report names them")
     if banner := words.rehearsal_banner(run):

@@ -90,6 +90,7 @@ def summary_lines(findings: Findings) -> list[str]:
     lines = [words.VERDICTS[record.verdict], *(f"  {reason}" for reason in record.reasons[:5])]
     if len(record.reasons) > 5:
         lines.append(f"  and {len(record.reasons) - 5} more, in the report")
+    lines += words.chosen(record)
     if banner := radiomics_words.banner(findings):
         lines.append(banner)
     width = max((len(arm.label) for arm in findings.arms.values()), default=0)

@@ -63,6 +63,8 @@ def result(run: Run) -> list[str]:
     of = f"{planned}" if len(record.rounds) == planned else f"{len(record.rounds)} of {planned}"
     promise = "with a privacy promise to every patient" if arm == PRIVATE else "without a privacy promise"
     text = [f"{hospitals} trained one model together over {of} rounds, {promise}; no image left a hospital."]
+    if still := record.unmoved:
+        text.append(f"{count(len(still), 'round')} of these changed nothing, because no answer was used.")
     if record.selected_round is not None:
         noisy = ", the latest that the noise doesn't tell from the best" if arm == PRIVATE else ""
         text.append(f"Scores between the rounds chose the model of round {record.selected_round}{noisy}.")
@@ -103,6 +105,12 @@ def result(run: Run) -> list[str]:
         alone = difference(run.dice(PRIVATE, "held_out"), run.dice(ALONE_ELSEWHERE, "held_out"))
         claims.append(_claim(alone, "the average hospital training alone", "at the hospital that took no part"))
     return [" ".join(text), *([" ".join(filter(None, claims))] if any(claims) else [])]
+
+
+def chosen(record: Record) -> list[str]:
+    """Whether the study ended early, and which round's model is its result: lines for the screen."""
+    early = [f"  ended early, {record.stopped_early}"] if record.stopped_early else []
+    return early + ([f"  chosen: the model of round {record.selected_round}"] if record.selected_round is not None else [])
 
 
 def _bracket(estimate: Estimate) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from drawn_run import build
 
+from fl_server.record import Record
 from simulation.report import summary_lines, words, write_report
 from simulation.report.results import ALONE_ELSEWHERE, ALONE_OWN, Run
 
@@ -117,3 +118,14 @@ def test_the_last_lines_on_the_screen(full_report):
     assert f"myocardium {dice:.3f}" in ahorn
     assert ahorn.endswith("ε 7.90")
     assert any(line.strip().startswith("Tanne") and line.endswith("held out") for line in lines)
+
+
+def test_the_last_lines_tell_of_an_early_end_and_of_the_round_that_was_chosen(tmp_path):
+    build(tmp_path, rounds=3, arms=(), overlays=False)
+    assert not [line for line in summary_lines(tmp_path) if "chosen" in line or "ended early" in line]
+    record = Record.read(tmp_path / "record.json")
+    record.selected_round, record.stopped_early = 1, "after round 3: 2 scores in a row were no better"
+    record.write(tmp_path / "record.json")
+    lines = summary_lines(tmp_path)
+    assert "  ended early, after round 3: 2 scores in a row were no better" in lines
+    assert "  chosen: the model of round 1" in lines
