@@ -104,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(options.run(site, options))
     except ValidationError as error:
         print(f"{options.site}: {words(error)}", file=sys.stderr)
-    except (OSError, ValueError, InUse, BudgetSpent, ChainBroken) as error:
+    except OSError as error:  # the system's own words come with a number and the file last
+        print(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error, file=sys.stderr)
+    except (ValueError, InUse, BudgetSpent, ChainBroken) as error:
         print(error, file=sys.stderr)
     return 1
 

@@ -83,6 +83,8 @@ def client(coordinator: Coordinator, *, timeout_s: float = 60.0) -> httpx.Client
 def tls_context(coordinator: Coordinator) -> ssl.SSLContext:
     """Trust in the coordinator's authority and in no other. Raises `ValueError` for a file that holds no certificates."""
     path = coordinator.root_certificates
+    if path is not None and path.is_dir():
+        raise ValueError(f"{path} is a folder; name the file with the certificate of the coordinator's authority")
     try:
         return ssl.create_default_context(cafile=path)
     except FileNotFoundError:
@@ -102,6 +104,9 @@ def reason(answer: httpx.Response) -> str:
 
 def _write_down(settings: Path, site: Site, address: str, root_certificates: Path | None) -> Site:
     """Add the coordinator to the settings file, whose other lines and comments stay as they are."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
+        raise ValueError(f"the coordinator's address is HOST:PORT, such as coordinator.example.org:8443, not {address!r}")
     said = Coordinator(address=address, root_certificates=root_certificates)
     if site.coordinator is not None:
         if site.coordinator.address == address:

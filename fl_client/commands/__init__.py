@@ -7,10 +7,22 @@ import argparse
 import getpass
 import os
 import sys
+from collections.abc import Callable
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `add` adds to."""
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """What reads a whole number of at least `least` for an option."""
+
+    def read(said: str) -> int:
+        if not (said.isascii() and said.isdecimal() and int(said) >= least):
+            raise argparse.ArgumentTypeError(f"{said!r} is no whole number of at least {least}")
+        return int(said)
+
+    return read
 
 
 def user_name() -> str:

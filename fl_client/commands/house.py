@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fl_client import halt
-from fl_client.commands import Commands, confided
+from fl_client.commands import Commands, confided, whole
 from fl_client.site import Site
 
 
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
     now = commands.add_parser("status", help="what runs, what waits for you, what is left of the budget")
     now.set_defaults(run=_status)
     log = commands.add_parser("audit-log", help="check and print the log of decisions and of everything that left the house")
-    log.add_argument("--last", type=int, default=50, help="so many lines (default 50; 0: all)")
+    log.add_argument("--last", type=whole(0), default=50, help="so many lines (default 50; 0: all)")
     log.set_defaults(run=_audit_log)
     bundle = commands.add_parser("support-bundle", help="a file for those who help: versions, settings, failures; no names")
     bundle.add_argument("out", type=Path, help="a new file, NAME.zip")

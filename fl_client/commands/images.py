@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fl_client.commands import Commands
+from fl_client.commands import Commands, whole
 from fl_client.commands.studies import study_of
 from fl_client.site import Site
 
@@ -56,7 +56,7 @@ def add(commands: Commands) -> None:
         "--out", type=Path, required=True, help="the table: NAME.parquet or NAME.csv; NAME.json says what is in it"
     )
     table.add_argument("--force", action="store_true", help="write over a table of this name")
-    table.add_argument("--workers", type=int, help="processes (default: one per core)")
+    table.add_argument("--workers", type=whole(1), help="processes (default: one per core)")
     table.set_defaults(run=_features)
 
 

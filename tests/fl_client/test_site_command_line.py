@@ -289,6 +289,45 @@ def test_a_study_file_that_is_none_is_told_as_such(clinic, capsys, said, told):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["audit-log", "--last", "-1"], "'-1' is no whole number of at least 0"),
+        (["features", "--study", "ab", "--out", "t.csv", "--workers", "0"], "'0' is no whole number of at least 1"),
+        (["personalise", "ab", "runs/pilot", "--steps", "0"], "'0' is no whole number of at least 1"),
+        (["approve", "ab", "--days", "-1"], "a yes is good for 1 to 3650 days, not '-1'"),
+    ],
+)
+def test_a_number_that_can_not_be_is_refused_before_anything_is_done(clinic, capsys, words, told):
+    before = under(clinic.parent)
+    with pytest.raises(SystemExit) as ended:
+        main(["--site", str(clinic), *words])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+    assert under(clinic.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["join", "token", "--coordinator", "localhost:8443", "--root-certificates", "."], ". is a folder; name the file"),
+        (["join", "token", "--coordinator", "localhost:99999", "--root-certificates", "site.yaml"], "not 'localhost:99999'"),
+        (["join", "token", "--coordinator", "localhost", "--root-certificates", "site.yaml"], "not 'localhost'"),
+        (["count", "--where", "."], ".: Is a directory"),
+        (["approve", "."], ". is a folder; name a study's file in it"),
+    ],
+)
+def test_a_folder_for_a_file_and_a_port_that_is_none_are_told_and_nothing_is_written(clinic, monkeypatch, capsys, words, told):
+    monkeypatch.chdir(clinic.parent)
+    before = under(clinic.parent)
+    assert main(["--site", str(clinic), *words]) == 1
+    said = capsys.readouterr().err
+    assert told in said
+    assert "Errno" not in said
+    assert said.count("\n") == 1
+    assert under(clinic.parent) == before
+
+
 def test_the_ledger_says_which_releases_protect_nobody(hospitals, capsys):
     book = ledger_of(hospitals.site("a"))
     book.spend(Event(noise_multiplier=2.0, study_name="pilot", round=1, noise="seeded"))
