@@ -18,10 +18,7 @@ from fl_server.house import House
 from fl_server.live import Now
 from fl_server.record import moment
 from fl_server.run_lock import RunFolderInUse, in_use
-from fl_server.runs import Standing, folders, in_hand, record_of
-
-STUDY = "study.json"
-"""The study's own text, in its folder from the start on."""
+from fl_server.runs import STUDY, Standing, folders, in_hand, record_of
 
 LOOK_S = 3.0
 """Seconds between two looks."""
@@ -60,7 +57,7 @@ def begin(
     before = Standing.read(folder) if resume else None
     standing = Standing(study_hash=study.hash, started=moment(), wait_for=wait_for, quorum_timeout_s=quorum_timeout_s)
     if before is not None:
-        standing = before.model_copy(update={"wanted": "running", "why": "", "started": moment(), "run": None})
+        standing = before.model_copy(update={"wanted": "running", "why": "", "stopped": "", "started": moment(), "run": None})
     standing.write(folder)
     try:
         patience_s = house.quorum_timeout_s if standing.quorum_timeout_s is None else standing.quorum_timeout_s
@@ -73,7 +70,7 @@ def begin(
         )
     except Refused as error:
         if not resume:
-            standing.model_copy(update={"wanted": "stopped", "why": str(error)}).write(folder)
+            standing.model_copy(update={"wanted": "stopped", "why": str(error), "stopped": moment()}).write(folder)
         raise
     counted = {"run": run, "interruptions": interruptions, "rounds_then": rounds_then}
     standing.model_copy(update=counted).write(folder)
@@ -128,7 +125,7 @@ def _look_at(house: House, talk: Control, folder: Path, standing: Standing) -> s
     tries = 0 if rounds > standing.rounds_then or _was_waiting(folder, standing) else standing.interruptions
     if tries >= GIVE_UP:
         why = f"it ended {tries} times without one more round; look at its log, then konsil-study resume {folder.name}"
-        standing.model_copy(update={"wanted": "stopped", "why": why}).write(folder)
+        standing.model_copy(update={"wanted": "stopped", "why": why, "stopped": moment()}).write(folder)
         return f"study {folder.name} is left alone: {why}"
     waited = (datetime.now(UTC) - _when(standing.started)).total_seconds()
     if 0 <= waited < 2.0**tries:  # a clock that was set back holds nothing up

@@ -18,6 +18,9 @@ from fl_server.record import Record
 from fl_server.run_lock import locked
 
 FILE = "run.json"
+STUDY = "study.json"
+"""The study's own text, in its folder from the start on."""
+
 Wanted = Literal["running", "stopped", "ended"]
 
 
@@ -33,6 +36,7 @@ class Standing(BaseModel):
     interruptions: int = 0  # starts without one more round, beyond the first
     rounds_then: int = 0  # that had ended at the latest start
     why: str = ""  # it was stopped, where no person did
+    stopped: str = ""  # ISO 8601, UTC: when; empty: it is not, or a konsil did it that did not say
     wait_for: int = 0  # hospitals, before its first round; 0: its quorum
     quorum_timeout_s: float | None = None  # how long it waits for enough hospitals; None: as coordinator.yaml says
 

@@ -166,6 +166,7 @@ def stop(options: argparse.Namespace) -> int:
     """Stop a study, whether it runs or waits to be taken up again; what it has so far stays."""
     from fl_server.control import Refused, Unreachable, control
     from fl_server.house import House
+    from fl_server.record import moment
     from fl_server.runs import Standing, find, in_hand, record_of
 
     house = House.load(options.folder)
@@ -176,7 +177,9 @@ def stop(options: argparse.Namespace) -> int:
             raise ValueError(f"study {folder.name} is over ({record.verdict}); there is nothing to stop")
         if standing is None:
             raise ValueError(f"study {folder.name} was not started here; stop the process that runs it")
-        standing.model_copy(update={"wanted": "stopped", "why": ""}).write(folder)  # first: else it would be taken up again
+        standing.model_copy(update={"wanted": "stopped", "why": "", "stopped": moment()}).write(
+            folder
+        )  # first: else it goes on
     rest = f"konsil-study resume {folder.name} goes on with it"
     try:
         with control(house) as talk:

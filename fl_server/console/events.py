@@ -57,7 +57,9 @@ def events(read: Found) -> list[Event]:
         if now is not None and now.study_hash == record.study_hash and now.phase != "ended":
             found += _present(record, now)
     if standing is not None and standing.wanted == "stopped" and not (record is not None and record.finished):
-        found.append(_event("stopped", text="stopped" + (f": {standing.why}" if standing.why else " by a person")))
+        found.append(
+            _event("stopped", when=standing.stopped, text="stopped" + (f": {standing.why}" if standing.why else " by a person"))
+        )
     return found
 
 

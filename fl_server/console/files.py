@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conf.study import Study
 from fl_server import runs
 from fl_server.live import Now
 from fl_server.record import Record
@@ -29,6 +30,13 @@ class Files:
         """The record, the present moment and what is wanted. Raises `OSError` and `ValueError` for what can't be read."""
         now = Now.read(self.folder)  # before the record: what it says of a round's end is not newer than the record
         return self._latest(), now, Standing.read(self.folder)
+
+    def study(self) -> Study | None:
+        """What was asked to be run, which is known before there is a record; None where it does not stand."""
+        try:
+            return Study.from_json((self.folder / runs.STUDY).read_text())
+        except (OSError, ValueError):
+            return None
 
     def _latest(self) -> Record | None:
         try:

@@ -20,9 +20,20 @@ from fl_server.record import Answer, Outcome, Record
 from fl_server.runs import Standing
 
 State = Literal[
-    "waiting", "enrolling", "round", "validation", "scores", "matrix", "interrupted", "stopped", "over", "unreadable"
+    "waiting",
+    "enrolling",
+    "round",
+    "validation",
+    "scores",
+    "matrix",
+    "stopping",
+    "interrupted",
+    "stopped",
+    "over",
+    "unreadable",
 ]
-"""`waiting`: it was started and has not said anything yet. `interrupted`: its process is gone, and nobody has said stop."""
+"""`waiting`: it was started and has not said anything yet. `stopping`: a person has said stop, and its process is still there.
+`interrupted`: its process is gone, and nobody has said stop."""
 
 NOISE = "noise_sd/"
 """Before a score's name: what the noise alone may have added (`tasks.task.NOISE_SD`, whose import takes seconds)."""
@@ -100,12 +111,26 @@ def picture(files: Files, name: str = "") -> Picture:
     """
     name = name or files.folder.name
     try:
-        found = drawn(name, files.read())
+        found = seen(files, name, files.read())
         if found.state == "interrupted":  # or its process said its last word and ended between two of our looks
-            found = drawn(name, files.read())
+            found = seen(files, name, files.read())
         return found
     except (OSError, ValueError) as error:
         return Picture(name=name, state="unreadable", said=f"its files can't be read: {error}")
+
+
+def seen(files: Files, name: str, read: Found) -> Picture:
+    """The picture of what was read in a folder; before its first line, with what is known of the study that is to be run."""
+    one = drawn(name, read)
+    study = files.study() if read[0] is None and one.state != "unreadable" else None
+    if study is None or study.hash != one.study_hash:
+        return one
+    asked = {
+        "rounds": study.rounds,
+        "sites": {site: SitePicture(answers={}, last=[]) for site in study.sites},
+        "promise": study.privacy.epsilon if study.privacy.kind == "patient" else None,
+    }
+    return one.model_copy(update=asked)
 
 
 def drawn(name: str, found: Found, at: float | None = None) -> Picture:
@@ -128,7 +153,7 @@ def drawn(name: str, found: Found, at: float | None = None) -> Picture:
         round=max(live.round, done) if live is not None else done,
         ended_rounds=done,
         rounds=int(record.study["rounds"]),
-        started=record.started or (standing.started if standing is not None else ""),
+        started=min(filter(None, [record.started, standing.started if standing is not None else ""]), default=""),
         ended=record.ended,
         deadline_s=live.deadline - at if live is not None and live.deadline is not None else None,
         left_s=_left(record, live, at) if live is not None else None,
@@ -165,6 +190,7 @@ def _state(record: Record, now: Now | None, live: Now | None, standing: Standing
     if record.finished or (now is None and standing is None and done >= record.planned_rounds):
         still = f", {len(record.unmoved)} of which changed nothing" if record.unmoved else ""
         return "over", f"over: {record.verdict}, {done} of {planned} rounds{still}" + _early(record)
+    stopped = standing is not None and standing.wanted == "stopped"
     if live is not None:
         phases: dict[str, tuple[State, str]] = {
             "enrolling": ("enrolling", _enrolling(live, planned=len(record.study["sites"]))),
@@ -172,9 +198,10 @@ def _state(record: Record, now: Now | None, live: Now | None, standing: Standing
             "scores": ("scores", "asking for the final scores"),
             "matrix": ("matrix", "asking for every model's scores at every hospital"),
         }
-        return phases.get(live.phase, ("round", f"in round {live.round} of {planned}"))
+        phase, doing = phases.get(live.phase, ("round", f"in round {live.round} of {planned}"))
+        return ("stopping", f"stopping; it was {doing}") if stopped else (phase, doing)
     rest = f"after round {done} of {planned}"
-    if standing is not None and standing.wanted == "stopped":
+    if standing is not None and stopped:
         return "stopped", f"stopped {rest}" + (f": {standing.why}" if standing.why else "")
     if now is None:
         if standing is not None:

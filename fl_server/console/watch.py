@@ -15,7 +15,7 @@ from typing import TypeAlias
 from fl_server.commands import EXIT, LEFT, UNDECIDED
 from fl_server.console.events import Event, Teller
 from fl_server.console.files import Files, Found
-from fl_server.console.picture import Picture, drawn
+from fl_server.console.picture import Picture, seen
 from fl_server.console.words import told
 
 LOOK_S = 0.5
@@ -81,9 +81,9 @@ def status(last: Picture) -> int:
 
 def _told(files: Files, name: str, *, patient: bool, tell: Callable[[Event], None], left: threading.Event) -> Picture:
     teller = Teller(tell)
-    for read, seen in _sights(files, name, patient=patient, left=left):
+    for read, one in _sights(files, name, patient=patient, left=left):
         teller(read)
-        last = seen
+        last = one
     return last
 
 
@@ -114,7 +114,7 @@ def _sights(files: Files, name: str, *, patient: bool, left: threading.Event) ->
                 raise
         else:
             failures = 0
-            last = drawn(name, read)
+            last = seen(files, name, read)
             gone = gone + 1 if last.state == "interrupted" else 0
             yield read, last
             if last.over or (gone > 1 and not patient):  # one look may fall between a process's last word and its end

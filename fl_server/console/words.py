@@ -43,9 +43,15 @@ def listed(picture: Picture) -> str:
     """One study in one line."""
     rounds = f"{picture.ended_rounds} of {picture.rounds} rounds" if picture.rounds else "no round"
     started = f"started {picture.started[:16].replace('T', ' ')}" if picture.started else "start not known"
-    state = picture.state if picture.state in ("over", "stopped", "interrupted", "unreadable") else "running"
+    state = picture.state if picture.state in ("over", "stopping", "stopped", "interrupted", "unreadable") else "running"
+    verdict = f", {judged(picture)}" if _worth_telling(picture) else ""
     sites = f"{len(picture.sites)} sites" if picture.sites else "sites not known"
-    return f"{picture.name}  {picture.study_hash[:12]}  {state}, {judged(picture)}, {rounds}, {sites}, {started}"
+    return f"{picture.name}  {picture.study_hash[:12]}  {state}{verdict}, {rounds}, {sites}, {started}"
+
+
+def _worth_telling(picture: Picture) -> bool:
+    """Whether the verdict says more than the state: what was stopped before its last round has failed by that alone."""
+    return picture.state != "stopped" or picture.verdict not in (None, "failed")
 
 
 def told(picture: Picture) -> Iterator[str]:
@@ -53,7 +59,7 @@ def told(picture: Picture) -> Iterator[str]:
     yield f"{picture.name} ({picture.study_hash[:12]}): {picture.said}"
     if picture.state == "unreadable":
         return
-    if picture.state not in ("over", "waiting"):
+    if picture.state not in ("over", "waiting") and _worth_telling(picture):
         yield f"  verdict {judged(picture)}" + (
             "" if picture.rounds == 0 else f", {picture.ended_rounds} of {picture.rounds} rounds"
         )

@@ -160,7 +160,8 @@ class Study:
     @property
     def started(self) -> str:
         """When it was started, ISO 8601; empty: not known."""
-        return (self.summary.started if self.summary else "") or (self.standing.started if self.standing else "")
+        known = [self.summary.started if self.summary else "", self.standing.started if self.standing else ""]
+        return min(filter(None, known), default="")
 
     @property
     def changed(self) -> float:

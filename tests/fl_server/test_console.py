@@ -21,7 +21,7 @@ from fl_server.house import House
 from fl_server.live import Heard, Now
 from fl_server.record import Evaluation, Matrix, Record, SiteRound
 from fl_server.rounds import run
-from fl_server.runs import Standing
+from fl_server.runs import STUDY, Standing
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
 
@@ -188,6 +188,42 @@ def test_what_a_person_stopped_is_not_waited_for(runs):
     Standing(study_hash=record.study_hash, run=7, wanted="stopped").write(runs / "whole")
     one = picture(Files(runs / "whole"))
     assert (one.state, one.said, one.verdict) == ("stopped", "stopped after round 1 of 2", "failed")
+
+
+def test_what_is_being_stopped_is_said_to_be_and_when(idle_house, capsys):
+    folder, house = idle_house.runs / "whole", ["--folder", str(idle_house.folder)]
+    record = Record.read(folder / "record.json")
+    present(folder, record, pid=os.getpid(), asked=["a"])
+    main(["stop", "whole", *house])
+    main(["status", "whole", *house])
+    assert "stopping; it was in round 2 of 2\n" in capsys.readouterr().out
+    main(["list", *house])
+    assert "  stopping, complete so far, 1 of 2 rounds" in capsys.readouterr().out
+    interrupted(folder, after=1)
+    main(["list", *house])
+    assert "  stopped, 1 of 2 rounds, 3 sites" in capsys.readouterr().out
+    main(["log", "whole", *house, "--json"])
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["text"], last["when"]) == ("stopped by a person", Standing.read(folder).stopped)
+    assert last["when"] >= record.started
+
+
+def test_before_its_first_line_a_study_is_known_from_its_file(hospitals, tmp_path, capsys):
+    study = hospitals.study(name="new", rounds=5)
+    folder = tmp_path / "runs" / "new"
+    folder.mkdir(parents=True)
+    Standing(study_hash=study.hash, run=7, started="2026-11-01T08:00:00Z").write(folder)
+    (folder / STUDY).write_text(study.to_json())
+    main(["list", "--runs", str(tmp_path / "runs")])
+    assert "running, nothing heard yet, 0 of 5 rounds, 3 sites, started 2026-11-01 08:00" in capsys.readouterr().out
+    main(["list", "--runs", str(tmp_path / "runs"), "--json"])
+    one = json.loads(capsys.readouterr().out)[0]
+    assert (one["rounds"], one["sites"], one["state"]) == (5, ["a", "b", "c"], "waiting")
+    assert picture(Files(folder)).promise == study.privacy.epsilon
+    record = Record.begin(study)  # the process has begun, some time after the start
+    assert drawn("new", (record, None, Standing.read(folder))).started == "2026-11-01T08:00:00Z"
+    (folder / STUDY).write_text("{")
+    assert picture(Files(folder)).rounds == 0
 
 
 def test_a_study_that_has_said_nothing_yet_is_shown_as_started(tmp_path):
