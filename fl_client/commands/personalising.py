@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fl_client.commands import Commands, whole
+from fl_client.commands import Commands
 from fl_client.commands.studies import study_of
 from fl_client.site import Site
 
@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     own = commands.add_parser("personalise", help="train a study's finished model further on this hospital's own patients")
     own.add_argument("study", help="the study's file, or the beginning of its hash")
     own.add_argument("model", type=Path, help="model.pt of its run, or the run's folder")
-    own.add_argument("--steps", type=whole(1), default=20, help="gradient steps (default: 20)")
+    own.add_argument("--steps", type=int, default=20, help="gradient steps (default: 20)")
     own.set_defaults(run=_personalise)
 
 

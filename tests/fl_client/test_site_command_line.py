@@ -294,7 +294,6 @@ def test_a_study_file_that_is_none_is_told_as_such(clinic, capsys, said, told):
     [
         (["audit-log", "--last", "-1"], "'-1' is no whole number of at least 0"),
         (["features", "--study", "ab", "--out", "t.csv", "--workers", "0"], "'0' is no whole number of at least 1"),
-        (["personalise", "ab", "runs/pilot", "--steps", "0"], "'0' is no whole number of at least 1"),
         (["approve", "ab", "--days", "-1"], "a yes is good for 1 to 3650 days, not '-1'"),
     ],
 )
