@@ -61,6 +61,9 @@ def _init(options: argparse.Namespace) -> int:
         return found(options.site, asked({**given, **places}))
     if missing := [f"--{key.replace('_', '-')}" for key in ("name", "declared_size") if key not in given]:
         raise ValueError(f"{' and '.join(missing)}: say it, or start this at a terminal, where it asks")
+    alone = [f"--{key.replace('_', '-')}" for key in ("ae_title", "listen") if key in given and "peer" not in given]
+    if alone:
+        raise ValueError(f"{' and '.join(alone)}: that is for an archive which sends images here; name it with --peer")
     return found(options.site, Founding(**given, **places))
 
 

@@ -90,6 +90,16 @@ def test_without_a_terminal_what_is_missing_is_named(tmp_path, capsys):
     assert "--declared-size: say it, or start this at a terminal, where it asks" in capsys.readouterr().err
 
 
+def test_a_place_to_listen_without_an_archive_is_refused_and_nothing_is_written(tmp_path, capsys):
+    words = ["--name", "clinic", "--declared-size", "50", "--listen", "10.0.0.7:11112", "--ae-title", "US"]
+    assert main(["--site", str(tmp_path / "clinic" / "site.yaml"), "init", *words]) == 1
+    assert (
+        "--ae-title and --listen: that is for an archive which sends images here; name it with --peer"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "clinic").exists()
+
+
 @pytest.fixture
 def shared(tmp_path):
     """The folder of a house for two users, and where its settings go."""
