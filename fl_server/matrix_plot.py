@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GLOBAL = "global"
+DPI = 160
+"""Dots per inch of a picture, unless asked otherwise."""
 LONGEST_NAME = 16
 """Letters of a hospital's name that are shown; longer ones are cut in the middle."""
 
@@ -73,7 +75,7 @@ def matrix_plot(matrix: Matrix, *, title: str = "") -> Figure:
     return figure
 
 
-def matrix_picture(matrix: Matrix, *, kind: Literal["png", "svg", "pdf"] = "png", title: str = "", dpi: int = 160) -> bytes:
+def matrix_picture(matrix: Matrix, *, kind: Literal["png", "svg", "pdf"] = "png", title: str = "", dpi: int = DPI) -> bytes:
     """The picture's bytes. SVG and PDF hold no date and no random names, so that equal matrices give equal files."""
     from matplotlib import rc_context  # here: matplotlib takes a second to import
 

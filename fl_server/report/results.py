@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from math import isfinite, nan
 
+from PIL import Image
+
+from fl_server.matrix_plot import DPI, GLOBAL, matrix_picture
 from fl_server.report import charts
 from fl_server.report.charts import Row
 from fl_server.report.document import Block, Figure, Section, Table, Text
+from fl_server.report.drawing import Drawing
 from fl_server.report.findings import LEAST_SEEDS, SITE, Findings
 from fl_server.report.measured import Area, Patient
 from fl_server.report.measures import Z, sum_interval
@@ -17,6 +22,8 @@ from fl_server.report.words import count, interval, listed, number, structure
 FEW = 10
 """Patients below which a group is marked as small."""
 STRUCTURES_ACROSS = 3
+MOST_MODELS = 40
+"""In the picture of the matrix; with more, nobody can read it."""
 
 
 def results(findings: Findings) -> Section:
@@ -50,6 +57,7 @@ def results(findings: Findings) -> Section:
     blocks += _tables(findings, groups)
     if lowest := _lowest(findings, groups):
         blocks.append(Text(lowest))
+    blocks += _crossed(findings)
     return Section("Results", tuple(blocks))
 
 
@@ -173,6 +181,7 @@ def _from_sums(findings: Findings) -> list[Block]:
             )
         )
     blocks += _matrix(findings)
+    blocks += _crossed(findings)
     blocks.append(
         Text(
             "Results by scanner, sex, age band and disease group can't be told: each would be a further release about "
@@ -231,6 +240,33 @@ def _matrix(findings: Findings) -> list[Block]:
         Table(("Hospital", "Value", "95%, noise alone"), tuple(rows), (2, 1, 2), caption=caption),
         Text("These patients helped to choose the model, so the figures flatter it a little.", "fine"),
     ]
+
+
+def _crossed(findings: Findings) -> list[Block]:
+    """Every hospital's last model on every hospital's patients, as a picture."""
+    matrix = findings.record.matrix
+    if matrix is None or not any(model != GLOBAL and row for model, row in matrix.scores.items()):
+        return []
+    if len(matrix.scores) > MOST_MODELS:
+        return [
+            Text(f"How {len(matrix.scores)} models do at every hospital is too much for a page: record.json has it.", "fine")
+        ]
+    png = matrix_picture(matrix)
+    with Image.open(BytesIO(png)) as image:
+        width, height = (side * 72 / DPI for side in image.size)
+    fits = min(1.0, charts.FULL / width)
+    drawn = Drawing(width * fits, height * fits)
+    drawn.picture(0, 0, width * fits, height * fits, png)
+    told = [
+        f"the model of {'all together' if model == GLOBAL else model}: "
+        + ", ".join(f"{number(value)} at {site}" for site, value in row.items())
+        for model, row in matrix.scores.items()
+    ]
+    caption = "Every hospital's last model, and that of all together, on every hospital's validation patients."
+    silent = [name for name in matrix.sites if not any(name in row for row in matrix.scores.values())]
+    if silent:
+        caption += f" No score came from {listed(silent)}."
+    return [Figure(drawn, f"{matrix.metric} of {'; '.join(told)}.", caption)]
 
 
 # -- a classifier ------------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 import measured_run as runs
 import pytest
 
-from fl_server.record import CountTable, SiteRound
+from fl_server.record import CountTable, Matrix, SiteRound
 from fl_server.report import HTML, PDF, compose, write
 from fl_server.report.checklist import ITEMS, answers, checklist
-from fl_server.report.document import Table, Text
+from fl_server.report.document import Figure, Table, Text
 from fl_server.report.findings import Findings
 from fl_server.report.measured import Measured, Patient, Volume
 
@@ -171,6 +171,38 @@ def test_a_real_studys_scores_have_the_interval_of_the_noise_and_a_wider_one(alo
     words = told(alone[0], "Results")
     assert "Blood pool | 31 | 0.910 | 0.871 to 0.949 |" in words
     assert "Results by scanner, sex, age band and disease group can't be told" in words
+
+
+def crossed(*, hospitals=("north", "south"), noise=0.02):
+    """A matrix to which every hospital but the last has given scores."""
+    *judges, silent = hospitals
+    scores = {model: {site: 0.6 + 0.01 * n for n, site in enumerate(judges)} for model in ("global", *hospitals)}
+    spread = {model: dict.fromkeys(row, noise) for model, row in scores.items()}
+    sites = {site: SiteRound(answer="used") for site in (*judges, silent)}
+    return Matrix(metric="dice", scores=scores, noise_std={}, noise_sd=spread, sites=sites, seconds=1)
+
+
+@pytest.mark.parametrize("of", ["sums", "patients"])
+def test_every_model_at_every_hospital_is_a_picture_with_its_words(of, tmp_path):
+    record = runs.record(scores=SCORES) if of == "sums" else runs.record(real=False, profile="standard")
+    record.matrix = crossed()
+    place = runs.folder(tmp_path, record, *([] if of == "sums" else [runs.patients()]))
+    section = next(one for one in compose(Findings(place)).sections if one.title == "Results")
+    (figure,) = (block for block in section.blocks if isinstance(block, Figure) and "last model" in block.caption)
+    assert "the model of all together: 0.600 at north; the model of north: 0.600 at north" in figure.alt
+    assert figure.caption.endswith("No score came from south.")
+    (picture,) = figure.drawing.shapes
+    assert picture.png.startswith(b"\x89PNG")
+    assert 0 < figure.drawing.width <= 490
+    page, words = both(place)
+    assert "No score came from south." in page
+    assert "No score came from south." in words
+
+
+def test_a_matrix_that_nobody_could_read_is_left_to_the_record(tmp_path):
+    record = runs.record(scores=SCORES)
+    record.matrix = crossed(hospitals=tuple(f"h{n}" for n in range(60)))
+    assert "How 61 models do at every hospital is too much for a page" in told(runs.folder(tmp_path, record), "Results")
 
 
 def test_a_study_without_scores_says_that_nothing_was_measured(tmp_path):
