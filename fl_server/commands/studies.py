@@ -177,9 +177,8 @@ def stop(options: argparse.Namespace) -> int:
             raise ValueError(f"study {folder.name} is over ({record.verdict}); there is nothing to stop")
         if standing is None:
             raise ValueError(f"study {folder.name} was not started here; stop the process that runs it")
-        standing.model_copy(update={"wanted": "stopped", "why": "", "stopped": moment()}).write(
-            folder
-        )  # first: else it goes on
+        said = {"wanted": "stopped", "why": "", "stopped": moment()}
+        standing.model_copy(update=said).write(folder)  # first: else it would be taken up again
     rest = f"konsil-study resume {folder.name} goes on with it"
     try:
         with control(house) as talk:
