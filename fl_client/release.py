@@ -254,13 +254,14 @@ def _let_out(question: Message, answer: Message, context: Context) -> Message:
 
 def _failed(question: Message, context: Context, error: Exception) -> Message:
     number = new_number()
-    name = "this site"
+    site = None
     try:
         site = Site.load(str(context.node_config["site"]))
-        name = site.name
         write_failure(site.folder / "log", error, run=context.run_id, number=number)
     except Exception as unwritten:  # a full disk must not turn into a text that leaves
-        logging.getLogger("konsil").error("%s: %s", name, _unwritten(error, unwritten, number=number))
+        name = "this site" if site is None else site.name
+        shown = error if site is None else None  # of a node that has no hospital the texts concern nobody, and help
+        logging.getLogger("konsil").error("%s: %s", name, _unwritten(error, unwritten, number=number), exc_info=shown)
     return failure(question, error, number=number)
 
 

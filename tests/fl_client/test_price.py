@@ -139,7 +139,7 @@ def test_the_contract_says_when_scores_leave_whose_they_are_and_how_the_promise_
         "once after the last round, one sum over test patients",
         "for each of 4 models after the last round, one sum over validation patients",
     ]
-    assert "6 numbers in 1 arrays, 48 bytes" in said["What leaves"][1]
+    assert "7 numbers in 2 arrays, 56 bytes (total 6 float64, noise_variance 1 float64)" in said["What leaves"][1]
     assert said["On whom"][1].startswith("validation patients, about 12% of your cohort, choose among its models")
     assert said["Price"][1] == (
         "this price is for everything that leaves: of it 25% for the 3 scores between rounds, 10% for the scores of the "

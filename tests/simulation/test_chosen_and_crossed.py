@@ -62,12 +62,12 @@ def test_the_matrix_stands_in_the_report_with_its_noise_and_with_who_gave_no_sco
     assert f"No score from {silent}:" in text
 
 
-def test_a_report_says_that_scores_are_without_what_hospitals_keep_for_themselves(tmp_path):
+def test_a_report_says_that_hospitals_are_scored_with_what_they_keep_for_themselves(tmp_path):
     build(tmp_path, overlays=False)
     record = Record.read(tmp_path / "record.json")
     record.study["training"] = {**record.study["training"], "personal": ["*.N.weight"]}
     record.write(tmp_path / "record.json")
-    assert "are as they were at the start in the model that is scored here" in write_report(tmp_path).read_text()
+    assert "scored with the parameters that stay there (training.personal)" in write_report(tmp_path).read_text()
 
 
 @pytest.mark.parametrize(
