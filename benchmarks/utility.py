@@ -83,6 +83,7 @@ def adam(rate: float, **more: float | str) -> dict[str, float | str]:
 
 
 PRIVATE: dict[str, Any] = {"trainable": "norm", "strategy": adam(0.02)}
+ALL: dict[str, Any] = {"trainable": "all", "strategy": adam(0.003)}
 PLAIN: dict[str, Any] = {"epsilon": None, "secure": False, "trainable": "all", "strategy": adam(0.003)}
 
 
@@ -109,6 +110,7 @@ def check(seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
         yield "no privacy", Arm(**PLAIN, **whole, seed=seed)
         for secure in (True, False):
             yield "one noise" if secure else "noise each", Arm(**PRIVATE, **whole, secure=secure, seed=seed)
+        yield "one noise, all parameters", Arm(**{**PRIVATE, **ALL}, **whole, seed=seed)
 
 
 def levers(seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
@@ -129,7 +131,7 @@ def levers(seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
         },
         "head alone, 0.03": {"trainable": "head", "strategy": adam(0.03)},
         "decoder, 0.003": {"trainable": "decoder", "strategy": adam(0.003)},
-        "all parameters, 0.003": {"trainable": "all", "strategy": adam(0.003)},
+        "all parameters, 0.003": ALL,
     }
     for seed in seeds:
         for secure in (True, False):
