@@ -198,7 +198,7 @@ def _work(model: nn.Module, x: Tensor) -> float:
 
 
 def _structure(model: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: Loss, places: int) -> object:
-    """Equal for two models that compute alike: modules with their settings, what is learned, the rows, the loss, the threads."""
+    """Equal for two models that compute alike: modules and settings, what is learned, the rows, the loss, the threads."""
     learned = {id(p) for p in parameters}
     tree = tuple((name, type(m), m.training, m.extra_repr(), _settings(m)) for name, m in model.named_modules())
     shapes = tuple((name, p.shape, p.dtype, id(p) in learned) for name, p in model.named_parameters())
