@@ -27,9 +27,9 @@ _BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 _NUMBERS = {"cpu": 2**17, "cuda": 2**22}
 """Input numbers in one pass, which bound its activations. A CPU is quickest with 20 slices of 80 x 80: larger tensors are given
 back to the operating system after each use, and cost as much to get again as to compute."""
-_FULL = {"cpu": 2**15, "cuda": 2**20}
-"""Input numbers with which a pass fills the processor: 8 slices of 64 x 64. More places only stay free more often."""
-_FEW, _MANY = 4, 16
+_FULL = {"cpu": 2**14, "cuda": 2**20}
+"""Input numbers with which a pass fills the processor: 4 slices of 64 x 64. More places only stay free more often."""
+_FEW, _MANY = 4, 64
 """Places in a pass of large and of small patients, where memory allows them. Free places are computed with the rest."""
 
 _Patient = tuple[Tensor, Tensor]

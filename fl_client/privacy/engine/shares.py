@@ -16,6 +16,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> one number per row, shape (rows,). Row i depends on row i alone."""
 
 
+_FEW_NUMBERS = 4096
+"""In a parameter whose shares are added by one call; with more, a call for each patient is as quick and copies nothing."""
+
+
 class LossMisshapen(ValueError):
     """The task's loss isn't one number per row: there is nothing to clip, for any patient."""
 
@@ -65,11 +69,16 @@ class Shares:
                 if part is not None:
                     share.add_((scales @ part.flatten(1).double().nan_to_num_(0.0, 0.0, 0.0)).view_as(share))
             return
-        for patient, (factor, norm) in enumerate(zip(scales.tolist(), norms.tolist(), strict=True)):
-            if math.isfinite(norm):  # one after the other: who isn't there changes nothing in how the others are added
-                for share, part in zip(self.total, gradients, strict=True):
-                    if part is not None:
-                        share.add_(part[patient], alpha=factor)
+        there = torch.nonzero(norms.isfinite()).flatten()  # one after the other: who isn't there changes nothing for the others
+        for share, part in zip(self.total, gradients, strict=True):
+            if part is None:
+                continue
+            if part[0].numel() <= _FEW_NUMBERS:
+                scaled = part[there].flatten(1).double() * scales[there, None]
+                share.copy_(torch.cat([share.flatten()[None], scaled]).cumsum(0)[-1].view_as(share))
+                continue
+            for patient in there.tolist():
+                share.add_(part[patient], alpha=float(scales[patient]))
 
     def take(self, other: Shares) -> None:
         """Add what another sum of the same parameters holds."""
