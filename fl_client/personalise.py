@@ -33,6 +33,7 @@ from fl_client.sharing import file_mode, make_folder
 from fl_client.site import Site
 from fl_client.trained import read_weights
 from tasks.fingerprint import fingerprint
+from tasks.scores import mean_scores
 from tasks.task import GradientTask, load_for, moving
 from tasks.weights import save
 
@@ -104,10 +105,7 @@ def personalise(site: Site, study: Study, file: Path, *, steps: int) -> Personal
 def _mean_scores(task: GradientTask, model: torch.nn.Module, cohort: Cohort, patients: Sequence[str]) -> dict[str, float]:
     """Mean of each score over these patients, as far as it is defined for them. For the hospital's own eyes."""
     model.eval()
-    rows = [task.score(model, cohort.case(patient), full=False) for patient in patients]
-    names = dict.fromkeys(name for row in rows for name in row)
-    found = {name: [row[name] for row in rows if name in row and np.isfinite(row[name])] for name in names}
-    return {name: float(np.mean(values)) for name, values in found.items() if values}
+    return mean_scores([task.score(model, cohort.case(patient), full=False) for patient in patients])
 
 
 def made_here(site: Site, sha: str) -> bool:

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -97,6 +98,11 @@ class Matrix(_Part):
     sites: dict[str, SiteRound]
     seconds: float
     note: str = ""  # why there is no score although hospitals answered
+
+    @property
+    def silent(self) -> list[str]:
+        """Hospitals from which no model has a score."""
+        return [site for site in self.sites if not any(isfinite(row.get(site, nan)) for row in self.scores.values())]
 
 
 class Resumption(_Part):

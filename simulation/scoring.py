@@ -10,13 +10,13 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fl_client.cohort import Cohort
 from fl_server.weights import State
 from simulation.machine import unordered
+from tasks.scores import mean_scores as mean_scores
 from tasks.task import GradientTask, gradient_task
 
 Scores = dict[str, float]
@@ -89,10 +89,3 @@ def _score_one(
     hospital: str, settings: dict[str, Any], states: Sequence[State], cohort: Path, patient: str, full: bool
 ) -> tuple[str, str, Scores]:
     return hospital, *score_patient(settings, states, cohort, patient, full)
-
-
-def mean_scores(rows: Sequence[Scores]) -> Scores:
-    """Mean of each score over the patients for whom it is defined."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    values = {name: [row[name] for row in rows if name in row and np.isfinite(row[name])] for name in names}
-    return {name: float(np.mean(found)) for name, found in values.items() if found}

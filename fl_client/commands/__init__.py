@@ -14,12 +14,13 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `add` adds to."""
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """What reads a whole number of at least `least` for an option."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """What reads a whole number of at least `least`, and at most `most`, for an option."""
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(said: str) -> int:
-        if not (said.isascii() and said.isdecimal() and int(said) >= least):
-            raise argparse.ArgumentTypeError(f"{said!r} is no whole number of at least {least}")
+        if not (said.isascii() and said.isdecimal() and int(said) >= least and (most is None or int(said) <= most)):
+            raise argparse.ArgumentTypeError(f"{said!r} is no whole number {bounds}")
         return int(said)
 
     return read

@@ -263,9 +263,8 @@ def _crossed(findings: Findings) -> list[Block]:
         for model, row in matrix.scores.items()
     ]
     caption = "Every hospital's last model, and that of all together, on every hospital's validation patients."
-    silent = [name for name in matrix.sites if not any(name in row for row in matrix.scores.values())]
-    if silent:
-        caption += f" No score came from {listed(silent)}."
+    if matrix.silent:
+        caption += f" No score came from {listed(matrix.silent)}."
     return [Figure(drawn, f"{matrix.metric} of {'; '.join(told)}.", caption)]
 
 

@@ -21,6 +21,7 @@ import yaml
 from pydicom.uid import generate_uid
 
 from fl_client.cohort import Cohort
+from fl_client.commands import whole
 from fl_client.intake.deidentify import Deidentifier, discreet
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.sunnybrook import admit_sunnybrook
@@ -177,8 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="a new folder for the files")
     parser.add_argument("--scanner", default="alster", help=f"whose: {', '.join(known)} (default alster)")
-    parser.add_argument("--patients", type=_count(1, APART), default=12, help="how many (default 12)")
-    parser.add_argument("--seed", type=_count(0, 10_000), default=1, help="another number, other patients (default 1)")
+    parser.add_argument("--patients", type=whole(1, APART), default=12, help="how many (default 12)")
+    parser.add_argument("--seed", type=whole(0, 10_000), default=1, help="another number, other patients (default 1)")
     options = parser.parse_args(arguments)
     if options.scanner not in known:
         parser.error(f"no scanner is called {options.scanner!r}; there are {', '.join(known)}")
@@ -222,15 +223,6 @@ def _require_new(folder: Path) -> None:
         raise FileExistsError(errno.EEXIST, "is a file; name a new folder", str(folder))
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(errno.EEXIST, "is not empty; name a new folder", str(folder))
-
-
-def _count(least: int, most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
-        return int(text)
-
-    return read
 
 
 if __name__ == "__main__":

@@ -94,8 +94,8 @@ def crossed(matrix: Matrix) -> dict[str, Any]:
         cells = [(v, _shade(v, low, high), model == site, sd) for v, sd, site in zip(values, noise, columns, strict=True)]
         rows.append(("All together" if model == "global" else model, cells))
     noisy = any(sd for row in matrix.noise_sd.values() for sd in row.values())
-    silent = [site for site in columns if not any(isfinite(row.get(site, nan)) for row in matrix.scores.values())]
-    return {"metric": matrix.metric, "columns": columns, "rows": rows, "silent": silent, "note": matrix.note, "noisy": noisy}
+    told = {"metric": matrix.metric, "silent": matrix.silent, "note": matrix.note}
+    return {**told, "columns": columns, "rows": rows, "noisy": noisy}
 
 
 def _label(run: Run, arm: str, role: str) -> str:
