@@ -1,8 +1,9 @@
 """Gaussian noise: where it comes from, how it is added, and the noisy sum that everything but gradients uses.
 
-In production every normal deviate is made of fresh bytes from the operating system's generator (`os.urandom`, ChaCha20 in
-Linux). torch's and numpy's generators are not used there: their output is a function of a short seed and of earlier output,
-so whoever learns either can subtract the noise. Docs: docs/privacy.md, "Where the noise comes from".
+In production every normal deviate is made of a keystream of AES-256, with a key of 256 fresh bits from the operating system
+(`os.urandom`) for each sum and every 65,536 deviates of it. torch's and numpy's generators are not used there: their output
+is a function of a short seed and of earlier output, so whoever learns either can subtract the noise. Docs: docs/privacy.md,
+"Where the noise comes from".
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 Source = Literal["os", "seeded"]
 _GRID_BITS = 20  # the released sum lies on a grid of about 2**-20 noise standard deviations
-_CHUNK = 1 << 20  # deviates made at a time, 8 MiB
+_CHUNK = 1 << 16  # deviates made at a time, of one key: 512 KiB, which the processor's cache holds
 
 
 class Noise(Protocol):
@@ -145,13 +147,21 @@ def _chunks(count: int) -> list[int]:
 
 
 def _normal(count: int) -> npt.NDArray[np.float64]:
-    """`count` standard normal deviates from the operating system's generator, by Box and Muller (1958)."""
+    """`count` standard normal deviates, by Box and Muller (1958)."""
     pairs = (count + 1) // 2
-    bits = np.frombuffer(os.urandom(16 * pairs), dtype=np.uint64) >> np.uint64(11)
-    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53  # (0, 1): the logarithm stays finite
-    radius = torch.from_numpy(np.sqrt(-2.0 * np.log(uniform[:pairs])))
-    angle = torch.from_numpy(2.0 * np.pi * uniform[pairs:])  # torch: its sines are four times as quick
+    uniform = (np.frombuffer(_fresh_bytes(16 * pairs), dtype=np.uint64) >> np.uint64(11)).astype(np.float64)
+    uniform += 0.5
+    uniform *= 2.0**-53  # (0, 1): the logarithm stays finite
+    numbers = torch.from_numpy(uniform)  # torch: its sines are four times as quick
+    radius = numbers[:pairs].log_().mul_(-2.0).sqrt_()
+    angle = numbers[pairs:].mul_(2.0 * math.pi)
     return torch.cat([torch.cos(angle).mul_(radius), torch.sin(angle).mul_(radius)])[:count].numpy()
+
+
+def _fresh_bytes(count: int) -> bytes:
+    """What nobody can tell from uniform bytes: one key, one stream, fifteen times as quick as asking for all of them."""
+    stream = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(bytes(16))).encryptor()  # a key is used once: no nonce
+    return stream.update(bytes(count))
 
 
 def _scaled(deviates: npt.NDArray[np.float64], like: Tensor, std: float) -> Tensor:

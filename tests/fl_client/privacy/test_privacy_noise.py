@@ -24,7 +24,7 @@ def test_noise_is_normal_with_the_standard_deviation_asked_for(source):
     assert abs(np.corrcoef(halves[0] ** 2, halves[1] ** 2)[0, 1]) < 6 / math.sqrt(100_000)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 1001, (1 << 20) + 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 1001, (1 << 16) + 3, 3 << 16])
 def test_any_number_of_deviates_can_be_had(count):
     draws = os_noise().gaussian(torch.empty(count), 1.0)
     assert draws.shape == (count,)
@@ -35,6 +35,29 @@ def test_any_number_of_deviates_can_be_had(count):
 def test_the_operating_system_never_repeats_itself():
     like = torch.empty(1000)
     assert len(torch.cat([os_noise().gaussian(like, 1.0) for _ in range(3)]).unique()) == 3000
+
+
+def test_every_stretch_of_noise_has_a_key_of_its_own_from_the_operating_system(monkeypatch):
+    from fl_client.privacy import noise
+
+    asked, real = [], noise.os.urandom
+    monkeypatch.setattr(noise.os, "urandom", lambda count: asked.append(real(count)) or asked[-1])
+    for count in (5, 5, (1 << 16) + 1):
+        os_noise().gaussian(torch.empty(count), 1.0)
+    assert [len(key) for key in asked] == [32] * 4
+    assert len(set(asked)) == 4
+
+
+def test_the_bytes_are_the_keystream_of_aes_256(monkeypatch):
+    """NIST SP 800-38A's counter mode of FIPS 197: the blocks are the cipher's answers to 0, 1, 2, ..."""
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    from fl_client.privacy import noise
+
+    key = bytes(range(32))
+    monkeypatch.setattr(noise.os, "urandom", lambda count: key[:count])
+    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    assert noise._fresh_bytes(40) == b"".join(block.update(n.to_bytes(16, "big")) for n in range(3))[:40]
 
 
 def test_torch_and_numpy_seeds_do_not_reach_production_noise():
