@@ -92,7 +92,7 @@ def noised(total: Tensor, std: float, noise: Noise) -> Tensor:
     if std == 0:
         return total.double()
     grid = 2.0 ** (math.floor(math.log2(std)) - _GRID_BITS)
-    return torch.round((total.double() + noise.gaussian(total, std)) / grid) * grid
+    return noise.gaussian(total, std).add_(total).div_(grid).round_().mul_(grid)
 
 
 def noisy_sum(vectors: npt.ArrayLike, *, bound: float, noise_multiplier: float, noise: Noise) -> npt.NDArray[np.float64]:

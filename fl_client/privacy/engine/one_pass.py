@@ -1,9 +1,10 @@
 """Many patients in one forward and one backward pass, with the gradient of each.
 
 While the network runs, every torch function that is handed a parameter is looked at. One with a rule (`rules`) is computed for
-all rows, and its backward pass writes each patient's gradient down. A module in which a parameter meets any other function is
-mapped over the patients, each with parameters of its own, and ordinary autograd does the rest. A gradient that arrives by any
-other way than these two is noticed and refused, so that nothing is lost in silence.
+all rows, and its backward pass writes each patient's gradient down. What is made of parameters alone, like entries looked up in
+a table of positions, is followed until it is added to the rows, which has a rule as well. A module in which a parameter meets
+any other function is mapped over the patients, each with parameters of its own, and ordinary autograd does the rest. A gradient
+that arrives by any other way than these is noticed and refused, so that nothing is lost in silence.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from fl_client.privacy.engine.rules import RULES, NoRule
+from fl_client.privacy.engine.rules import RULES, NoRule, addition
 from fl_client.privacy.engine.shares import Loss, LossMisshapen, row_losses
 
 
@@ -29,10 +30,19 @@ class Found:
         self.patients = patients
         self._index = {id(parameter): i for i, parameter in enumerate(parameters)}
         self.gradients: list[Tensor | None] = [None] * len(parameters)
+        self._made: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}  # kept with it, so that no other gets its id
 
     def learns(self, parameter: Tensor) -> bool:
         """Whether it is one of the parameters."""
         return id(parameter) in self._index
+
+    def sources(self, value: Tensor) -> tuple[Tensor, ...]:
+        """The parameters of which alone it is made; a parameter is made of itself, and what holds data of none."""
+        return (value,) if self.learns(value) else self._made.get(id(value), (value, ()))[1]
+
+    def follow(self, value: Tensor, sources: tuple[Tensor, ...]) -> None:
+        """From now on it is known to be made of these parameters alone."""
+        self._made[id(value)] = value, sources
 
     def write(self, parameter: Tensor, gradient: Tensor) -> None:
         """Add to it: a layer may be used more than once."""
@@ -52,18 +62,23 @@ class _Layers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        met = [a for a in _tensors((*args, *kwargs.values())) if self.book.learns(a)]
-        if not met:
+        given = list(_tensors((*args, *kwargs.values())))
+        sources = tuple({id(p): p for value in given for p in self.book.sources(value)}.values())
+        if not sources:
             return func(*args, **kwargs)
         rule = RULES.get(func)
-        if rule is not None:
+        if rule is addition or (rule is not None and all(map(self.book.learns, filter(self.book.sources, given)))):
             try:
                 return rule(self.book, *args, **kwargs)
             except NoRule:
                 pass
         out = func(*args, **kwargs)
-        if any(o.requires_grad for o in _tensors((out,))):
-            self.others |= {id(parameter) for parameter in met}
+        made = [value for value in _tensors((out,)) if value.requires_grad]
+        if all(self.book.sources(value) or not value.is_floating_point() for value in given):  # places are whole numbers
+            for value in made:
+                self.book.follow(value, sources)
+        elif made:
+            self.others |= {id(parameter) for parameter in sources}
         return out
 
 

@@ -33,6 +33,9 @@ class Book(Protocol):
     def learns(self, parameter: Tensor) -> bool:
         """Whether this is a parameter that is trained. A frozen one costs nothing here."""
 
+    def sources(self, value: Tensor) -> tuple[Tensor, ...]:
+        """The parameters of which alone it is made: of itself, if it is one; of none, if it holds data."""
+
     def write(self, parameter: Tensor, gradient: Tensor) -> None:
         """Add (patients, *shape of the parameter)."""
 
@@ -349,6 +352,54 @@ class _PReLU(torch.autograd.Function):
         return torch.where(x > 0, dy, dy * wide), None, None
 
 
+# -- what is added to all rows alike ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A tensor with the way back to the parameters of which it is made, which autograd is not to go by itself."""
+
+    book: Book
+    tensor: Tensor
+
+    def write(self, each: Tensor) -> None:
+        """Take each patient's gradient, (patients, ...), back to the parameters."""
+        sources = self.book.sources(self.tensor)
+        back = [
+            torch.autograd.grad(self.tensor, sources, own.sum_to_size(self.tensor.shape), retain_graph=True)
+            for own in each.split(1)
+        ]
+        for parameter, gradients in zip(sources, zip(*back, strict=True), strict=True):
+            self.book.write(parameter, torch.stack(gradients))
+
+
+def addition(book: Book, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """`a + b`, where one side has rows and the other is made of parameters alone: a table of positions, for instance."""
+    rows, shared = (other, input) if isinstance(input, Tensor) and book.sources(input) else (input, other)
+    if alpha != 1 or not isinstance(rows, Tensor) or not rows.requires_grad or book.sources(rows):
+        raise NoRule("parameters added to what may be a constant, or times a number")
+    alike = shared.dim() < rows.dim() or len(shared) == 1
+    if not alike or shared.dtype != rows.dtype or torch.broadcast_shapes(rows.shape, shared.shape) != rows.shape:
+        raise NoRule("parameters that aren't added to all rows alike")
+    if len(rows) % book.patients:
+        raise NoRule(f"axis 0 of length {len(rows)} isn't the rows of {book.patients} patients")
+    out: Tensor = _Addition.apply(rows, shared.detach(), _Shared(book, shared))  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Addition(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, values: Tensor, shared: _Shared) -> Tensor:
+        ctx.shared = shared
+        return rows + values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.shared.write(_within(ctx.shared.book, dy))
+        return dy, None, None
+
+
 # -- which rule for which function --------------------------------------------------------------------------------------
 
 
@@ -367,4 +418,6 @@ RULES: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
     torch.prelu: prelu,
+    torch.add: addition,
+    Tensor.add: addition,  # and `a + b`
 }

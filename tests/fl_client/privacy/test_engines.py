@@ -169,7 +169,7 @@ class Twice(nn.Module):
 
 
 class Windows(nn.Module):
-    """A position table without a rule, inside a module of its own, on windows cut from the rows; and a constant mask."""
+    """A table of positions, looked up and added to windows that are cut from the rows; and a constant mask."""
 
     class Inner(nn.Module):
         def __init__(self):
@@ -179,7 +179,10 @@ class Windows(nn.Module):
 
         def forward(self, x):
             windows = x.reshape(-1, 4, 4, 3) * self.mask
-            return self.linear(windows.reshape(-1, 4, 3) + self.table[torch.tensor([0, 2, 2, 4])])
+            return self.linear(self.placed(windows.reshape(-1, 4, 3), self.table[torch.tensor([0, 2, 2, 4])]))
+
+        def placed(self, windows, places):
+            return windows + places
 
     def __init__(self):
         super().__init__()
@@ -190,6 +193,59 @@ class Windows(nn.Module):
         x = self.stem(x)
         tokens = x.flatten(2).transpose(1, 2).reshape(-1, 4, 3)
         return self.head(self.inner(tokens).reshape(len(x), -1, 3).transpose(1, 2).reshape(x.shape))
+
+
+class ScaledWindows(Windows):
+    """The same, but the table multiplies, for which there is no rule."""
+
+    class Inner(Windows.Inner):
+        def placed(self, windows, places):
+            return windows * places
+
+
+class BothAndMore(Windows):
+    """Added from the other side, turned and padded on the way, used twice."""
+
+    class Inner(Windows.Inner):
+        def placed(self, windows, places):
+            places = F.pad(places.t().contiguous(), (1, 0))[:, 1:].transpose(0, 1).unsqueeze(0)
+            return torch.add(places + (places + windows) + self.mask[0, :, 0, None], windows, alpha=2)
+
+
+class MaskedPlaces(Windows):
+    """Added to a constant first: what looks like rows need not be."""
+
+    class Inner(Windows.Inner):
+        def placed(self, windows, places):
+            return windows + (self.mask[:, :, 0].repeat(3, 1)[:, :, None] + places)[0]
+
+
+class LessPlaces(Windows):
+    class Inner(Windows.Inner):
+        def placed(self, windows, places):
+            return torch.add(windows, places, alpha=-0.5)
+
+
+class UnitWeights(nn.Module):
+    """A layer whose weights are made of parameters: nobody's gradient may get lost because a rule sees no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = small_conv(), nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+
+    def forward(self, x):
+        return self.head(self.stem(x))
+
+
+class Placed(nn.Module):
+    """A parameter of the network itself, which can't be run patient by patient, but is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.places = small_conv(), nn.Parameter(torch.randn(1, 4, 8, 8))
+
+    def forward(self, x):
+        return self.layer(x) + self.places
 
 
 class InPlace(nn.Module):
@@ -259,7 +315,13 @@ def ward(rows=(2,) * 5, side=8, seed=0):
     ("build", "engine", "apart"),
     [
         (Twice, "one_pass", ()),
-        (Windows, "one_pass", ("inner",)),
+        (Windows, "one_pass", ()),
+        (ScaledWindows, "one_pass", ("inner",)),
+        (BothAndMore, "one_pass", ()),
+        (MaskedPlaces, "one_pass", ("inner",)),
+        (LessPlaces, "one_pass", ("inner",)),
+        (UnitWeights, "one_pass", ("head",)),
+        (Placed, "one_pass", ()),
         (InPlace, "one_pass", ()),
         (Attends, "one_pass", ("attention",)),
         (MixesRows, "loop", ()),
@@ -285,6 +347,13 @@ def test_a_network_gets_one_pass_only_where_its_rows_and_parameters_allow_it(bui
     expected, _ = by_hand(model, ward(), voxels, 0.1)
     result = clipped_sum(model, parameters, ward(), voxels, max_grad_norm=0.1, engine=chosen.name)
     assert np.abs(flat(result.gradients) - expected).max() <= 1e-9 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", ["SwinUNETR, 2D", "UNETR, 2D"])
+def test_positions_of_transformers_need_no_module_patient_by_patient(name):
+    model, patients, loss = made(name)
+    chosen = tried(model, list(model.parameters()), *patients[0], loss, 4)
+    assert (chosen.name, chosen.apart) == ("one_pass", ()), chosen.why
 
 
 def test_activations_that_are_computed_again_on_the_way_back_give_the_same_sum():
