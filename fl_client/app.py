@@ -16,7 +16,9 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -229,44 +231,54 @@ def train_masked(question: Message, context: Context, site: Site, study: Study, 
         return release.again(question, answer)
     require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=1)
     task = task_of(site, study)
-    came = received(question.content, first_state(task))
-    secure.accept(site, study, context, **where, shares=shares)
-    cost = round_event(site, study, task, number=asked.round)
+    grid = grid_of(study, task)
+    bare: Callable[[], tuple[dict[str, npt.NDArray[Any]], int]]
     if isinstance(task, CountingTask):
-        grid = grid_of(study, task)
-        epsilon = pay(site, study, cost)
-        cohort, chosen = usable_patients(site, study, task, "train")
-        vectors = vectors_of(site, chosen, lambda patient: task.contribution(cohort.prepared(task, patient)))
-        bare = noisy_total(vectors, length=task.length, bound=1.0, noise_multiplier=0.0, noise=os_noise())
-        total, took_part = {"total": bare}, len(chosen)
+        came = received(question.content, first_state(task))
+        bare = partial(bare_count, site, study, task)
     else:
         model = task.model()
+        came = received(question.content, model.state_dict())
         model.load_state_dict(came)
         require_private(model)
-        grid = grid_of(study, task, model)
-        epsilon = pay(site, study, cost)
-        patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
-        parameters = dict(model.named_parameters())
-        _, sampling = randomness(site, asked)
-        sums, failed = one_sum(
-            model,
-            patients,
-            parameters=[parameters[name] for name in grid.shapes],
-            loss=task.loss,
-            views=study.training.views,
-            max_grad_norm=study.privacy.max_grad_norm,
-            sampling_rng=sampling,
-            device=device_of(site),
-        )
-        for patient, reason in failed.items():
-            note(site, patient=patient, left_out=reason)
-        total = {name: gradient.cpu().numpy() for name, gradient in zip(grid.shapes, sums, strict=True)}
-        took_part = len(patients.patients)
+        bare = partial(bare_gradient, site, study, task, model, list(grid.shapes), asked)
+    secure.accept(site, study, context, **where, shares=shares)
+    epsilon = pay(site, study, round_event(site, study, task, number=asked.round))
+    total, took_part = bare()
     vector = grid.encode(total, patients=site.declared_size, bits=bits_of(site, asked))
     note(site, study=study.hash, round=asked.round, patients=took_part, masked=True)
     vector = secure.mask(site, study, context, vector, **where, about=about_of(task, came))
     work = release.masked(question, vector, declared_size=site.declared_size, epsilon=epsilon)
     return release.kept(site, this_try, work)
+
+
+def bare_count(site: Site, study: Study, task: CountingTask) -> tuple[dict[str, npt.NDArray[Any]], int]:
+    """The sum over the training patients without noise, which only masks may cover, and how many took part."""
+    cohort, patients = usable_patients(site, study, task, "train")
+    vectors = vectors_of(site, patients, lambda patient: task.contribution(cohort.prepared(task, patient)))
+    return {"total": noisy_total(vectors, length=task.length, bound=1.0, noise_multiplier=0.0, noise=os_noise())}, len(patients)
+
+
+def bare_gradient(
+    site: Site, study: Study, task: GradientTask, model: torch.nn.Module, names: Sequence[str], asked: Asked
+) -> tuple[dict[str, npt.NDArray[Any]], int]:
+    """The sum of clipped gradients over the training patients without noise, and how many took part: as `bare_count`."""
+    patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
+    parameters = dict(model.named_parameters())
+    _, sampling = randomness(site, asked)
+    sums, failed = one_sum(
+        model,
+        patients,
+        parameters=[parameters[name] for name in names],
+        loss=task.loss,
+        views=study.training.views,
+        max_grad_norm=study.privacy.max_grad_norm,
+        sampling_rng=sampling,
+        device=device_of(site),
+    )
+    for patient, reason in failed.items():
+        note(site, patient=patient, left_out=reason)
+    return {name: gradient.cpu().numpy() for name, gradient in zip(names, sums, strict=True)}, len(patients.patients)
 
 
 def part_of(question: Message, context: Context) -> tuple[Site, Study, dict[str, int]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
+
+import torch
 
 from conf.study import Study
 from tasks.accounting.budget import CLOSE, calibrate, epsilon, least
@@ -18,10 +19,7 @@ from tasks.secure import price
 from tasks.secure.circle import Circle, Moment
 from tasks.secure.grid import Grid
 from tasks.secure.keys import public_key
-from tasks.task import CountingTask, GradientTask, moving
-
-if TYPE_CHECKING:
-    import torch
+from tasks.task import CountingTask, GradientTask, gradient_task, moving
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -53,18 +51,25 @@ def about_of(task: GradientTask | CountingTask, state: Mapping[str, torch.Tensor
     return b"" if isinstance(task, CountingTask) else bytes.fromhex(fingerprint(state))
 
 
-def grid_of(study: Study, task: GradientTask | CountingTask, model: torch.nn.Module | None = None) -> Grid:
+def grid_of(study: Study, task: GradientTask | CountingTask) -> Grid:
     """The grid of one round's sum, with the least noise that keeps what the study promises for all its rounds and scores.
 
-    `model` is one that the task has made, if it is at hand. Raises `ValueError` where no grid can hold the sum, or no noise
-    keeps the promise.
+    Raises `ValueError` where no grid can hold the sum, or no noise keeps the promise.
     """
     if isinstance(task, CountingTask):
         return _grid(study.to_json(), (("total", (task.length,)),), 1.0)
-    model = task.model() if model is None else model
+    return _grid(study.to_json(), _shapes(study.to_json()), study.privacy.max_grad_norm)
+
+
+@lru_cache(maxsize=16)
+def _shapes(text: str) -> Shapes:
+    """Names and shapes of what moves in a study with a network, which is made for that once: each question of a round asks."""
+    study = Study.from_json(text)
+    task = gradient_task(study.task)
+    with torch.random.fork_rng(devices=[]):
+        model = task.model()
     parameters = dict(model.named_parameters())
-    shapes = tuple((name, tuple(parameters[name].shape)) for name in moving(study, task, model))
-    return _grid(study.to_json(), shapes, study.privacy.max_grad_norm)
+    return tuple((name, tuple(parameters[name].shape)) for name in moving(study, task, model))
 
 
 @lru_cache(maxsize=16)

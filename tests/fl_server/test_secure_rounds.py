@@ -21,6 +21,7 @@ from fl_server.start import study_of as study_from
 from fl_server.weights import initial_state
 from simulation.grid import FIRST_NODE, InProcessGrid
 from tasks.secure.plan import grid_of
+from tasks.segmentation.task import SegmentationTask
 from tasks.task import load_for
 
 NAMES = ("a", "b", "c", "d")
@@ -429,6 +430,23 @@ def test_a_coordinator_that_is_killed_when_all_have_answered_asks_anew_and_ends_
     assert record.verdict == "complete", record.reasons
     assert far(undisturbed, model) < 1e-6
     assert [len(house.site(name).ledger_path.read_text().splitlines()) for name in NAMES] == [2] * 4
+
+
+def test_a_hospital_makes_its_network_once_in_a_masked_round(house, tmp_path, monkeypatch):
+    made, inside = [], []
+    model, train_masked = SegmentationTask.model, hospital.train_masked
+    monkeypatch.setattr(SegmentationTask, "model", lambda task: made.extend(inside) or model(task))
+
+    def watched(question, context, site, study, asked):
+        inside.append(f"{site.name} {asked.round}")
+        try:
+            return train_masked(question, context, site, study, asked)
+        finally:
+            inside.clear()
+
+    monkeypatch.setattr(hospital, "train_masked", watched)
+    ran(house, study_of(house, rounds=2), tmp_path / "run")
+    assert sorted(made) == sorted(f"{name} {number}" for name in NAMES for number in (1, 2))
 
 
 def test_a_round_waits_for_as_many_as_its_threshold_needs(house):
