@@ -1,5 +1,6 @@
 """Ordinary training on patients drawn freely, from scanners of no hospital: the start of every arm.
 
+The series say of which family the patients are (`simulation.family`): hearts as generated hospitals have them, or brains.
 No hospital's data take part, so it costs no privacy; the DP steps that follow only have to bridge from drawn scans to the
 hospitals'. The result is kept in the cache under the hash of everything that determines it, and training that was
 interrupted goes on from its last checkpoint.
@@ -13,14 +14,15 @@ import json
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from fl_client.cohort import Cohort
 from fl_server.weights import State
-from simulation.hospital import GENERATOR
+from simulation.brain_scan import brain_case
+from simulation.family import BRAINS, family_of
 from simulation.hospital_case import patient_case
 from simulation.machine import unordered
 from simulation.reader import Reader
@@ -48,16 +50,19 @@ Advance = Callable[[str, int, int], None]  # what, done, in all
 def pretrain(
     task_settings: dict[str, Any],
     settings: Pretraining,
-    series: tuple[Series, ...],
+    series: tuple[str, ...],
     *,
     cache: Path,
     pool: Executor,
     advance: Advance,
 ) -> State:
-    """Weights after `settings.steps` steps of Adam with cosine decay, and an exponential mean over the steps."""
+    """Weights after `settings.steps` steps of Adam with cosine decay, and an exponential mean over the steps.
+
+    Raises `ValueError` for series that no family of generated patients has.
+    """
     task = gradient_task(task_settings)
     network = {key: value for key, value in task_settings.items() if key != "trainable"}  # pre-training moves everything
-    place = cache / "pretrained" / _key(digest("tasks"), network, settings, series)
+    place = cache / "pretrained" / _key(series, digest("tasks"), network, settings)
     finished = place / "model.pt"
     if finished.exists():
         advance("pre-training", settings.steps, settings.steps)
@@ -106,8 +111,8 @@ def pretrain(
     return state
 
 
-def _free_cohort(settings: Pretraining, series: tuple[Series, ...], *, cache: Path, pool: Executor, advance: Advance) -> Cohort:
-    key = _key(settings.model_dump_json(include={"first_seed", "oversampling", "subslices"}), series)
+def _free_cohort(settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance) -> Cohort:
+    key = _key(series, settings.model_dump_json(include={"first_seed", "oversampling", "subslices"}))
     place = cache / "free" / key / str(settings.patients)
     cohort = Cohort(place)
     seeds = [
@@ -121,17 +126,19 @@ def _free_cohort(settings: Pretraining, series: tuple[Series, ...], *, cache: Pa
     return cohort
 
 
-def _draw_free(place: Path, seed: int, series: tuple[Series, ...], oversampling: int, subslices: int) -> int:
-    scanner = random_scanner(seed)
-    case = patient_case(
-        seed,
-        scanner=scanner,
-        reader=_reader(seed),
-        case_mix=CASE_MIX,
-        series=series,
-        oversampling=oversampling,
-        subslices=subslices,
-    )
+def _draw_free(place: Path, seed: int, series: tuple[str, ...], oversampling: int, subslices: int) -> int:
+    if family_of(series) is BRAINS:
+        case = brain_case(seed, oversampling=oversampling)
+    else:
+        case = patient_case(
+            seed,
+            scanner=random_scanner(seed),
+            reader=_reader(seed),
+            case_mix=CASE_MIX,
+            series=cast("tuple[Series, ...]", series),
+            oversampling=oversampling,
+            subslices=subslices,
+        )
     Cohort(place).admit(case)
     return seed
 
@@ -143,7 +150,8 @@ def _reader(seed: int) -> Reader:
     return Reader(contour_bias_mm=float(np.clip(outwards, -4, 4)), epicardial_bias_mm=float(np.clip(epicardium, -4, 4)))
 
 
-def _key(*parts: object) -> str:
+def _key(series: tuple[str, ...], *parts: object) -> str:
     """Hash of the settings and of the source that draws and trains."""
-    text = json.dumps([part if isinstance(part, str | dict) else str(part) for part in parts], sort_keys=True)
-    return hashlib.sha256(text.encode() + source_text(*GENERATOR, "simulation/pretraining.py")).hexdigest()[:16]
+    text = json.dumps([part if isinstance(part, str | dict) else str(part) for part in (*parts, series)], sort_keys=True)
+    sources = source_text(*family_of(series).sources, "simulation/pretraining.py")
+    return hashlib.sha256(text.encode() + sources).hexdigest()[:16]

@@ -282,6 +282,13 @@ def read(settings: dict[str, Any]) -> Simulation:
     if isinstance(wanted, list) and not set(wanted) & set(simulation.hospitals.series):
         there = ", ".join(simulation.hospitals.series) or "no images"
         raise ValueError(f"task.series: the hospitals have {there}, so nobody has a patient for the task (got {wanted})")
+    if simulation.pretraining is not None and simulation.start_from is None and simulation.hospitals.series:
+        from simulation.family import family_of
+
+        try:
+            family_of(simulation.hospitals.series)
+        except ValueError as error:
+            raise ValueError(f"pretraining: {error}; pretraining=null starts from random weights") from None
     return simulation
 
 

@@ -17,7 +17,7 @@ from fl_server.transfer import Source, Transferred, read_source, renaming, trans
 from fl_server.weights import State, initial_state
 from simulation import pretraining
 from simulation.pretraining import Advance
-from simulation.settings import GeneratedHospitals, Simulation, StartFrom
+from simulation.settings import Simulation, StartFrom, TableHospitals
 from tasks.weights import save
 
 WEIGHTS, WORDS = "start.pt", "start.json"
@@ -47,7 +47,7 @@ def _found(simulation: Simulation, cache: Path, pool: Executor, advance: Advance
         source, made = _taken_over(simulation, simulation.start_from)
         said = {"matched": made.matched, "fresh": list(made.fresh), "unused": list(made.unused)}
         return made.state, {**source.facts, **said}
-    if simulation.pretraining is None or not isinstance(simulation.hospitals, GeneratedHospitals):
+    if simulation.pretraining is None or isinstance(simulation.hospitals, TableHospitals):
         return _drawn(simulation), {"source": f"nobody's: drawn at random with seed {simulation.seed}"}
     state = pretraining.pretrain(
         simulation.task, simulation.pretraining, simulation.hospitals.series, cache=cache, pool=pool, advance=advance

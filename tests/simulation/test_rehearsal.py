@@ -348,7 +348,7 @@ def degraded(tmp_path_factory, threads):
         *("task.spatial_dims=2", "task.voxels=16", "task.field_mm=12", "task.working_mm=1", "task.channels=[4,8]"),
         *("task.strides=[2]", "task.num_res_units=0", "task.head_channels=4", "rounds=2", "workers=0"),
         *("arms=[federation_private,federation_plain,pooled,alone,ensemble]", "evaluate_every=1", "training.views=2"),
-        *("training.sample_rate=1", "plain_training.sample_rate=1"),
+        *("training.sample_rate=1", "plain_training.sample_rate=1", "pretraining=null"),
     ]
     return main(overrides), folder / "rehearsal", overrides
 
