@@ -48,6 +48,7 @@ class Enrolment:
         self.sizes: dict[str, int] = {}  # declared, public
         self.deltas: dict[str, float] = {}  # at which a hospital's ledger states its epsilon
         self.reasons: dict[str, str] = {}  # why a planned hospital does not take part
+        self.left_out: dict[str, str] = {}  # hospitals that have no part in this study any more, and why
         self.failures: dict[int, str] = {}  # of nodes that have given no name yet: what was wrong with the last answer
         self._names: dict[int, str] = {}  # every node that has answered
         self._registered: dict[int, str] = {}  # node -> the name that its key is registered under; empty: none is
@@ -68,6 +69,8 @@ class Enrolment:
         asked = {self._registered.get(node) for node, _ in self._open.values()}
 
         def why(site: str) -> str:
+            if site in self.left_out:
+                return self.left_out[site]
             if site not in self.reasons and site in asked:
                 return "asked, and has not answered yet"
             if site not in self.reasons and not self.failures:
@@ -104,6 +107,11 @@ class Enrolment:
             self._hear(grid)
         self._rest_s = LATE_S
         return max(0.0, start + timeout_s - time.monotonic())
+
+    def leave_out(self, site: str, reason: str) -> None:
+        """From here on this hospital is asked for nothing, whatever it says."""
+        self.left_out[site] = reason
+        self.nodes = {node: name for node, name in self.nodes.items() if name != site}
 
     def _forget_refusals(self) -> None:
         for node in [node for node, name in self._names.items() if name in self.reasons and name not in self._twice]:
@@ -175,7 +183,7 @@ class Enrolment:
             self.nodes.pop(other, None)
         self._names[node] = name
         self.reasons.pop(name, None)
-        if name not in self.study.sites:
+        if name not in self.study.sites or name in self.left_out:
             return
         if name != said:
             self.reasons[name] = (
@@ -199,6 +207,8 @@ class Enrolment:
 
     def missing(self, site: str) -> SiteRound:
         """The entry of a planned hospital that was not asked in a round."""
+        if site in self.left_out:
+            return SiteRound(answer="quarantined", reason=self.left_out[site], attempts=0)
         if site in self.reasons:
             return SiteRound(answer="declined", reason=self.reasons[site], attempts=0)
         if site in self.nodes.values():

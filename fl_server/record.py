@@ -134,6 +134,7 @@ class SiteRecord(_Part):
     cases_withdrawn: int | None = None
     epsilon: float | None = None
     delta: float | None = None
+    left_out: str = ""  # since when and why, where it was shown to have broken the protocol of secure sums
     scanner: str = ""
     dice: dict[str, float] = {}  # structure -> mean over the hospital's test patients, private federation, mean over seeds
 

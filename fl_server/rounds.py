@@ -32,12 +32,13 @@ from fl_server.enrolment import Enrolment
 from fl_server.live import Heard, Now, Phase
 from fl_server.record import Record, Resumption, Round, SiteRound, moment, printable
 from fl_server.run_lock import PATIENCE_S, alone_in
-from fl_server.secure_sum import SecureSum
+from fl_server.secure_sum import MaskedRound, SecureSum
 from fl_server.spool import Arrays
 from fl_server.strategies import aggregator
 from fl_server.strategy import Rounds
 from fl_server.weights import State
 from tasks.fingerprint import fingerprint
+from tasks.secure.blame import accused, at_fault
 from tasks.task import CountingTask, load, load_for, released
 from tasks.weights import save
 
@@ -174,6 +175,9 @@ class _Course:
         )
         self.now.write(self.folder)
         self.enrolment = Enrolment(study, first_round=len(record.rounds) + 1)
+        for name, known in record.sites.items():
+            if known.left_out:
+                self.enrolment.leave_out(name, known.left_out)
         self.enrolment.wait(self.grid, timeout_s=enrol_timeout_s, tell=self._tell_missing)
         if not record.rounds:
             self._await(max(self.wait_for, study.quorum))
@@ -193,8 +197,9 @@ class _Course:
         return self.model, record
 
     def _await(self, count: int) -> None:
-        """Return when so many hospitals take part, or when patience is at its end."""
-        if len(self.enrolment.nodes) >= count or self.patience_s <= 0:
+        """Return when so many hospitals take part, or when patience is at its end, or so many can't be any more."""
+        possible = len(self.study.sites) - len(self.enrolment.left_out)
+        if len(self.enrolment.nodes) >= count or self.patience_s <= 0 or possible < count:
             return
         self._enter("enrolling")
         self.now.needed, self.now.deadline = count, time.time() + self.patience_s
@@ -262,6 +267,7 @@ class _Course:
             asked=self._ask_masked,
         )
         self.masked = None
+        self._leave_out(number, came)
         if came.sums is None:
             return came.sites, None
         if isinstance(task, CountingTask):
@@ -281,6 +287,31 @@ class _Course:
             return {site: _not_finite(entry) for site, entry in came.sites.items()}, None
         state = {**progress.state, **{name: torch.from_numpy(np.array(array)) for name, array in moved.items()}}
         return came.sites, ArrayRecord(state)
+
+    def _leave_out(self, number: int, came: MaskedRound) -> None:
+        """Who broke the protocol of secure sums is asked for nothing from here on: by proof, or by complaints of several."""
+        secure, sites = self.study.privacy.secure, self.study.sites
+        out = {*self.enrolment.left_out, *came.guilty}
+        spare = len(sites) - len(out) - self.study.quorum
+        told = [came.sites] if spare < 1 else [*(entry.sites for entry in self.record.rounds), came.sites]
+        disputes = {
+            frozenset((site, name))
+            for answers in told
+            for site, entry in answers.items()
+            if entry.answer == "declined" and site not in out
+            for name in (accused(entry.reason) & set(sites)) - {site, *out}
+        }
+        liars = 0 if spare < 1 or secure is None else max(1, secure.colluding)  # nobody to spare: not another round is paid
+        why = {
+            site: f"what one sealed the other can't open, it and {count} of the others"
+            for site, count in at_fault(disputes, liars=liars).items()
+        }
+        for site, said in {**why, **came.guilty}.items():
+            reason = f"left out since round {number}: {said}"
+            self.record.sites[site].left_out = reason
+            self.enrolment.leave_out(site, reason)
+            if came.sums is None and site in came.sites:
+                came.sites[site] = came.sites[site].model_copy(update={"answer": "quarantined", "reason": reason})
 
     def _ask_masked(self, strategy: Rounds) -> None:
         self.masked = strategy

@@ -43,11 +43,15 @@ CLOCKS_S = 300.0
 
 @dataclass
 class MaskedRound:
-    """What came of it. `sums` are over `survivors` alone, by name, in float64; None if there is no sum."""
+    """What came of it. `sums` are over `survivors` alone, by name, in float64; None if there is no sum.
+
+    `guilty` are hospitals that were shown to have broken the protocol, whether there is a sum or not, and how.
+    """
 
     sites: dict[str, SiteRound] = field(default_factory=dict)
     survivors: tuple[str, ...] = ()
     sums: dict[str, npt.NDArray[np.float64]] | None = None
+    guilty: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +199,8 @@ class SecureSum:
             for site in used:
                 reason = f"sound, but the masks could not be taken off the sum: {printable(str(error))}"
                 sites[site] = sites[site].model_copy(update={"answer": "quarantined", "reason": reason})
-            return MaskedRound(sites)
-        return MaskedRound(sites, tuple(used), sums)
+            return MaskedRound(sites, guilty=one.guilty)
+        return MaskedRound(sites, tuple(used), sums, one.guilty)
 
     def _unmasked(
         self, one: CoordinatorRound, number: int, attempt: int, nodes: Mapping[int, str]

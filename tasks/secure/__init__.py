@@ -9,7 +9,7 @@ is that of one hospital instead of one at each. No file here knows how messages 
 2. shares     everybody's signed keys; back: encrypted shares   `SiteRound.shares`
 3. train      shares for this site; back: the masked vector     `SiteRound.accept`, `Grid.encode`, `SiteRound.mask`
 4. agree      who answered; back: a signature on that list      `SiteRound.agree`, only if `Circle.must_agree`
-5. unmask     who answered; back: one share for each site       `SiteRound.unmask`
+5. unmask     who answered; back: what opens one share of each  `SiteRound.unmask`
 
 What is assumed
 ---------------
@@ -23,6 +23,13 @@ What is assumed
 * If more hospitals than `colluding` work with it, the promise falls back to the noise that a site itself added:
   `own_noise_multiplier` of the event in its ledger (`price.event`).
 * Not covered: a hospital that sends wrong numbers (it can spoil a sum, as it can without masks), and who took part, and when.
+
+Who ends a round
+----------------
+A hospital that shares out another secret than it committed to, or shows something else than it was given, is known for certain
+(`CoordinatorRound.guilty`), and no other hospital can make it look so: the last answer holds the key under which a share was
+sealed, and the coordinator opens with it what it has passed on. Who says that it can't open what another sealed for it can't be
+told from who sealed rubbish; `blame.at_fault` counts.
 
 Secrets live in memory for one round and are written nowhere. A site that restarts between two questions has forgotten them
 and has dropped out of that round, which goes on without it: a secret on a disk outlives the round, and a site that could take

@@ -39,7 +39,7 @@ class Moment:
 
     def context(self, purpose: str, *names: str) -> bytes:
         """Bytes that no other study, round, attempt, purpose or names give: every part stands behind its length."""
-        parts = ("konsil secure sum 1", self.study, str(self.round), str(self.attempt), purpose, *names)
+        parts = ("konsil secure sum 2", self.study, str(self.round), str(self.attempt), purpose, *names)
         return b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
 
 

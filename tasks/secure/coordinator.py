@@ -3,8 +3,9 @@ off.
 
 Only one vector is ever held, the running sum. A hospital that answers wrongly is left out with a reason (`left`), like one
 that does not answer; the attempt ends with `TooFew` when fewer than the threshold are left. Shares that don't give back the
-very secrets that a hospital committed to are found, so that nobody's false share turns the sum into noise unseen. Source:
-Bonawitz et al. 2017, figure 4.
+very secrets that a hospital committed to are found, so that nobody's false share turns the sum into noise unseen. Whose fault
+it was is certain (`guilty`): a share is shown by what opens it as it was sealed, so that who shows something else is told from
+who sealed another share than it should. Source: Bonawitz et al. 2017, figure 4; that what opens a share is shown is ours.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import numpy as np
 from Crypto.Protocol.SecretSharing import Shamir
+from cryptography.exceptions import InvalidTag
 
 from tasks.secure import keys, masks
-from tasks.secure.circle import Circle, Moment, TooFew, WrongSum
-from tasks.secure.keys import SEED, SignedKeys
+from tasks.secure.circle import Circle, Moment, SecureSumError, TooFew, WrongSum
+from tasks.secure.keys import SEALED, SEED, SignedKeys
 
 _MOST_TRIES = 200  # sets of shares tried for one secret, should some be false
 
@@ -41,8 +44,12 @@ class CoordinatorRound:
         self.circle, self.moment, self.length, self.about = circle, moment, length, about
         self.left: dict[str, str] = {}
         """Sites that are out of this attempt, and why, in words."""
+        self.guilty: dict[str, str] = {}
+        """Sites that were shown to break the protocol, and how, in words; nobody else's doing looks like it."""
         self._roster: dict[str, SignedKeys] = {}
+        self._roster_hash = b""
         self._sharing: tuple[str, ...] = ()
+        self._sealed: dict[str, Mapping[str, bytes]] = {}  # by sender, by whom they are for
         self._answered: set[str] = set()
         self._closed = False
         self._trusted: set[int] = set()
@@ -68,6 +75,7 @@ class CoordinatorRound:
                 continue
             self._roster[site], good[site] = known, answers[site]
         self._enough(len(good), "sent keys")
+        self._roster_hash = keys.roster_hash(self.moment, good)
         return good
 
     def shares(self, answers: Mapping[str, Mapping[str, bytes]]) -> dict[str, dict[str, bytes]]:
@@ -80,7 +88,10 @@ class CoordinatorRound:
                 self.left[site] = (
                     f"sent shares for {len(answers[site])} sites, not for the {len(whole) - 1} others of the roster"
                 )
+            elif any(len(both) != 2 * SEALED for both in answers[site].values()):
+                self.left[site] = f"sent shares that are not {2 * SEALED} bytes long"
         self._sharing = tuple(sorted(whole - set(self.left)))
+        self._sealed = {site: answers[site] for site in self._sharing}
         self._enough(len(self._sharing), "sent shares")
         return {to: {sender: answers[sender][to] for sender in self._sharing if sender != to} for to in self._sharing}
 
@@ -115,25 +126,32 @@ class CoordinatorRound:
     def unmask(self, answers: Mapping[str, Mapping[str, bytes]]) -> masks.Vector:
         """The sum modulo 2**32 over `survivors()`, from the answers to `unmask`. The vector is this object's own: use it once.
 
-        Raises `TooFew`, and `WrongSum` where shares were false and too few good ones are left to tell.
+        Raises `TooFew`, and `WrongSum` where shares were false and too few good ones are left to tell. `guilty` has whose fault
+        that was, and who showed something false in vain.
         """
         answers = {site: answers[site] for site in sorted(self._answered & set(answers))}
         self._enough(len(answers), "sent shares to unmask with")
-        for name in self._sharing:
+        seeds, troubles = dict[str, bytes](), list[SecureSumError]()
+        for name in self._sharing:  # all of them: who is guilty has to be known of a sum that is lost as well
+            try:
+                seeds[name] = self._recovered(name, answers)
+            except SecureSumError as trouble:
+                troubles.append(trouble)
+        if troubles:
+            raise troubles[0]
+        for name, seed in seeds.items():
             if name in self._answered:
-                seed = self._recovered(name, answers, "its own mask", self._is_own)
                 masks.subtract(self._sum, keys.own_mask_key(seed, self.moment, name))
             else:
-                self._take_off_pairs(name, self._recovered(name, answers, "its masks with others", self._is_mask))
+                self._take_off_pairs(name, seed)
         return self._sum
 
-    def _recovered(
-        self, name: str, answers: Mapping[str, Mapping[str, bytes]], which: str, fits: Callable[[str, bytes], bool]
-    ) -> bytes:
+    def _recovered(self, name: str, answers: Mapping[str, Mapping[str, bytes]]) -> bytes:
+        """The seed of its own mask of a site that answered, else that of its masks with others."""
         place = {site: index for index, site in enumerate(sorted(self._roster), start=1)}
-        shares = [
-            (place[site], answer[name]) for site, answer in answers.items() if name in answer and len(answer[name]) == SEED
-        ]
+        which, fits = ("its own mask", self._is_own) if name in self._answered else ("its masks with others", self._is_mask)
+        found = {site: self._share(name, site, answer.get(name, b"")) for site, answer in answers.items()}
+        shares = [(place[site], share) for site, share in found.items() if share is not None]
         threshold = self.circle.threshold
         if len(shares) < threshold:
             raise TooFew(f"{len(shares)} sites sent a share of {which} of '{name}', fewer than the threshold {threshold}")
@@ -142,10 +160,28 @@ class CoordinatorRound:
             if fits(name, seed):
                 self._trusted = {index for index, _ in some}
                 return seed
+            said = f"gave shares of {which} that don't give back the secret which it had committed to"
+            self.guilty.setdefault(name, said)
         raise WrongSum(
             f"no {threshold} of the {len(shares)} shares of {which} of '{name}' give the secret it committed to: "
-            f"some site sent a false share (or '{name}' shared out another secret); this attempt has no sum"
+            f"'{name}' shared out another secret; this attempt has no sum"
         )
+
+    def _share(self, name: str, holder: str, shown: bytes) -> bytes | None:
+        """The share of a secret of `name` that was sealed for `holder`; None, and the holder guilty, if it shows another thing.
+
+        It had opened that share before it sent its vector, so that only what it shows can be wrong.
+        """
+        if name == holder:
+            if len(shown) == SEED:
+                return shown
+        else:
+            both = self._sealed[name][holder]
+            with suppress(InvalidTag, ValueError):
+                share = both[SEALED:] if name in self._answered else both[:SEALED]
+                return keys.opened(shown, share, seen=self._roster_hash)
+        self.guilty.setdefault(holder, f"accepted its share of a secret of '{name}', and then showed something that opens none")
+        return None
 
     def _choices(self, shares: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
         """Sets of shares to try: of the sites whose shares were right the last time, then any."""

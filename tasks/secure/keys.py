@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -23,6 +24,9 @@ from tasks.secure.circle import Moment
 
 SEED = 16
 """Bytes of a secret that is shared out: what one polynomial over GF(2**128) holds, and as strong as X25519 is."""
+
+SEALED = SEED + 16
+"""Bytes of a share that is sealed for another site: with the tag of AES-GCM."""
 
 _PUBLIC = 32  # bytes: an X25519 public key, a SHA-256
 
@@ -125,23 +129,37 @@ def pair_mask_key(private: X25519PrivateKey, public: bytes, moment: Moment, one:
     return _agreed(private, public, moment.context("pair keystream", *sorted((one, other)), about.hex()))
 
 
-def sealed(
-    private: X25519PrivateKey, public: bytes, moment: Moment, *, sender: str, to: str, text: bytes, seen: bytes
-) -> bytes:
-    """`text` encrypted for one other site (AES-256-GCM), bound to what both must have `seen`.
+def sealing_keys(private: X25519PrivateKey, public: bytes, moment: Moment, *, sender: str, to: str) -> tuple[bytes, bytes]:
+    """The AES-256 keys under which two sites exchange a share of the seed of masks, and one of that of the own mask.
 
-    The nonce is fixed because the key is used once: it comes from keys of this attempt, and from who sends to whom.
+    Two keys, so that who holds the shares can show one and leave the other sealed.
     """
-    key = _agreed(private, public, moment.context("shares", sender, to))
-    return AESGCM(key).encrypt(bytes(12), text, seen)
+    one, other = (_agreed(private, public, moment.context("shares", half, sender, to)) for half in ("masks", "own"))
+    return one, other
 
 
-def opened(
-    private: X25519PrivateKey, public: bytes, moment: Moment, *, sender: str, to: str, text: bytes, seen: bytes
-) -> bytes:
-    """What `sealed` sealed. Raises `cryptography.exceptions.InvalidTag` if anything differs, `ValueError` for a bad key."""
-    key = _agreed(private, public, moment.context("shares", sender, to))
-    return AESGCM(key).decrypt(bytes(12), text, seen)
+def sealed(key: bytes, share: bytes, *, seen: bytes) -> bytes:
+    """A share encrypted for one other site (AES-256-GCM), bound to what both must have `seen`: `SEALED` bytes.
+
+    The nonce is fixed because the key is used once: it comes from keys of this attempt, and from who sends what to whom.
+    """
+    return AESGCM(key).encrypt(bytes(12), share, seen)
+
+
+def opened(key: bytes, share: bytes, *, seen: bytes) -> bytes:
+    """What `sealed` sealed. Raises `cryptography.exceptions.InvalidTag` if anything differs, `ValueError` for no key.
+
+    To a share that an honest site sealed nobody finds a second key that opens it: each tried fits with a chance of 2**-128.
+    """
+    return AESGCM(key).decrypt(bytes(12), share, seen)
+
+
+def roster_hash(moment: Moment, roster: Mapping[str, bytes]) -> bytes:
+    """SHA-256 over everybody's signed keys: what two sites have both seen if they share it."""
+    digest = hashlib.sha256(moment.context("roster", *sorted(roster)))
+    for name in sorted(roster):
+        digest.update(hashlib.sha256(roster[name]).digest())
+    return digest.digest()
 
 
 def signed(key: ec.EllipticCurvePrivateKey, statement: bytes) -> bytes:

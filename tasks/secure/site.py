@@ -18,8 +18,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tasks.secure import keys, masks
+from tasks.secure.blame import complaint
 from tasks.secure.circle import Circle, Moment, Refused
-from tasks.secure.keys import SEED, FreshKeys, SignedKeys
+from tasks.secure.keys import SEALED, FreshKeys, SignedKeys
 
 _ORDER = ("keys", "shares", "accept", "mask", "agree", "unmask")
 
@@ -51,7 +52,7 @@ class SiteRound:
         self._own = b""  # signed keys as sent
         self._roster: dict[str, SignedKeys] = {}
         self._roster_hash = b""
-        self._shares: dict[str, tuple[bytes, bytes]] = {}  # of (mask seed, own seed), by whose they are
+        self._openers: dict[str, tuple[bytes, bytes]] = {}  # of its shares of (mask seed, own seed), by whose these are
         self._agreed: tuple[str, ...] | None = None
         self._done = 0  # of _ORDER
         if site not in circle.keys:
@@ -67,7 +68,7 @@ class SiteRound:
             "own": self._own.hex(),
             "roster": {name: one.to_bytes().hex() for name, one in self._roster.items()},
             "roster_hash": self._roster_hash.hex(),
-            "shares": {name: [mask.hex(), own.hex()] for name, (mask, own) in self._shares.items()},
+            "openers": {name: [mask.hex(), own.hex()] for name, (mask, own) in self._openers.items()},
             "agreed": self._agreed,
             "done": self._done,
         }
@@ -81,7 +82,7 @@ class SiteRound:
             one._fresh = FreshKeys.from_raw(*(bytes.fromhex(part) for part in told["fresh"]))
         one._own, one._roster_hash = bytes.fromhex(told["own"]), bytes.fromhex(told["roster_hash"])
         one._roster = {name: SignedKeys.from_bytes(bytes.fromhex(raw)) for name, raw in told["roster"].items()}
-        one._shares = {name: (bytes.fromhex(mask), bytes.fromhex(own)) for name, (mask, own) in told["shares"].items()}
+        one._openers = {name: (bytes.fromhex(mask), bytes.fromhex(own)) for name, (mask, own) in told["openers"].items()}
         one._agreed = None if told["agreed"] is None else tuple(told["agreed"])
         one._done = told["done"]
         return one
@@ -100,27 +101,21 @@ class SiteRound:
         """
         with self._step("shares"):
             self._roster = self._checked(roster)
-            self._roster_hash = roster_hash(self.moment, roster)
+            self._roster_hash = keys.roster_hash(self.moment, roster)
             fresh = self._secrets()
             names = sorted(roster)
             of_mask, of_own = (_split(seed, self.circle.threshold, len(names)) for seed in (fresh.mask_seed, fresh.own_seed))
             answer = {}
-            for name, mask, own in zip(names, of_mask, of_own, strict=True):
+            for name, *both in zip(names, of_mask, of_own, strict=True):
                 if name == self.site:
-                    self._shares[name] = (mask, own)
+                    self._openers[name] = both[0], both[1]  # nobody sealed these: they are shown themselves
                     continue
                 try:
-                    answer[name] = keys.sealed(
-                        fresh.encryption,
-                        self._roster[name].encryption,
-                        self.moment,
-                        sender=self.site,
-                        to=name,
-                        text=mask + own,
-                        seen=self._roster_hash,
-                    )
+                    sealing = self._sealing_keys(sender=self.site, to=name)
                 except ValueError as error:
                     raise Refused(f"'{name}' signed an encryption key that is none: {error}") from None
+                pairs = zip(sealing, both, strict=True)
+                answer[name] = b"".join(keys.sealed(key, share, seen=self._roster_hash) for key, share in pairs)
             return answer
 
     def accept(self, shares: Mapping[str, bytes]) -> None:
@@ -136,26 +131,14 @@ class SiteRound:
                     f"shares of {len(shares)} other sites and this one are fewer than the threshold {self.circle.threshold}: "
                     "the sum would hide nobody"
                 )
-            fresh = self._secrets()
+            closed = set()
             for name in sorted(shares):
                 try:
-                    text = keys.opened(
-                        fresh.encryption,
-                        self._roster[name].encryption,
-                        self.moment,
-                        sender=name,
-                        to=self.site,
-                        text=shares[name],
-                        seen=self._roster_hash,
-                    )
+                    self._openers[name] = self._opening_keys(name, shares[name])
                 except (InvalidTag, ValueError):
-                    raise Refused(
-                        f"the shares of '{name}' can't be opened: they are not for this site and round, were changed on the "
-                        f"way, or '{name}' was shown other keys than this site"
-                    ) from None
-                if len(text) != 2 * SEED:
-                    raise Refused(f"'{name}' sent {len(text)} bytes of shares, not {2 * SEED}")
-                self._shares[name] = (text[:SEED], text[SEED:])
+                    closed.add(name)
+            if closed:
+                raise Refused(complaint(closed))
 
     @property
     def instance(self) -> str:
@@ -183,7 +166,7 @@ class SiteRound:
                 raise TypeError(f"masks go over a uint32 vector, not {vector.dtype} of shape {vector.shape}")
             fresh = self._secrets()
             private = keys.mask_private(fresh.mask_seed, self.moment, self.site)
-            for name in sorted(set(self._shares) - {self.site}):
+            for name in sorted(set(self._openers) - {self.site}):
                 try:
                     key = keys.pair_mask_key(private, self._roster[name].mask, self.moment, self.site, name, about)
                 except ValueError as error:
@@ -199,10 +182,11 @@ class SiteRound:
             return keys.signed(self._key, _list_statement(self.moment, self._roster_hash, self._agreed))
 
     def unmask(self, survivors: Sequence[str], agreed: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
-        """Last answer: for every site that this one has masks in common with, and itself, one share.
+        """Last answer: for every site that this one has masks in common with, what opens one share; of its own the share.
 
         Of who is in `survivors`, of the seed of its own mask; of who dropped out, of the seed of its masks with others. Both
-        of one site would lay its vector open, so this is answered once, and then the secrets are forgotten.
+        of one site would lay its vector open, so this is answered once, and then the secrets are forgotten. What opens it, and
+        not the share: the coordinator has the shares as they were sealed, and so knows who sealed and who shows a false one.
 
         `agreed` holds the signatures of `agree`, by site; ignored unless `circle.must_agree`.
         """
@@ -210,13 +194,13 @@ class SiteRound:
             names = self._list(survivors)
             if self.circle.must_agree:
                 self._check_agreement(names, agreed or {})
-            answer = {name: own if name in names else mask for name, (mask, own) in self._shares.items()}
+            answer = {name: own if name in names else mask for name, (mask, own) in self._openers.items()}
             self.forget()
             return answer
 
     def forget(self) -> None:
         """Drop all secrets; nothing more can be answered. Done after the last answer and after anything wrong."""
-        self._fresh, self._shares, self._done = None, {}, len(_ORDER)
+        self._fresh, self._openers, self._done = None, {}, len(_ORDER)
 
     @contextmanager
     def _step(self, step: str) -> Iterator[None]:
@@ -232,6 +216,19 @@ class SiteRound:
             self.forget()
             raise
         self._done = max(self._done, place + 1)
+
+    def _sealing_keys(self, *, sender: str, to: str) -> tuple[bytes, bytes]:
+        other = self._roster[to if sender == self.site else sender]
+        return keys.sealing_keys(self._secrets().encryption, other.encryption, self.moment, sender=sender, to=to)
+
+    def _opening_keys(self, name: str, shares: bytes) -> tuple[bytes, bytes]:
+        """What opens the shares that `name` sealed for this site. Raises `InvalidTag` or `ValueError` if it doesn't."""
+        openers = self._sealing_keys(sender=name, to=self.site)
+        if len(shares) != 2 * SEALED:
+            raise ValueError(f"{len(shares)} bytes of shares, not {2 * SEALED}")
+        for key, share in zip(openers, (shares[:SEALED], shares[SEALED:]), strict=True):
+            keys.opened(key, share, seen=self._roster_hash)
+        return openers
 
     def _where(self) -> str:
         return f"secure sum of round {self.moment.round}, attempt {self.moment.attempt}"
@@ -272,7 +269,7 @@ class SiteRound:
         names = tuple(sorted(survivors))
         if len(set(names)) < len(names):
             raise Refused(f"the list of who answered names a site twice: {', '.join(names)}")
-        if strangers := sorted(set(names) - set(self._shares)):
+        if strangers := sorted(set(names) - set(self._openers)):
             raise Refused(f"the list of who answered names {', '.join(strangers)}, with whom this site has no masks in common")
         if self.site not in names:
             raise Refused(f"this site, '{self.site}', sent its vector, but the list of who answered leaves it out")
@@ -292,14 +289,6 @@ class SiteRound:
                 f"{len(good)} sites signed this list of who answered, fewer than the threshold {self.circle.threshold}: others "
                 "may have been shown another list"
             )
-
-
-def roster_hash(moment: Moment, roster: Mapping[str, bytes]) -> bytes:
-    """SHA-256 over everybody's signed keys: what two sites have both seen if they share it."""
-    digest = hashlib.sha256(moment.context("roster", *sorted(roster)))
-    for name in sorted(roster):
-        digest.update(hashlib.sha256(roster[name]).digest())
-    return digest.digest()
 
 
 def _split(seed: bytes, threshold: int, holders: int) -> list[bytes]:

@@ -142,7 +142,7 @@ def test_a_list_of_who_answered_that_is_short_or_false_is_refused(survivors: lis
 def test_of_every_site_one_share_is_given_and_never_the_other() -> None:
     sites, _ = after_masking()
     asked = sites["site00"]
-    held = dict(asked._shares)
+    held = dict(asked._openers)
     survivors = ["site00", "site01", "site02", "site03"]
     given = asked.unmask(survivors)
     assert set(given) == set(FIVE.sites)
