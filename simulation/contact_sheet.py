@@ -62,11 +62,11 @@ def write_contact_sheet(path: Path | str) -> Path:
     figure.subplots_adjust(left=0.05, right=1, bottom=0, top=1, wspace=0.015, hspace=0.015)
     drawn = BytesIO()
     figure.savefig(drawn, dpi=80, facecolor="black")
-    Image.open(drawn).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(palette=palette(), dither=Image.Dither.NONE).save(path, optimize=True)
     return path
 
 
-def _palette() -> Image.Image:
+def palette() -> Image.Image:
     """Greys and shades of the contours' colours: a third of the file's size."""
     greys = [(level, level, level) for level in range(0, 256, 3)]
     shades = [tuple(int(part * strength) for part in colour) for colour in COLOURS for strength in (0.4, 0.55, 0.7, 0.85, 1.0)]

@@ -62,12 +62,14 @@ def pretrain(
     """
     task = gradient_task(task_settings)
     network = {key: value for key, value in task_settings.items() if key != "trainable"}  # pre-training moves everything
-    place = cache / "pretrained" / _key(series, digest("tasks"), network, settings)
+    # another task's code makes no other weights
+    code = digest("tasks/case.py", "tasks/task.py", f"tasks/{task_settings['name']}")
+    place = cache / "pretrained" / _key(series, code, network, settings)
     finished = place / "model.pt"
     if finished.exists():
         advance("pre-training", settings.steps, settings.steps)
         return dict(torch.load(finished, weights_only=True))
-    cohort = _free_cohort(settings, series, cache=cache, pool=pool, advance=advance)
+    cohort = free_cohort(settings, series, cache=cache, pool=pool, advance=advance)
     patients = cohort.patients
     prepared = {patient: cohort.prepared(task, patient) for patient in patients}
 
@@ -111,7 +113,8 @@ def pretrain(
     return state
 
 
-def _free_cohort(settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance) -> Cohort:
+def free_cohort(settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance) -> Cohort:
+    """The cohort of the patients that pre-training learns from; who is missing in the cache is drawn."""
     key = _key(series, settings.model_dump_json(include={"first_seed", "oversampling", "subslices"}))
     place = cache / "free" / key / str(settings.patients)
     cohort = Cohort(place)

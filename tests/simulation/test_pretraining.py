@@ -56,7 +56,7 @@ def mean_loss(state, cohort):
 
 
 def free_cohort(cache):
-    return pretraining._free_cohort(SETTINGS, ("cine_ed",), cache=cache, pool=Immediately(), advance=lambda *_: None)
+    return pretraining.free_cohort(SETTINGS, ("cine_ed",), cache=cache, pool=Immediately(), advance=lambda *_: None)
 
 
 def test_the_loss_falls(cache):

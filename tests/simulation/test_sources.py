@@ -90,6 +90,25 @@ def test_weights_pretrained_by_other_code_are_not_taken(tree, trainings, one_thr
     assert trainings() == 2
 
 
+@pytest.mark.parametrize("name", ["simulation/brain.py", "tasks/radiomics/task.py", "tasks/secure/plan.py"])
+def test_code_that_draws_other_families_or_learns_other_tasks_leaves_pretrained_weights(tree, trainings, one_thread, name):
+    assert trainings() == 1
+    tree(name)
+    assert trainings() == 1
+
+
+@pytest.mark.parametrize("name", ["simulation/brain.py", "simulation/brain_tissue.py", "simulation/brain_scan.py"])
+def test_brains_drawn_by_other_code_are_drawn_again(tree, name):
+    def key():
+        return pretraining._key(("t1",))
+
+    before = key()
+    tree("simulation/heart.py")
+    assert key() == before
+    tree(name)
+    assert key() != before
+
+
 def test_weights_pretrained_with_another_torch_are_not_taken(tree, trainings, one_thread, monkeypatch):
     assert trainings() == 1
     monkeypatch.setattr(torch, "__version__", "0.0.1")
