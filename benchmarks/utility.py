@@ -36,15 +36,19 @@ import torch
 
 from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study
 from fl_client.cohort import Cohort
+from fl_server.references import References
 from fl_server.weights import State
 from simulation import pretraining
 from simulation.__main__ import settings_of
+from simulation.free import references
 from simulation.hospital_case import patient_case
 from simulation.machine import executor, one_thread, unordered
 from simulation.scoring import mean_scores, restore
 from simulation.settings import GeneratedHospitals, MaskedSums, Simulation
 from simulation.trial import Place, Response, federate
+from tasks.fingerprint import fingerprint
 from tasks.task import gradient_task
+from tasks.weights import save
 
 SITES = ("alster", "isar", "donau", "spree", "rhein", "limmat")
 PARTS = ("blood_pool", "myocardium", "right_ventricle")
@@ -84,6 +88,17 @@ def adam(rate: float, **more: float | str) -> dict[str, float | str]:
 
 PRIVATE: dict[str, Any] = {"trainable": "norm", "strategy": adam(0.02)}
 ALL: dict[str, Any] = {"trainable": "all", "strategy": adam(0.003)}
+FILTERED: dict[str, Any] = {
+    "trainable": "all",
+    "strategy": {
+        "name": "fedwiener",
+        "server_learning_rate": 0.15,
+        "server_momentum": 0.9,
+        "server_schedule": "cosine",
+        "ema_decay": 0.9,
+    },
+}
+"""Noise taken out of the mean by what generated patients' gradients look like (`fl_server.wiener`)."""
 PLAIN: dict[str, Any] = {"epsilon": None, "secure": False, "trainable": "all", "strategy": adam(0.003)}
 
 
@@ -108,9 +123,11 @@ def check(seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
     for seed in seeds:
         yield "start", Arm(**PRIVATE, **whole, rounds=0, seed=0)
         yield "no privacy", Arm(**PLAIN, **whole, seed=seed)
-        for secure in (True, False):
-            yield "one noise" if secure else "noise each", Arm(**PRIVATE, **whole, secure=secure, seed=seed)
         yield "one noise, all parameters", Arm(**{**PRIVATE, **ALL}, **whole, seed=seed)
+        for secure in (True, False):
+            kind = "one noise" if secure else "noise each"
+            yield f"{kind}, norms and head", Arm(**PRIVATE, **whole, secure=secure, seed=seed)
+            yield f"{kind}, all parameters, filtered", Arm(**FILTERED, **whole, secure=secure, seed=seed)
 
 
 def levers(seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
@@ -183,6 +200,13 @@ def learn(cache: Path, arm: Arm) -> float:
         train, tests[site] = _patients(site, arm.drawn or arm.patients, arm.tested)
         places[site] = Place(task, {one: cohort.prepared(task, one) for one in train}, len(train), response)
     state = _start(cache, simulation, generated)
+    gradients = None
+    if study.strategy.name == "fedwiener":
+        free = _free(cache, simulation, generated)
+        study = study.model_copy(
+            update={"strategy": study.strategy.model_copy(update={"references_sha256": fingerprint(free)})}
+        )
+        gradients = References(study, free, state).gradients
     if arm.rounds:
         state = federate(
             study,
@@ -191,6 +215,7 @@ def learn(cache: Path, arm: Arm) -> float:
             noise=np.random.default_rng([arm.seed, 1]),
             sampling=lambda site, number, _: np.random.default_rng([arm.seed, 2, SITES.index(site), number]),
             noise_share=1.0 if arm.drawn is None else arm.drawn / arm.patients,
+            gradients=gradients,
         )
     model = _Seen(restore(task, [state]), response).eval()
     scores = []
@@ -260,6 +285,18 @@ def _start(cache: Path, simulation: Simulation, generated: GeneratedHospitals) -
     return dict(torch.load(path, weights_only=True))
 
 
+def _free(cache: Path, simulation: Simulation, generated: GeneratedHospitals) -> State:
+    """The patients of pre-training, as a coordinator takes them along."""
+    path = cache / "references.pt"
+    if not path.exists() and simulation.pretraining is not None:
+        with executor(0) as here:
+            found = references(
+                simulation.task, simulation.pretraining, generated.series, cache=cache, pool=here, advance=lambda *_: None
+            )
+        save(found, path)
+    return dict(torch.load(path, weights_only=True))
+
+
 def _patients(site: str, drawn: int, tested: int) -> tuple[list[str], list[str]]:
     first = FIRST + BETWEEN * SITES.index(site)
     return [f"G{first + n:08d}" for n in range(drawn)], [f"G{first + TESTED_FROM + n:08d}" for n in range(tested)]
@@ -274,6 +311,7 @@ def _prepare(cache: Path, drawn: int, pool: Any) -> None:
     for done, _ in enumerate(unordered(pool, _draw, jobs), 1):
         print(f"patient {done} of {len(jobs)}", file=sys.stderr, end="\r", flush=True)
     _start(cache, *_simulation())
+    _free(cache, *_simulation())
 
 
 def _draw(cache: Path, site: str, patient: str) -> None:

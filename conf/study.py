@@ -112,15 +112,19 @@ class LocalTraining(Frozen):
 class Strategy(Frozen):
     """How the coordinator makes one model of the sites' answers."""
 
-    name: Literal["fedavg", "fedprox", "fedadam", "fedavgm", "fedmedian", "fedtrimmed", "krum", "sum"] = "fedavg"
+    name: Literal["fedavg", "fedprox", "fedadam", "fedavgm", "fedmedian", "fedtrimmed", "krum", "fedwiener", "sum"] = "fedavg"
     # sum is for counting tasks
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0  # fedprox: pull of the global model during local steps
-    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0  # fedadam: step along the averaged update
-    server_schedule: Literal["constant", "cosine"] = "constant"  # fedadam: cosine lets the steps shrink towards the end
-    server_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fedadam: share of the rounds in which the step grows
+    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0  # fedadam: step along the averaged update; fedwiener: its length
+    server_schedule: Literal["constant", "cosine"] = (
+        "constant"  # fedadam, fedwiener: cosine lets the steps shrink towards the end
+    )
+    server_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the same two: share of the rounds in which the step grows
     server_tau: Annotated[float, Field(gt=0)] = 1e-6  # fedadam: updates well below it are not scaled up to full steps
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # final model = exponential mean of the rounds' models; 0 = last
-    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # fedavgm: of the averaged update
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # fedavgm, fedwiener: of the averaged update
+    # fedwiener: arrays of free patients by whose gradients the coordinator tells updates from noise (docs/strategies.md)
+    references_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2  # fedtrimmed: share of the sites left out at either end, number by number
     malicious: Annotated[int, Field(ge=0)] = 1  # krum: hospitals that may be wrong without being chosen
     outlier_factor: Annotated[float, Field(gt=1)] | None = (

@@ -32,7 +32,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study over the connected hospitals; write `record.json`, `model.pt` and the clinician's report.
 
     Environment: `KONSIL_RUNS` (default `runs`) is the folder that gets a folder for this study; a study with
-    `initial_model_sha256` starts from the file `KONSIL_INITIAL_MODEL` or else from `<that hash>.pt` in `KONSIL_MODELS`.
+    `initial_model_sha256` starts from the file `KONSIL_INITIAL_MODEL` or else from `<that hash>.pt` in `KONSIL_MODELS`; and so
+    it is with `strategy.references_sha256` and `KONSIL_REFERENCES`.
     Raises `RuntimeError` if the verdict is `failed`, so that Flower reports the run as failed too.
     """
     study = study_of(context)
@@ -52,6 +53,7 @@ def main(grid: Grid, context: Context) -> None:
                 resume=bool(given.get("resume", False)),
                 run_id=context.run_id,
                 observer=tracker.after_round,
+                references=references_of(study),
             )
         except NoCheckpoint as error:
             leave_to_a_person(folder, str(error))
@@ -96,10 +98,20 @@ def start_of(study: Study) -> State:
     """The weights of round 1: drawn from the study's seed or, if it names some by hash, read from a file."""
     if study.initial_model_sha256 is None:
         return initial_state(study)
-    path = os.environ.get("KONSIL_INITIAL_MODEL", "")
+    return _kept(study.initial_model_sha256, "KONSIL_INITIAL_MODEL", "the study starts from weights")
+
+
+def references_of(study: Study) -> State | None:
+    """The free patients by whose gradients the study filters, read from a file; None if it names none."""
+    wanted = study.strategy.references_sha256
+    return None if wanted is None else _kept(wanted, "KONSIL_REFERENCES", "the study filters by references")
+
+
+def _kept(wanted: str, variable: str, what: str) -> State:
+    path = os.environ.get(variable, "")
     if not path and "KONSIL_MODELS" in os.environ:
-        path = str(Path(os.environ["KONSIL_MODELS"]) / f"{study.initial_model_sha256}.pt")
+        path = str(Path(os.environ["KONSIL_MODELS"]) / f"{wanted}.pt")
     if not path:
-        raise ValueError(f"the study starts from weights {study.initial_model_sha256}; say where in KONSIL_INITIAL_MODEL")
+        raise ValueError(f"{what} {wanted}; say where in {variable}")
     state: State = torch.load(path, map_location="cpu", weights_only=True)
     return state

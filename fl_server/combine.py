@@ -20,6 +20,7 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
 from fl_server.spool import Spool
+from fl_server.wiener import FedWiener
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -48,7 +49,8 @@ class Sound:
     """The sound answers of a round, in the order of asking.
 
     `sent` is what the answers started from, by name; None if they are no further steps of it (sums). `steps` are the local
-    steps of each answer, all equal unless sites may take fewer.
+    steps of each answer, all equal unless sites may take fewer. `sizes` are what the hospitals behind the answers declare, if
+    that isn't what the answers weigh.
     """
 
     spool: Spool
@@ -56,6 +58,7 @@ class Sound:
     weights: Sequence[float]
     steps: Sequence[int]
     sent: Arrays | None
+    sizes: Sequence[float] = ()
 
     @property
     def stretches(self) -> npt.NDArray[np.float64]:
@@ -88,10 +91,12 @@ def combine(
     """
     how = HOW.get(type(aggregator).aggregate_train, _at_once)
     if sound.sent is not None:  # not all that was sent: what comes back of it
-        if isinstance(aggregator, FedOpt):
+        if isinstance(aggregator, FedOpt | FedWiener):
             aggregator.current_arrays = dict(sound.sent)
         elif isinstance(aggregator, FedAvgM):
             aggregator.current_arrays = _record(sound.sent)
+    if isinstance(aggregator, FedWiener):
+        aggregator.sizes = sound.sizes or sound.weights
     arrays, chosen = how(aggregator, number, sound, metrics, question)
     if arrays is None:
         return None
@@ -158,7 +163,7 @@ def _at_once(aggregator: FedAvg, number: int, sound: Sound, metrics: Sequence[Me
 
 
 HOW: dict[Any, Way] = {
-    **dict.fromkeys([one.aggregate_train for one in (FedAvg, FedAvgM, FedAdam, FedYogi, FedAdagrad)], _by_mean),
+    **dict.fromkeys([one.aggregate_train for one in (FedAvg, FedAvgM, FedAdam, FedYogi, FedAdagrad, FedWiener)], _by_mean),
     **dict.fromkeys([one.aggregate_train for one in (FedMedian, FedTrimmedAvg)], _by_columns),
     MultiKrum.aggregate_train: _by_distance,
     Sum.aggregate_train: _by_sum,
@@ -173,9 +178,18 @@ def rounded(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 # -- what a strategy carries from round to round --------------------------------------------------------------------------
 
+REMEMBERED: tuple[tuple[type[FedAvg], set[str]], ...] = (
+    (FedOpt, {"m_t", "v_t"}),
+    (FedAvgM, {"momentum"}),
+    (FedWiener, {"mean", "noise"}),
+)
+"""By strategy, the first words of the names of what it remembers."""
+
 
 def carried(aggregator: FedAvg) -> Named:
-    """What FedAdam and its kin, and FedAvgM, remember of earlier rounds; empty for those that remember nothing."""
+    """What FedAdam and its kin, FedAvgM and FedWiener remember of earlier rounds; empty for those that remember nothing."""
+    if isinstance(aggregator, FedWiener):
+        return aggregator.remembered()
     if isinstance(aggregator, FedOpt):
         return {
             f"{moment}/{name}": array
@@ -193,13 +207,15 @@ def carry(aggregator: FedAvg, remembered: Arrays) -> None:
     for key, array in remembered.items():
         kind, _, name = key.partition("/")
         parts.setdefault(kind, {})[name] = array
-    known = {"m_t", "v_t"} if isinstance(aggregator, FedOpt) else {"momentum"} if isinstance(aggregator, FedAvgM) else set()
+    known = next((names for kind, names in REMEMBERED if isinstance(aggregator, kind)), set())
     if unknown := sorted(set(parts) - known):
         raise ValueError(f"{type(aggregator).__name__} remembers nothing called {unknown}; this is another strategy's")
     if isinstance(aggregator, FedOpt):
         aggregator.m_t, aggregator.v_t = parts.get("m_t"), parts.get("v_t")
     elif isinstance(aggregator, FedAvgM):
         aggregator.momentum_vector = list(parts["momentum"].values()) if parts else None
+    elif isinstance(aggregator, FedWiener):
+        aggregator.remember(parts)
 
 
 # -- the arithmetic -------------------------------------------------------------------------------------------------------

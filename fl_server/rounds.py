@@ -31,12 +31,14 @@ from fl_server.counts import counts_of
 from fl_server.enrolment import Enrolment
 from fl_server.live import Heard, Now, Phase
 from fl_server.record import Record, Resumption, Round, SiteRound, moment, printable
+from fl_server.references import References
 from fl_server.run_lock import PATIENCE_S, alone_in
 from fl_server.secure_sum import MaskedRound, SecureSum
 from fl_server.spool import Arrays
 from fl_server.strategies import aggregator
 from fl_server.strategy import Rounds
 from fl_server.weights import State
+from fl_server.wiener import FedWiener
 from tasks.fingerprint import fingerprint
 from tasks.secure.blame import accused, at_fault
 from tasks.task import CountingTask, load, load_for, released
@@ -62,6 +64,7 @@ def run(
     engine: str = "",
     resume: bool = False,
     run_id: int | None = None,
+    references: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[State, Record]:
     """Run the study over the hospitals behind `grid`, from the weights `initial`.
 
@@ -76,16 +79,20 @@ def run(
     With `resume` the study goes on after the last round whose checkpoint is there, or from the start if there is none;
     the round that was under way is asked for again, and hospitals that have answered it send the same bytes for nothing (but
     for masked ones: their masks are gone with the coordinator, and they are made and paid anew).
-    Raises `ValueError` if the study names other initial weights, if its strategy can't be run, or if what is to be resumed is
-    over or another study's; the folder is as it was then. So it is after a `RunFolderInUse`.
+    `references` are the free patients by whose gradients the study filters, if its strategy does.
+    Raises `ValueError` if the study names other initial weights or references, if its strategy can't be run, or if what is to
+    be resumed is over or another study's; the folder is as it was then. So it is after a `RunFolderInUse`.
     """
     aggregator(study)  # says here what is wrong with it
+    free = None
+    if study.strategy.name == "fedwiener":
+        free = References(study, references or {}, dict(initial))
     with alone_in(folder, patience_s=PATIENCE_S if resume else 0.0):
         course = _Course.resumed(study, folder, initial, engine) if resume else _Course.begun(study, folder, initial, engine)
         course.grid, course.observer, course.run_id = grid, observer, run_id
         if course.record.finished:
             return course.model, course.record
-        course.patience_s, course.wait_for = quorum_timeout_s, wait_for
+        course.patience_s, course.wait_for, course.references = quorum_timeout_s, wait_for, free
         return course.follow(enrol_timeout_s)
 
 
@@ -101,6 +108,7 @@ class _Course:
     run_id: int | None = None
     patience_s: float = 0.0  # that are left of the waiting for enough hospitals
     wait_for: int = 0  # so many before round 1, if that is more than the quorum
+    references: References | None = None  # free patients by whose gradients the rounds' noise is filtered
     masked: Rounds | None = None  # under secure aggregation, what hospitals are being asked
 
     @classmethod
@@ -147,7 +155,7 @@ class _Course:
         """Everything that is left to do, in order."""
         study, record = self.study, self.record
         self.strategy = Rounds(
-            aggregator(study),
+            aggregator(study, None if self.references is None else self.references.gradients),
             quorum=study.strategy.quorum,
             trainable=_trainable(study),
             nodes={},
@@ -212,7 +220,7 @@ class _Course:
         self._hear_late()
         enrolment.before_round(self.grid)  # who came late may join from here on
         strategy.nodes, strategy.weights = enrolment.nodes, enrolment.sizes
-        if isinstance(strategy.aggregator, FedOpt):
+        if isinstance(strategy.aggregator, FedOpt | FedWiener):
             strategy.aggregator.eta = study.strategy.server_step(number, study.rounds)
         enough = len(enrolment.nodes) >= study.quorum  # else every answer would be paid for and none would count
         unseen: dict[str, SiteRound] = {}
@@ -273,7 +281,8 @@ class _Course:
         if isinstance(task, CountingTask):
             variance = (secure.steps.share_std * secure.steps.step) ** 2 * len(came.survivors)
             return came.sites, ArrayRecord({"total": Array(came.sums["total"]), "noise_variance": Array(np.array([variance]))})
-        patients = sum(enrolment.sizes[site] for site in came.survivors)  # declared, as hospitals alone divide by
+        declared = [enrolment.sizes[site] for site in came.survivors]
+        patients = sum(declared)  # as hospitals alone divide by
         before = {name: progress.state[name].numpy() for name in came.sums}
         training = study.training
         mean = {
@@ -281,7 +290,7 @@ class _Course:
             - training.learning_rate / patients * total
             for name, total in came.sums.items()
         }
-        moved = self.strategy.move(number, before, mean)
+        moved = self.strategy.move(number, before, mean, sizes=declared)
         progress.strategy = self.strategy.state()
         if moved is None:
             return {site: _not_finite(entry) for site, entry in came.sites.items()}, None

@@ -39,6 +39,19 @@ def study_of(
     return study
 
 
+def filtering_by(references: Path | None, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings, with the free patients of this file as those that a fedwiener study filters by if it names none."""
+    strategy = settings.get("strategy")
+    if references is None or not isinstance(strategy, Mapping) or strategy.get("references_sha256") is not None:
+        return settings
+    import torch
+
+    from tasks.fingerprint import fingerprint
+
+    found = fingerprint(torch.load(references, map_location="cpu", weights_only=True))
+    return {**settings, "strategy": {**strategy, "references_sha256": found}}
+
+
 def _with_keys(given: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
     privacy = given.get("privacy")
     secure = privacy.get("secure") if isinstance(privacy, Mapping) else None
@@ -87,6 +100,25 @@ def require_weights(house: House, study: Study, given: Path | None) -> None:
         if given is not None:
             raise ValueError("the study names no weights to start from (initial_model_sha256)")
         return
+    _require_file(house, wanted, given, what="weights", use="the study starts from", option="--initial")
+
+
+def require_references(house: House, study: Study, given: Path | None) -> None:
+    """The same of the free patients by whose gradients the study filters."""
+    wanted = study.strategy.references_sha256
+    if wanted is None:
+        if given is not None:
+            raise ValueError("the study names no free patients to filter by (strategy.references_sha256)")
+        if study.strategy.name == "fedwiener":
+            raise ValueError(
+                "fedwiener filters by free patients: --references FILE says where they are, such as the references.pt of a "
+                "rehearsal with this task"
+            )
+        return
+    _require_file(house, wanted, given, what="references", use="the study filters by", option="--references")
+
+
+def _require_file(house: House, wanted: str, given: Path | None, *, what: str, use: str, option: str) -> None:
     place = house.models / f"{wanted}.pt"
     if given is not None:
         import torch
@@ -96,10 +128,10 @@ def require_weights(house: House, study: Study, given: Path | None) -> None:
         state = torch.load(given, map_location="cpu", weights_only=True)
         found = fingerprint(state)
         if found != wanted:
-            raise ValueError(f"{given} holds the weights {found}; the study starts from {wanted}")
+            raise ValueError(f"{given} holds the {what} {found}; {use} {wanted}")
         if broken := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
             raise ValueError(f"{given}: {broken[0]} holds numbers that are not finite; every hospital would decline the study")
         house.models.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(given, place)
     if not place.exists():
-        raise ValueError(f"the study starts from weights {wanted}; --initial FILE says where they are")
+        raise ValueError(f"{use} {what} {wanted}; {option} FILE says where they are")

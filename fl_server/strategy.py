@@ -10,8 +10,8 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -279,10 +279,13 @@ class Rounds(Strategy):
             self.take(reply)
         return self.finish(server_round)
 
-    def move(self, number: int, sent: Arrays, mean: Arrays) -> dict[str, npt.NDArray[Any]] | None:
+    def move(
+        self, number: int, sent: Arrays, mean: Arrays, *, sizes: Sequence[float] = ()
+    ) -> dict[str, npt.NDArray[Any]] | None:
         """The model after a round of which only the mean of all answers is known; None if it would not be finite.
 
-        `sent` are the arrays that hospitals train, as they were, `mean` the same as the hospitals together would have them.
+        `sent` are the arrays that hospitals train, as they were, `mean` the same as the hospitals together would have them,
+        who declare `sizes`.
         """
         question = Message(RecordDict(), 0, self.kind)
         self._sent = {name: np.asarray(array) for name, array in sent.items()}
@@ -292,7 +295,7 @@ class Rounds(Strategy):
         self._spool = Spool(self._wanted, folder=self.folder, in_memory=self.in_memory)
         try:
             self._spool.put(EVERYBODY, {name: rounded(np.asarray(mean[name]), self._sent[name].dtype) for name in self._sent})
-            made = self._combine(number, [EVERYBODY])
+            made = self._combine(number, [EVERYBODY], sizes)
         finally:
             self._spool.close()
             self._places = {}
@@ -377,7 +380,7 @@ class Rounds(Strategy):
         kept = self._sent if self.expected is None else self.expected
         return ArrayRecord({name: Array(made.arrays.get(name, array)) for name, array in kept.items()}), made.metrics
 
-    def _combine(self, number: int, sites: list[str]) -> Combined | None:
+    def _combine(self, number: int, sites: list[str], sizes: Sequence[float] = ()) -> Combined | None:
         """The arrays of the next model in the dtypes that were sent; None, and nothing remembered, if they are not finite."""
         places = [self._places[site] for site in sites]
         before = carried(self.aggregator)
@@ -386,7 +389,7 @@ class Rounds(Strategy):
             made = combine(
                 self.aggregator,
                 number,
-                self._sound(sites),
+                replace(self._sound(sites), sizes=sizes),
                 metrics=shared_metrics([place.metrics for place in places]),
                 question=question,
             )

@@ -38,6 +38,7 @@ from simulation.grid import InProcessGrid
 from simulation.hospital import Hospital
 from simulation.machine import one_thread
 from simulation.sources import LEARNING, digest
+from simulation.starting import FREE
 
 Look = Callable[[Round, State], None]
 
@@ -99,7 +100,8 @@ def train(arm: Arm, start: Path, look: Look | None = None, *, pool: Executor | N
         for index, (name, hospital) in enumerate(arm.hospitals.items())
     }
     initial = torch.load(start, weights_only=True)
-    federate(arm.study, sites, initial, arm.folder, look, pool=pool, engine=engine, faults=arm.faults)
+    references = torch.load(start.with_name(FREE), weights_only=True) if arm.study.strategy.references_sha256 else None
+    federate(arm.study, sites, initial, arm.folder, look, pool=pool, engine=engine, faults=arm.faults, references=references)
     (arm.folder / "finished").write_text(arm.identity)
     return arm.name
 
@@ -114,19 +116,22 @@ def federate(
     pool: Executor | None = None,
     engine: str = "inprocess",
     faults: Plan = NO_FAULTS,
+    references: State | None = None,
 ) -> tuple[State, Record]:
     """Run a study over hospitals whose settings files are `sites`, which keep their ledgers. Returns model and record.
+
+    `references` are the free patients of a study that filters by such.
 
     `faults` go wrong on purpose, with the in-process engine. Raises `BrokenProcessPool` if a worker of `pool` dies.
     """
     if faults:
-        return federate_with_faults(faults, study, sites, initial, folder, look, pool=pool)
+        return federate_with_faults(faults, study, sites, initial, folder, look, pool=pool, references=references)
     if engine == "ray":
-        return run_ray(study, sites, initial, folder=folder, observer=look)
+        return run_ray(study, sites, initial, folder=folder, observer=look, references=references)
     grid = InProcessGrid(
         "fl_client.app:app", [{"site": str(path)} for path in sites.values()], {"study": study.to_json()}, pool=pool
     )
-    result = run(grid, study, initial, folder=folder, observer=look, engine=engine)
+    result = run(grid, study, initial, folder=folder, observer=look, engine=engine, references=references)
     grid.require_workers()  # a hospital that failed because this machine did has not failed in this comparison
     return result
 

@@ -119,6 +119,7 @@ def run_ray(
     observer: Observer | None = None,
     cpus: int | None = None,
     gpus_per_site: float = 0.0,
+    references: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[State, Record]:
     """Run the study over these hospitals (name -> `site.yaml`) with Ray. Same numbers as the in-process grid.
 
@@ -135,7 +136,18 @@ def run_ray(
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        results.append(run(grid, study, initial, folder=folder, observer=observer, enrol_timeout_s=120.0, engine="ray"))
+        results.append(
+            run(
+                grid,
+                study,
+                initial,
+                folder=folder,
+                observer=observer,
+                enrol_timeout_s=120.0,
+                engine="ray",
+                references=references,
+            )
+        )
 
     app = hospital_app(lambda context: placed(context, paths[int(context.node_config["partition-id"])], study))
     here = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": cpus or len(os.sched_getaffinity(0))}

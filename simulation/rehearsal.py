@@ -64,6 +64,8 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
         with meter.phase("pretraining"):
             if classifier is None or "unet" in classifier.masks:
                 start, start_path = starting.start(simulation, folder, cache=cache, pool=pool, advance=screen.advance)
+                if found := starting.references(simulation, folder, cache=cache, pool=pool, advance=screen.advance):
+                    simulation = simulation.filtering_by(found)
         one_thread()  # as in the workers: what is done in this process from here on gives the same numbers as there
         if classifier is not None:
             from simulation.radiomics import recipe

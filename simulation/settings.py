@@ -227,6 +227,11 @@ class Simulation(Frozen):
         """The seeds of the repeats."""
         return tuple(range(self.seed, self.seed + self.repeats))
 
+    def filtering_by(self, references: str) -> Simulation:
+        """The same with these free patients, by fingerprint, for the strategy that filters by them."""
+        named = self.strategy.model_copy(update={"references_sha256": references})
+        return self.model_copy(update={"strategy": named})
+
     def study(self, *, seed: int, private: bool, sites: tuple[str, ...], initial: str | None, name: str | None = None) -> Study:
         """The Study of one arm: the same in all but privacy, the optimizer's tuning and the sites."""
         training, strategy, task = self.training, self.strategy, self.task
@@ -282,6 +287,10 @@ def read(settings: dict[str, Any]) -> Simulation:
     if isinstance(wanted, list) and not set(wanted) & set(simulation.hospitals.series):
         there = ", ".join(simulation.hospitals.series) or "no images"
         raise ValueError(f"task.series: the hospitals have {there}, so nobody has a patient for the task (got {wanted})")
+    if simulation.strategy.name == "fedwiener" and (
+        simulation.pretraining is None or isinstance(simulation.hospitals, TableHospitals)
+    ):
+        raise ValueError("strategy: fedwiener filters by generated patients; pretraining says which, and is null")
     if simulation.pretraining is not None and simulation.start_from is None and simulation.hospitals.series:
         from simulation.family import family_of
 

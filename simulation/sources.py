@@ -16,7 +16,15 @@ ROOT = Path(__file__).parent.parent
 LEARNING = (
     *("conf/study.py", "tasks", "fl_client/privacy", "fl_client/app.py", "fl_client/cohort.py", "fl_client/device.py"),
     *("fl_client/patients.py", "fl_client/price.py", "fl_client/release.py"),
-    *("fl_server/rounds.py", "fl_server/strategy.py", "fl_server/weights.py", "simulation/arms.py"),
+    *(
+        "fl_server/rounds.py",
+        "fl_server/strategy.py",
+        "fl_server/combine.py",
+        "fl_server/wiener.py",
+        "fl_server/references.py",
+        "fl_server/weights.py",
+        "simulation/arms.py",
+    ),
 )
 """From prepared arrays to the model of a round: what a training's result depends on beside study, patients and start."""
 SCORING = ("tasks", "simulation/scoring.py", "simulation/results.py")

@@ -15,12 +15,13 @@ from typing import Any
 
 from fl_server.transfer import Source, Transferred, read_source, renaming, transfer
 from fl_server.weights import State, initial_state
-from simulation import pretraining
+from simulation import free, pretraining
 from simulation.pretraining import Advance
 from simulation.settings import Simulation, StartFrom, TableHospitals
+from tasks.fingerprint import fingerprint
 from tasks.weights import save
 
-WEIGHTS, WORDS = "start.pt", "start.json"
+WEIGHTS, WORDS, FREE = "start.pt", "start.json", "references.pt"
 
 
 def start(simulation: Simulation, folder: Path, *, cache: Path, pool: Executor, advance: Advance) -> tuple[State, Path]:
@@ -34,6 +35,16 @@ def start(simulation: Simulation, folder: Path, *, cache: Path, pool: Executor, 
     save(state, path)
     (folder / WORDS).write_text(json.dumps(said, indent=1))
     return state, path
+
+
+def references(simulation: Simulation, folder: Path, *, cache: Path, pool: Executor, advance: Advance) -> str | None:
+    """Put free patients into `folder` if the strategy filters by them. Returns their fingerprint, None if it doesn't."""
+    if simulation.strategy.name != "fedwiener" or simulation.pretraining is None:
+        return None
+    series = simulation.hospitals.series
+    state = free.references(simulation.task, simulation.pretraining, series, cache=cache, pool=pool, advance=advance)
+    save(state, folder / FREE)
+    return fingerprint(state)
 
 
 def require_start(simulation: Simulation) -> None:

@@ -20,6 +20,7 @@ from fl_client.privacy.dp_sgd import one_sum
 from fl_server.strategies import aggregator
 from fl_server.strategy import Rounds
 from fl_server.weights import State
+from fl_server.wiener import Gradients
 from simulation.grid import InProcessGrid
 from tasks.accounting.budget import calibrate
 from tasks.secure.plan import grid_of
@@ -75,6 +76,7 @@ def federate(
     noise: np.random.Generator,
     sampling: Callable[[str, int, State], np.random.Generator],
     noise_share: float = 1.0,
+    gradients: Gradients | None = None,
 ) -> State:
     """The model after the study's rounds of one full step each, averaged over the rounds as the study says.
 
@@ -92,6 +94,8 @@ def federate(
         (site, round, weights) to the generator that draws the views of this hospital's patients.
     noise_share : float
         Of the noise that is added. 10 patients under a quarter of the noise are told as little apart as 40 under all of it.
+    gradients : callable
+        Of free patients, for a strategy that filters by them (`fl_server.references`).
     """
     training, strategy = study.training, study.strategy
     if training.steps != 1 or training.sample_rate != 1 or training.optimizer != "sgd":
@@ -102,7 +106,8 @@ def federate(
     names = moving(study, task, model)
     std = noise_share * sum_noise(study, task, len(places))
     bound = study.privacy.max_grad_norm if study.privacy.kind == "patient" else math.inf
-    server = Rounds(aggregator(study), trainable=names)
+    server = Rounds(aggregator(study, gradients), trainable=names)
+    sizes = [place.declared / noise_share if noise_share else place.declared for place in places.values()]
     state, mean, weight = dict(start), dict(start), 0.0
     patients = sum(place.declared for place in places.values())
     for number in range(1, study.rounds + 1):
@@ -127,7 +132,7 @@ def federate(
             server.aggregator.eta = strategy.server_step(number, study.rounds)
         before = {name: state[name].numpy() for name in names}
         stepped = {name: before[name] - training.learning_rate / patients * total[name] for name in names}
-        moved = server.move(number, before, stepped)
+        moved = server.move(number, before, stepped, sizes=sizes)
         if moved is None:
             raise RuntimeError(f"the model after round {number} is not finite")
         state = {**state, **{name: torch.from_numpy(np.array(array)) for name, array in moved.items()}}

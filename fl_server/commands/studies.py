@@ -41,6 +41,9 @@ def add(commands: Commands, house: argparse.ArgumentParser) -> None:
     )
     started.add_argument("--replace", action="store_true", help="in place of the results of an earlier study of this name")
     started.add_argument("--initial", type=Path, default=None, help="weights that the study names as initial_model_sha256")
+    started.add_argument(
+        "--references", type=Path, default=None, help="free patients that a study with strategy fedwiener filters by"
+    )
     started.add_argument("--json", action="store_true", help="for scripts: name, hash and run in one line, and nothing else")
     stopped = commands.add_parser("stop", parents=[house], help="stop a study that runs")
     stopped.set_defaults(run=stop)
@@ -112,13 +115,14 @@ def start(options: argparse.Namespace) -> int:
     from fl_server.house import House
     from fl_server.keeper import begin
     from fl_server.runs import in_hand
-    from fl_server.start import put_away, require_room, require_weights, study_of
+    from fl_server.start import filtering_by, put_away, require_references, require_room, require_weights, study_of
 
     house = House.load(options.folder)
     with control(house) as talk:
         keys = {site.name: site.key for site in talk.sites()}
         registered = list(keys)
-        study = study_of(settings_of(options.study), registered=registered, models=house.models, keys=keys)
+        settings = filtering_by(options.references, settings_of(options.study))
+        study = study_of(settings, registered=registered, models=house.models, keys=keys)
         if strangers := sorted(set(study.sites) - set(registered)):
             raise ValueError(
                 f"no hospital is registered as {', '.join(strangers)}; there are {', '.join(registered) or 'none'}"
@@ -131,6 +135,7 @@ def start(options: argparse.Namespace) -> int:
             _require_rest(folder)
             require_room(house, study, replace=options.replace)
             require_weights(house, study, options.initial)
+            require_references(house, study, options.references)
             aside = put_away(house, study)
             days = options.wait_days
             try:

@@ -175,6 +175,7 @@ def federate(
     look: Observer | None = None,
     *,
     pool: Executor | None = None,
+    references: State | None = None,
 ) -> tuple[State, Record]:
     """Run a study over hospitals whose settings files are `sites`, with the plan's faults. Returns model and record.
 
@@ -198,7 +199,16 @@ def federate(
         grid = InProcessGrid("simulation.faults.hospital:app", nodes, {"study": study.to_json()}, pool=pool)
         faulty = FaultyGrid(grid, story, list(sites), timeout_s=study.strategy.timeout_s)
         try:
-            state, record = run(faulty, study, initial, folder=folder, observer=observer, engine="inprocess", resume=resume)
+            state, record = run(
+                faulty,
+                study,
+                initial,
+                folder=folder,
+                observer=observer,
+                engine="inprocess",
+                resume=resume,
+                references=references,
+            )
         except Killed:
             resume = True
             continue

@@ -55,7 +55,7 @@ def test_help_lists_every_choice_and_the_defaults(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "hospitals=five_scanners|heart_disease|hippocampus" in text
-    assert "strategy=fedadam|fedavg|fedavgm|fedmedian|fedprox|fedtrimmed|krum" in text
+    assert "strategy=fedadam|fedavg|fedavgm|fedmedian|fedprox|fedtrimmed|fedwiener|krum" in text
     assert "privacy=none|patient" in text
     assert "epsilon: 8.0" in text
     assert "-m privacy.epsilon=1,3,8" in text

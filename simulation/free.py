@@ -1,0 +1,39 @@
+"""Free patients as a coordinator takes them along: prepared arrays in one file, to tell updates from noise by (`fedwiener`)."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl_server.weights import State
+from simulation.pretraining import Advance, free_cohort
+from simulation.settings import Pretraining
+from tasks.task import gradient_task
+
+PATIENTS = 48
+"""Whose gradients span what real patients' gradients need: 96 directions of two views each held 0.97 of the square of the
+mean gradient of hospitals whose images were darkened, 40 of them 0.96 (docs/privacy.md)."""
+
+
+def references(
+    task_settings: dict[str, Any],
+    settings: Pretraining,
+    series: tuple[str, ...],
+    *,
+    cache: Path,
+    pool: Executor,
+    advance: Advance,
+) -> State:
+    """Arrays `PATIENT/ARRAY` of the first `PATIENTS` of those that pre-training draws."""
+    few = settings.model_copy(update={"patients": min(PATIENTS, settings.patients)})
+    cohort = free_cohort(few, series, cache=cache, pool=pool, advance=advance)
+    task = gradient_task(task_settings)
+    return {
+        f"{patient}/{name}": torch.from_numpy(np.array(array))
+        for patient in sorted(cohort.patients)
+        for name, array in cohort.prepared(task, patient).items()
+    }

@@ -1,0 +1,65 @@
+"""A rehearsal whose coordinator filters noise by generated patients, and a study that takes them along."""
+
+import json
+
+import pytest
+import torch
+
+from conf.study import Study
+from fl_server.house import House
+from fl_server.start import filtering_by, require_references
+from simulation.__main__ import main, settings_of
+from tasks.fingerprint import fingerprint
+
+
+@pytest.fixture(scope="module")
+def filtered(tiny):
+    """The tiny rehearsal's hospitals once more, in a folder of its own beside it: private and plain federation, filtered."""
+    overrides = [one for one in tiny.overrides if not one.startswith(("name=", "strategy", "arms="))]
+    changes = ["name=filtered", "strategy=fedwiener", "arms=[federation_private,federation_plain]", "evaluate_every=100"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulation.pretraining.THREADS", 1)  # as the tiny rehearsal has it
+        assert main([*overrides, *changes]) == 0
+    return tiny.folder.parent / "filtered"
+
+
+def test_its_private_federation_filters_by_the_patients_in_its_folder(filtered):
+    free = torch.load(filtered / "references.pt", weights_only=True)
+    study = json.loads((filtered / "record.json").read_text())["study"]
+    assert study["strategy"]["name"] == "fedwiener"
+    assert study["strategy"]["references_sha256"] == fingerprint(free)
+    patients = {name.partition("/")[0] for name in free}
+    assert all(name.startswith("G5000") for name in patients)  # free ones, of no hospital
+    start, end = (torch.load(filtered / name, weights_only=True) for name in ("start.pt", "model.pt"))
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+
+
+def test_without_patients_to_draw_it_is_refused_at_once(tiny):
+    changes = ["strategy=fedwiener", "pretraining=null"]
+    with pytest.raises(ValueError, match=r"filters by generated patients; pretraining says which, and is null"):
+        settings_of([*[one for one in tiny.overrides if not one.startswith(("strategy", "pretraining"))], *changes])
+
+
+def test_a_coordinator_takes_them_along(filtered, tmp_path):
+    file = filtered / "references.pt"
+    given = json.loads((filtered / "record.json").read_text())["study"]
+    bare = {**given, "strategy": {**given["strategy"], "references_sha256": None}}
+    named = filtering_by(file, bare)
+    study = Study.from_json(json.dumps(named))
+    assert study.strategy.references_sha256 == given["strategy"]["references_sha256"]
+    assert filtering_by(file, given) == given  # what is named stays
+    house = House(folder=tmp_path, hosts=("localhost",), public_port=9000, superlink_port=9001)
+    with pytest.raises(ValueError, match=r"filters by references .*; --references FILE says where they are"):
+        require_references(house, study, None)
+    require_references(house, study, file)
+    kept = torch.load(house.models / f"{study.strategy.references_sha256}.pt", weights_only=True)
+    assert fingerprint(kept) == study.strategy.references_sha256
+    require_references(house, study, None)
+    with pytest.raises(ValueError, match=r"holds the references .*; the study filters by"):
+        require_references(house, study, filtered / "start.pt")
+    nameless = Study.from_json(json.dumps(bare))
+    with pytest.raises(ValueError, match=r"--references FILE says where they are, such as the references\.pt"):
+        require_references(house, nameless, None)
+    plain = Study.from_json(json.dumps({**bare, "strategy": {"name": "fedavg"}}))
+    with pytest.raises(ValueError, match="names no free patients"):
+        require_references(house, plain, file)
