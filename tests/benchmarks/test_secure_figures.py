@@ -23,3 +23,24 @@ def test_its_last_line_is_figures_of_every_round(monkeypatch, capsys):
         assert 4000 < row["sent_bytes"] < 5000  # the vector, two keys, a signature, and shares for each other site
     assert figures["rounds"][1]["one_gone_max_error"] < 1e-6
     assert "one_gone_max_error" not in figures["rounds"][0]  # of three, all must be left
+
+
+def test_over_the_network_there_are_models_of_a_few_sizes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [PROGRAM.name, "--network", "--sizes", "4000"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+    assert ended.value.code == 2
+    assert "there are models of [10000, 2000000, 30000000] bytes, not of [4000]" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_rounds_over_the_network_are_measured_with_and_without_masks(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [PROGRAM.name, "--network", "--sizes", "10000", "--rounds", "2", "--turns", "1"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+    assert ended.value.code == 0
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["network"]
+    assert (row["bytes"], row["sites"], row["rounds_of_each"]) == (9312, 3, 1)
+    assert 0 < row["plain_round_s"] < row["masked_round_s"]  # one exchange against four
+    assert 2 * 9312 < row["plain_traffic_bytes"] < row["masked_traffic_bytes"] < 60_000  # down and up, and what Flower adds
