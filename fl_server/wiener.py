@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,16 +31,7 @@ Noise = Callable[[Sequence[float]], float]
 _FAINT = 1e-9  # of the largest: directions shorter than that are rounding
 
 
-class Filtered(NamedTuple):
-    """An update without most of its noise."""
-
-    update: Numbers
-    """(numbers,)"""
-    certainty: float
-    """From 0 to 1: the share of the square of what is kept that the update is, and not the noise that was kept with it."""
-
-
-def filtered(update: Numbers, noise_std: float, gradients: npt.NDArray[np.float32], sizes: Sequence[int]) -> Filtered:
+def filtered(update: Numbers, noise_std: float, gradients: npt.NDArray[np.float32], sizes: Sequence[int]) -> Numbers:
     """What of a noisy update is likely no noise.
 
     Parameters
@@ -57,29 +48,24 @@ def filtered(update: Numbers, noise_std: float, gradients: npt.NDArray[np.float3
 
     Returns
     -------
-    Filtered
-        Along direction u, in which the free gradients have the mean square l, the share a l / (a l + noise_std^2) is kept, with
-        one a for all directions: that which explains the update's length in them. Never longer than `update`.
+    (numbers,), no longer than `update`. Along direction u, in which the free gradients have the mean square l, the share
+    a l / (a l + noise_std^2) is kept, with one a for all directions: that which explains the update's length in them.
     """
     if noise_std == 0:
-        return Filtered(update.copy(), 1.0)
+        return update.copy()
     directions, squares = _span(gradients)
     along = directions @ update
     noise = noise_std**2
     strength = max(0.0, float(along @ along - len(along) * noise) / float(squares.sum())) if len(along) else 0.0
     rest = update - along @ directions
-    shares = strength * squares / (strength * squares + noise)
-    kept, error = (along * shares) @ directions, noise * float(shares.sum())  # what noise is expected to be left
+    kept = (along * (strength * squares / (strength * squares + noise))) @ directions
     first = 0
     for size in sizes:
         part = rest[first : first + size]
         signal = max(0.0, float(part @ part) / max(1, size) - noise)
-        share = signal / (signal + noise)
-        kept[first : first + size] += share * part
-        error += size * noise * share
+        kept[first : first + size] += signal / (signal + noise) * part
         first += size
-    square = float(kept @ kept)
-    return Filtered(kept, square / (square + error) if square else 0.0)
+    return kept
 
 
 def _span(gradients: npt.NDArray[np.float32]) -> tuple[Numbers, Numbers]:
@@ -92,10 +78,11 @@ def _span(gradients: npt.NDArray[np.float32]) -> tuple[Numbers, Numbers]:
 
 
 class FedWiener(FedAvg):
-    """Steps along the momentum of the hospitals' mean updates, after the noise was filtered out of it.
+    """Steps of a given length along the momentum of the hospitals' mean updates, after the noise was filtered out of it.
 
-    A step is as long as `server_learning_rate` (`eta`, which a schedule may change) times how certain the update is, whatever
-    its own length: what is mostly noise goes nowhere.
+    The length is `server_learning_rate` (`eta`, which a schedule may change), whatever the update's own: the filter shortens by
+    what it can't tell from noise, and a schedule, not the noise, decides how far a round goes. Of the noise that is left most
+    lies across the way, in far more directions than the loss looks at.
     """
 
     def __init__(self, *, server_learning_rate: float, server_momentum: float, noise: Noise, gradients: Gradients) -> None:
@@ -127,9 +114,9 @@ class FedWiener(FedAvg):
         flat = np.concatenate([array.ravel() for array in self.mean.values()]) / self.weight
         std = math.sqrt(self.variance) / self.weight
         gradients = self.gradients(sent, server_round) if std else np.zeros((0, len(flat)), np.float32)
-        step, certainty = filtered(flat, std, gradients, [array.size for array in sent.values()])
+        step = filtered(flat, std, gradients, [array.size for array in sent.values()])
         length = float(np.linalg.norm(step))
-        step *= self.eta * certainty / length if length else 0.0
+        step *= self.eta / length if length else 0.0
         moved, first = {}, 0
         for name, array in sent.items():
             part = step[first : first + array.size].reshape(array.shape)

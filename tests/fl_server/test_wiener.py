@@ -45,10 +45,9 @@ def test_what_lies_in_the_span_is_found_under_noise_ten_times_as_long():
         gradients, update = drawn(seed)
         std = 10 * np.linalg.norm(update) / math.sqrt(1000)
         noisy = update + std * np.random.default_rng([seed, 1]).standard_normal(1000)
-        found, certainty = filtered(noisy, std, gradients, SIZES)
+        found = filtered(noisy, std, gradients, SIZES)
         errors.append(error(found, update))
         raw.append(error(noisy, update))
-        assert 0 <= certainty <= 1
     assert np.mean(raw) > 9
     assert np.mean(errors) < 1.0  # nothing at all would have an error of 1
 
@@ -56,17 +55,15 @@ def test_what_lies_in_the_span_is_found_under_noise_ten_times_as_long():
 def test_without_noise_an_update_stays_as_it_is():
     gradients, update = drawn(0)
     outside = update + np.random.default_rng(3).standard_normal(1000)
-    found, certainty = filtered(outside, 0.0, gradients, SIZES)
+    found = filtered(outside, 0.0, gradients, SIZES)
     np.testing.assert_array_equal(found, outside)
-    assert certainty == 1.0
 
 
-def test_noise_alone_is_all_but_removed_and_known_to_be_noise():
+def test_noise_alone_is_all_but_removed():
     gradients, _ = drawn(1)
     noise = np.random.default_rng(5).standard_normal(1000)
-    found, certainty = filtered(noise, 1.0, gradients, SIZES)
+    found = filtered(noise, 1.0, gradients, SIZES)
     assert np.linalg.norm(found) < 0.25 * np.linalg.norm(noise)
-    assert certainty < 0.6
 
 
 def test_a_signal_outside_the_span_is_kept_in_the_array_that_has_it():
@@ -74,7 +71,7 @@ def test_a_signal_outside_the_span_is_kept_in_the_array_that_has_it():
     rng = np.random.default_rng(6)
     signal = np.zeros(1000)
     signal[600:] = 3 * rng.standard_normal(400)
-    found, _ = filtered(signal + rng.standard_normal(1000), 1.0, gradients, SIZES)
+    found = filtered(signal + rng.standard_normal(1000), 1.0, gradients, SIZES)
     assert np.linalg.norm(found[:600]) < 8  # 24.5 before
     assert error(found[600:], signal[600:]) < 0.4
 
@@ -83,9 +80,8 @@ def test_a_signal_outside_the_span_is_kept_in_the_array_that_has_it():
 def test_few_or_equal_gradients_do_no_harm(rows):
     gradients = np.ones((rows, 1000), np.float32)
     update = np.full(1000, 2.0)
-    found, certainty = filtered(update, 0.1, gradients, SIZES)
+    found = filtered(update, 0.1, gradients, SIZES)
     assert error(found, update) < 0.01
-    assert certainty > 0.9
 
 
 def rounds_of(gradients, *, std=0.1, **changes):
