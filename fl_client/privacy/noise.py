@@ -149,9 +149,8 @@ def _chunks(count: int) -> list[int]:
 def _normal(count: int) -> npt.NDArray[np.float64]:
     """`count` standard normal deviates, by Box and Muller (1958)."""
     pairs = (count + 1) // 2
-    uniform = (np.frombuffer(_fresh_bytes(16 * pairs), dtype=np.uint64) >> np.uint64(11)).astype(np.float64)
-    uniform += 0.5
-    uniform *= 2.0**-53  # (0, 1): the logarithm stays finite
+    uniform = (np.frombuffer(_fresh_bytes(16 * pairs), dtype=np.uint64) >> np.uint64(11)) * 2.0**-53
+    uniform += 2.0**-54  # (0, 1]: the logarithm stays finite
     numbers = torch.from_numpy(uniform)  # torch: its sines are four times as quick
     radius = numbers[:pairs].log_().mul_(-2.0).sqrt_()
     angle = numbers[pairs:].mul_(2.0 * math.pi)

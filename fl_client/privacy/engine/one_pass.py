@@ -24,13 +24,16 @@ from fl_client.privacy.engine.shares import Loss, LossMisshapen, row_losses
 
 
 class Found:
-    """The gradients of one pass: for each parameter (patients, *shape), or None."""
+    """The gradients of one pass: for each parameter (patients, *shape), or None.
+
+    `known` holds what is made of parameters alone, by its id: the tensor itself, so that no other gets the id, and which they are.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], patients: int) -> None:
         self.patients = patients
         self._index = {id(parameter): i for i, parameter in enumerate(parameters)}
         self.gradients: list[Tensor | None] = [None] * len(parameters)
-        self._made: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}  # kept with it, so that no other gets its id
+        self.known: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {id(p): (p, (p,)) for p in parameters}
 
     def learns(self, parameter: Tensor) -> bool:
         """Whether it is one of the parameters."""
@@ -38,11 +41,11 @@ class Found:
 
     def sources(self, value: Tensor) -> tuple[Tensor, ...]:
         """The parameters of which alone it is made; a parameter is made of itself, and what holds data of none."""
-        return (value,) if self.learns(value) else self._made.get(id(value), (value, ()))[1]
+        return self.known.get(id(value), (value, ()))[1]
 
     def follow(self, value: Tensor, sources: tuple[Tensor, ...]) -> None:
         """From now on it is known to be made of these parameters alone."""
-        self._made[id(value)] = value, sources
+        self.known[id(value)] = value, sources
 
     def write(self, parameter: Tensor, gradient: Tensor) -> None:
         """Add to it: a layer may be used more than once."""
@@ -62,10 +65,10 @@ class _Layers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self._is_known((*args, *kwargs.values())):
+            return func(*args, **kwargs)
         given = list(_tensors((*args, *kwargs.values())))
         sources = tuple({id(p): p for value in given for p in self.book.sources(value)}.values())
-        if not sources:
-            return func(*args, **kwargs)
         rule = RULES.get(func)
         if rule is addition or (rule is not None and all(map(self.book.learns, filter(self.book.sources, given)))):
             try:
@@ -80,6 +83,14 @@ class _Layers(TorchFunctionMode):
         elif made:
             self.others |= {id(parameter) for parameter in sources}
         return out
+
+    def _is_known(self, values: Iterable[Any]) -> bool:
+        """Whether something that is made of parameters is among them: asked at every call, so in few steps."""
+        known = self.book.known
+        for value in values:
+            if id(value) in known or (isinstance(value, (list, tuple)) and self._is_known(value)):
+                return True
+        return False
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

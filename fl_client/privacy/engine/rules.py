@@ -364,13 +364,11 @@ class _Shared:
 
     def write(self, each: Tensor) -> None:
         """Take each patient's gradient, (patients, ...), back to the parameters."""
-        sources = self.book.sources(self.tensor)
-        back = [
-            torch.autograd.grad(self.tensor, sources, own.sum_to_size(self.tensor.shape), retain_graph=True)
-            for own in each.split(1)
-        ]
-        for parameter, gradients in zip(sources, zip(*back, strict=True), strict=True):
-            self.book.write(parameter, torch.stack(gradients))
+        sources, shape = self.book.sources(self.tensor), self.tensor.shape
+        own = torch.stack([patient.sum_to_size(shape) for patient in each.unsqueeze(1)])
+        back = torch.autograd.grad(self.tensor, sources, own, retain_graph=True, is_grads_batched=True)
+        for parameter, gradient in zip(sources, back, strict=True):
+            self.book.write(parameter, gradient)
 
 
 def addition(book: Book, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
@@ -379,12 +377,17 @@ def addition(book: Book, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     if alpha != 1 or not isinstance(rows, Tensor) or not rows.requires_grad or book.sources(rows):
         raise NoRule("parameters added to what may be a constant, or times a number")
     alike = shared.dim() < rows.dim() or len(shared) == 1
-    if not alike or shared.dtype != rows.dtype or torch.broadcast_shapes(rows.shape, shared.shape) != rows.shape:
+    if not alike or shared.dtype != rows.dtype or not _fits(shared.shape, rows.shape):
         raise NoRule("parameters that aren't added to all rows alike")
     if len(rows) % book.patients:
         raise NoRule(f"axis 0 of length {len(rows)} isn't the rows of {book.patients} patients")
     out: Tensor = _Addition.apply(rows, shared.detach(), _Shared(book, shared))  # type: ignore[no-untyped-call]
     return out
+
+
+def _fits(small: torch.Size, large: torch.Size) -> bool:
+    """Whether the small shape is repeated to make the large one."""
+    return all(one in (1, other) for one, other in zip(reversed(small), reversed(large), strict=False))
 
 
 class _Addition(torch.autograd.Function):

@@ -17,7 +17,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 _FEW_NUMBERS = 4096
-"""In a parameter whose shares are added by one call; with more, a call for each patient is as quick and copies nothing."""
+"""In a parameter whose shares are measured and added by one call; with more, a call for each patient is quicker."""
 
 
 class LossMisshapen(ValueError):
@@ -112,8 +112,12 @@ def each_norm(gradients: Sequence[Tensor | None], losses: Tensor) -> Tensor:
     """L2 norms of several patients' gradients, each (patients, *shape): over all parameters together, float64."""
     squares = torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
     for part in gradients:
-        if part is not None:
+        if part is None:
+            continue
+        if part.is_cuda or part[0].numel() <= _FEW_NUMBERS:
             squares += torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64).square()
+        else:  # one at a time, for which the double precision stays in the cache
+            squares += torch.stack([torch.linalg.vector_norm(own, dtype=torch.float64) for own in part]).square()
     return squares.sqrt()
 
 
