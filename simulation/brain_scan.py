@@ -23,8 +23,6 @@ ANTERIOR, POSTERIOR = 1, 2
 OUTWARDS_MM = (0.35, 0.3)
 """Mean and standard deviation over readers of how far outside the tissue border they draw. Chosen on hippocampus_001 and
 hippocampus_003 of the Medical Segmentation Decathlon, and on no other real scan."""
-MEDIAL_EDGE = (0.75, 1.1)
-"""Where in the half width of body and tail readers stop, of whom many leave a part of the subiculum to its cortex."""
 MARGIN_MM = (4, 9)
 """How much is left around the hippocampus when a crop is cut, on each side."""
 MANUFACTURERS = ("PHILIPS", "SIEMENS", "GE MEDICAL SYSTEMS", "CANON")
@@ -42,14 +40,6 @@ class Contrast:
     noise: float
     gamma: float
     scale: float
-
-
-@dataclass(frozen=True)
-class _Habit:
-    """How one reader draws."""
-
-    outwards_mm: float
-    medial_edge: float
 
 
 def draw_contrast(seed: int) -> Contrast:
@@ -95,12 +85,12 @@ def brain_case(seed: int, *, oversampling: int = 2) -> Case:
     """
     brain, contrast = draw_brain(seed), draw_contrast(seed)
     rng = np.random.default_rng([seed, 84])
-    habit = _Habit(float(np.clip(rng.normal(*OUTWARDS_MM), -0.6, 1.3)), float(rng.uniform(*MEDIAL_EDGE)))
-    box = _crop(brain, habit, rng)
+    outwards = float(np.clip(rng.normal(*OUTWARDS_MM), -0.6, 1.3))
+    box = _crop(brain, outwards, rng)
     axes = box.axes(oversampling)
     place = locate(brain, axes)
     image = _image(brain, contrast, place, axes, oversampling, rng)
-    mask = _mask(brain, place, box, oversampling, habit, rng)
+    mask = _mask(brain, place, box, oversampling, outwards, rng)
     left = brain.side == "left"
     if not left:  # columns run to the right, and a right hippocampus's midline is to its left
         image, mask = image[..., ::-1].copy(), mask[..., ::-1].copy()
@@ -124,16 +114,15 @@ def brain_case(seed: int, *, oversampling: int = 2) -> Case:
     )
 
 
-def _drawn_on(place: Place, habit: _Habit) -> npt.NDArray[np.bool_]:
-    """Where a reader draws: so much outside the border, not behind the end of the tail, not all of the subiculum."""
-    ends = (place.position > -1) & (place.position < 1.05) & ((place.across < habit.medial_edge) | (place.position > 0.1))
-    return np.asarray((place.distance < habit.outwards_mm) & ends)
+def _drawn_on(place: Place, outwards: float) -> npt.NDArray[np.bool_]:
+    """Where a reader draws: so much outside the border, and not behind the end of the tail."""
+    return (place.distance < outwards) & (place.position > -1) & (place.position < 1.05)
 
 
-def _crop(brain: Brain, habit: _Habit, rng: np.random.Generator) -> Box:
+def _crop(brain: Brain, outwards: float, rng: np.random.Generator) -> Box:
     """A box around what the reader draws, with a margin of whole millimetres on each side."""
     wide = Box((-26.0, -38.0, -22.0), (56, 64, 48))
-    where = np.argwhere(_drawn_on(locate(brain, wide.axes()), habit))
+    where = np.argwhere(_drawn_on(locate(brain, wide.axes()), outwards))
     low = where.min(axis=0) - rng.integers(MARGIN_MM[0], MARGIN_MM[1] + 1, 3)
     high = where.max(axis=0) + 1 + rng.integers(MARGIN_MM[0], MARGIN_MM[1] + 1, 3)
     corner = tuple(float(start + n) for start, n in zip(wide.low_mm, low, strict=True))
@@ -163,10 +152,10 @@ def _image(
 
 
 def _mask(
-    brain: Brain, place: Place, box: Box, oversampling: int, habit: _Habit, rng: np.random.Generator
+    brain: Brain, place: Place, box: Box, oversampling: int, outwards: float, rng: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
     """Anterior in front of a coronal plane, posterior behind it; in one piece."""
-    drawn = _pooled(_drawn_on(place, habit).astype(np.float32), oversampling) > 0.5
+    drawn = _pooled(_drawn_on(place, outwards).astype(np.float32), oversampling) > 0.5
     pieces, count = ndimage.label(drawn)
     if count > 1:
         drawn = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()

@@ -48,7 +48,6 @@ class Place:
     along: Floats  # mm in front of the uncal apex
     up: Floats  # mm
     medial: Floats  # mm
-    across: Floats  # -1 lateral, 1 medial edge of the section
     angle: npt.NDArray[np.intp]  # into tables over directions
     distance: Floats  # mm to the surface, negative inside
     position: Floats  # -1 end of the tail, 0 uncal apex, 1 tip of the head
@@ -92,7 +91,7 @@ def locate(brain: Brain, axes: tuple[Floats, Floats, Floats]) -> Place:
     tip = a - np.float32(brain.head_mm)  # in front of the tip there is no section to be near to
     distance = np.where(tip > 0, np.sqrt(radius**2 + tip**2), np.maximum(distance, -6))
     angle = np.clip((np.arctan2(v, u) + np.float32(np.pi)) * np.float32(ANGLES / (2 * np.pi)), 0, ANGLES - 1).astype(np.intp)
-    return Place(index, a, up, aside, across, angle, distance.astype(np.float32), position)
+    return Place(index, a, up, aside, angle, distance.astype(np.float32), position)
 
 
 def _rotation(angles: tuple[float, float, float]) -> npt.NDArray[np.float64]:
@@ -155,7 +154,7 @@ def _shells(brain: Brain, place: Place, tissue: Labels, axes: tuple[Floats, Floa
     """Lay the amygdala and the layers around both into `tissue`, the outermost first."""
     thick = _thickness(brain, rng)
     uneven = 1 + 0.3 * wander(brain.seed, 96, axes, 11.0)
-    centre = np.array([rng.normal(6.0, 1.0), rng.normal(0.87, 0.08) * brain.head_mm, rng.normal(-1.5, 1.5)])
+    centre = np.array([rng.normal(6.5, 1.0), rng.normal(0.85, 0.08) * brain.head_mm, rng.normal(0.5, 1.5)])
     radii = np.array([rng.normal(7.2, 0.8), rng.normal(8.5, 1.0), rng.normal(9.5, 1.0)])
     offsets = (place.up - centre[0], place.along - centre[1], place.medial - centre[2])
     ratio = np.sqrt(sum((offset / np.float32(radius)) ** 2 for offset, radius in zip(offsets, radii, strict=True)))
