@@ -26,7 +26,7 @@ from fl_client.privacy.engine.shares import Loss, LossMisshapen, row_losses
 class Found:
     """The gradients of one pass: for each parameter (patients, *shape), or None.
 
-    `known` holds what is made of parameters alone, by its id: the tensor itself, so that no other gets the id, and which they are.
+    `known` holds what is made of parameters alone, by its id: the tensor, so that no other gets the id, and the parameters.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], patients: int) -> None:
@@ -87,10 +87,7 @@ class _Layers(TorchFunctionMode):
     def _is_known(self, values: Iterable[Any]) -> bool:
         """Whether something that is made of parameters is among them: asked at every call, so in few steps."""
         known = self.book.known
-        for value in values:
-            if id(value) in known or (isinstance(value, (list, tuple)) and self._is_known(value)):
-                return True
-        return False
+        return any(id(value) in known or (isinstance(value, (list, tuple)) and self._is_known(value)) for value in values)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
