@@ -4,14 +4,18 @@
     .venv/bin/python benchmarks/utility.py --only table --patients 40 --epsilons none 3 --seeds 0
     .venv/bin/python benchmarks/utility.py --only check                   # all 40 patients, nothing scaled
     .venv/bin/python benchmarks/utility.py --only levers                  # other ways to learn, one change at a time
+    KONSIL_DATA=... .venv/bin/python benchmarks/utility.py --only hippocampus   # real images, in 3D
 
 Six generated hospitals (conf/hospitals/five_scanners.yaml, the held-out one with them) and the small network of size=small,
 pre-trained on the 48 free patients of that size. Every hospital's scanner darkens: the images are raised to the power of 2.5,
 which pre-training has not seen, for otherwise it leaves next to nothing to be learned. Rounds are one step over all patients
 (`simulation.trial`: the product's sums, noise and steps). Each arm of `table` and `levers` takes the gradients of 10 patients
 at each hospital, under the noise that the declared number needs: fewer patients than declared stand for all of them. `check`
-does not. Dice is the mean over blood pool and myocardium, then 4 (`check`: 8) test patients, then hospitals. Seeds are of the
-noise and the views. The last line is one JSON object.
+and `own` do not. Dice is the mean over blood pool and myocardium, then 4 (`check`, `own`: 8) test patients, then hospitals.
+
+`hippocampus` has the crops of hospitals=hippocampus, pre-trained on generated brains, at four hospitals: all of their patients
+(there are no more, whatever an arm declares), and the mean of both parts. Seeds are of the noise and the views. The last line
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -33,27 +37,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from utility_data import MEAN, PARTS, Data, free_patients, people, prepare, simulation_of, sites_of, start
 
 from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study
-from fl_client.cohort import Cohort
 from fl_server.references import References
-from fl_server.weights import State
-from simulation import pretraining
-from simulation.__main__ import settings_of
-from simulation.free import references
-from simulation.hospital_case import patient_case
-from simulation.machine import executor, one_thread, unordered
+from simulation.machine import executor, one_thread
 from simulation.scoring import mean_scores, restore
-from simulation.settings import GeneratedHospitals, MaskedSums, Simulation
+from simulation.settings import MaskedSums
 from simulation.trial import Place, Response, federate
 from tasks.fingerprint import fingerprint
 from tasks.task import gradient_task
-from tasks.weights import save
 
-SITES = ("alster", "isar", "donau", "spree", "rhein", "limmat")
-PARTS = ("blood_pool", "myocardium", "right_ventricle")
-FIRST, BETWEEN, TESTED_FROM = 1_000_000, 10_000, 5_000
-"""Seeds of patients: FIRST + BETWEEN times the hospital; test patients begin TESTED_FROM later."""
 MADE = 1
 """Part of every kept result's name: raise it when the same settings would give other numbers."""
 
@@ -73,11 +67,15 @@ class Arm(Frozen):
     views: int = 2
     strategy: dict[str, float | str]
     response: str = "dark"
+    data: Data = "hearts"
 
     @property
     def file(self) -> str:
         """Name of its result."""
-        text = json.dumps([MADE, self.model_dump(mode="json")], sort_keys=True)
+        settings = self.model_dump(mode="json")
+        if self.data == "hearts":
+            del settings["data"]  # what was found before there were others
+        text = json.dumps([MADE, settings], sort_keys=True)
         return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
@@ -130,6 +128,32 @@ def check(seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
             yield f"{kind}, all parameters, filtered", Arm(**FILTERED, **whole, secure=secure, seed=seed)
 
 
+def own(patients: Sequence[int], epsilons: Sequence[float | None], seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
+    """Every promise and hospital size with the hospitals' own patients, both kinds of noise, two ways to learn."""
+    ways = {"norms and head": PRIVATE, "all, filtered": FILTERED}
+    for seed in seeds:
+        for epsilon in (epsilon for epsilon in epsilons if epsilon is not None):
+            for number in patients:
+                for secure in (True, False):
+                    for way, settings in ways.items():
+                        label = f"epsilon {epsilon:g}, {number} patients, {'one noise' if secure else 'noise each'}, {way}"
+                        whole: dict[str, Any] = {"patients": number, "drawn": None, "tested": 8}
+                        yield label, Arm(**settings, **whole, epsilon=epsilon, secure=secure, seed=seed)
+
+
+def hippocampus(epsilons: Sequence[float | None], seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
+    """Real images: everybody at four hospitals, eight rounds."""
+    real: dict[str, Any] = {"data": "hippocampus", "drawn": None, "patients": 100, "tested": 8, "rounds": 8, "response": ""}
+    for seed in seeds:
+        yield "start", Arm(**PRIVATE, **{**real, "rounds": 0}, seed=0)
+        yield "no privacy", Arm(**PLAIN, **real, seed=seed)
+        for epsilon in (epsilon for epsilon in epsilons if epsilon is not None):
+            for secure in (True, False):
+                kind = f"epsilon {epsilon:g}, {'one noise' if secure else 'noise each'}"
+                yield f"{kind}, norms and head", Arm(**PRIVATE, **real, epsilon=epsilon, secure=secure, seed=seed)
+                yield f"{kind}, all, filtered", Arm(**FILTERED, **real, epsilon=epsilon, secure=secure, seed=seed)
+
+
 def levers(seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
     """Epsilon 3, 40 patients; what is not named is as in the table."""
     changes: dict[str, dict[str, Any]] = {
@@ -149,6 +173,8 @@ def levers(seeds: Sequence[int]) -> Iterator[tuple[str, Arm]]:
         "head alone, 0.03": {"trainable": "head", "strategy": adam(0.03)},
         "decoder, 0.003": {"trainable": "decoder", "strategy": adam(0.003)},
         "all parameters, 0.003": ALL,
+        "all parameters, filtered": FILTERED,
+        "norms and head, filtered": {**FILTERED, "trainable": "norm"},
     }
     for seed in seeds:
         for secure in (True, False):
@@ -165,22 +191,27 @@ def main() -> int:
     jobs: dict[str, list[tuple[str, Arm]]] = {
         "table": list(table(options.patients, options.epsilons, options.seeds)),
         "check": list(check(options.seeds)),
+        "own": list(own(options.patients, options.epsilons, options.seeds)),
         "levers": list(levers(options.seeds)),
+        "hippocampus": list(hippocampus(options.epsilons, options.seeds)),
     }
     chosen = {part: arms for part, arms in jobs.items() if part in options.only}
     arms = {arm.file: arm for part in chosen.values() for _, arm in part}
     began = time.monotonic()
     with executor(options.workers) as pool:
-        _prepare(options.cache, max(arm.drawn or arm.patients for arm in arms.values()), pool)
+        for data in sorted({arm.data for arm in arms.values()}):
+            drawn = max(arm.drawn or arm.patients for arm in arms.values() if arm.data == data)
+            prepare(options.cache, data, drawn=drawn, pool=pool)
         missing = [arm for name, arm in arms.items() if not (options.cache / "arms" / name).exists()]
         for done, future in enumerate(as_completed([pool.submit(learn, options.cache, arm) for arm in missing]), 1):
             print(f"{done} of {len(missing)}: Dice {future.result():.4f}", file=sys.stderr, flush=True)
     found = {part: _gathered(options.cache, listed) for part, listed in chosen.items()}
     for part, rows in found.items():
-        print(f"\n{part:44s} seeds  Dice ± sd        blood pool  myocardium")
+        names = MEAN[chosen[part][0][1].data]
+        print(f"\n{part:60s} seeds  Dice ± sd        {'  '.join(names)}")
         for label, row in rows.items():
-            told = f"{row['dice']:.3f} ± {row['sd']:.3f}   {row['blood_pool']:.3f}       {row['myocardium']:.3f}"
-            print(f"{label:44s} {row['seeds']:5d}  {told}")
+            told = f"{row['dice']:.3f} ± {row['sd']:.3f}   {'       '.join(f'{row[name]:.3f}' for name in names)}"
+            print(f"{label:60s} {row['seeds']:5d}  {told}")
     print(json.dumps({**found, "run_s": round(time.monotonic() - began, 1)}))
     return 0
 
@@ -190,40 +221,38 @@ def learn(cache: Path, arm: Arm) -> float:
     one_thread()
     logging.disable(logging.INFO)
     began = time.process_time()
-    simulation, generated = _simulation()
-    study = _study(arm, simulation)
+    study = _study(arm)
     task = gradient_task(study.task)
     response: Response | None = {"dark": _dark, "": None}[arm.response]
-    places, tests = {}, {}
-    for site in SITES:
-        cohort = Cohort(cache / "hospitals" / site)
-        train, tests[site] = _patients(site, arm.drawn or arm.patients, arm.tested)
-        places[site] = Place(task, {one: cohort.prepared(task, one) for one in train}, len(train), response)
-    state = _start(cache, simulation, generated)
-    gradients = None
-    if study.strategy.name == "fedwiener":
-        free = _free(cache, simulation, generated)
-        study = study.model_copy(
-            update={"strategy": study.strategy.model_copy(update={"references_sha256": fingerprint(free)})}
-        )
-        gradients = References(study, free, state).gradients
+    everybody = people(cache, arm.data, drawn=arm.drawn or arm.patients, tested=arm.tested)
+    state = start(cache, arm.data)
     if arm.rounds:
+        places = {
+            site: Place(task, {name: one.cohort.prepared(task, name) for name in one.train}, len(one.train), response)
+            for site, one in everybody.items()
+        }
+        gradients = None
+        if study.strategy.name == "fedwiener":
+            free = free_patients(cache, arm.data)
+            named = study.strategy.model_copy(update={"references_sha256": fingerprint(free)})
+            study = study.model_copy(update={"strategy": named})
+            gradients = References(study, free, state).gradients
+        sites = list(places)
         state = federate(
             study,
             places,
             state,
             noise=np.random.default_rng([arm.seed, 1]),
-            sampling=lambda site, number, _: np.random.default_rng([arm.seed, 2, SITES.index(site), number]),
+            sampling=lambda site, number, _: np.random.default_rng([arm.seed, 2, sites.index(site), number]),
             noise_share=1.0 if arm.drawn is None else arm.drawn / arm.patients,
             gradients=gradients,
         )
     model = _Seen(restore(task, [state]), response).eval()
-    scores = []
-    for site, patients in tests.items():
-        cohort = Cohort(cache / "hospitals" / site)
-        scores.append(mean_scores([task.score(model, cohort.case(one), full=False) for one in patients]))
-    dice = {part: float(np.mean([one[f"dice/{part}"] for one in scores])) for part in PARTS}
-    mean = (dice["blood_pool"] + dice["myocardium"]) / 2
+    scores = [
+        mean_scores([task.score(model, one.cohort.case(name), full=False) for name in one.test]) for one in everybody.values()
+    ]
+    dice = {part: float(np.mean([one[f"dice/{part}"] for one in scores])) for part in PARTS[arm.data]}
+    mean = float(np.mean([dice[part] for part in MEAN[arm.data]]))
     result = {"arm": arm.model_dump(mode="json"), "dice": mean, **dice}
     place = cache / "arms" / arm.file
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -249,86 +278,23 @@ def _dark(image: torch.Tensor) -> torch.Tensor:
     return image.clamp(min=0) ** 2.5
 
 
-def _simulation() -> tuple[Simulation, GeneratedHospitals]:
-    simulation = settings_of(["size=small", "arms=[federation_private]"])
-    if not isinstance(simulation.hospitals, GeneratedHospitals):
-        raise RuntimeError("size=small has no generated hospitals any more; this benchmark is about those")
-    return simulation, simulation.hospitals
-
-
-def _study(arm: Arm, simulation: Simulation) -> Study:
-    secure = MaskedSums().among(SITES) if arm.secure else None
+def _study(arm: Arm) -> Study:
+    simulation, sites = simulation_of(arm.data), sites_of(arm.data)
     privacy = Privacy(kind="none")
     if arm.epsilon is not None:
+        patients = {} if arm.data == "hearts" else {"patients": 40 * len(sites)}
+        secure = MaskedSums(**patients).among(sites) if arm.secure else None
         privacy = Privacy(epsilon=arm.epsilon, delta=1e-3, max_grad_norm=arm.bound, secure=secure)
     return Study(
         name="utility",
         konsil_version=version("konsil"),
         task={**simulation.task, "trainable": arm.trainable},
         rounds=max(1, arm.rounds),
-        sites=SITES,
+        sites=sites,
         privacy=privacy,
         training=LocalTraining(steps=1, sample_rate=1.0, views=arm.views, learning_rate=1.0),
         strategy=Strategy.model_validate(arm.strategy),
     )
-
-
-def _start(cache: Path, simulation: Simulation, generated: GeneratedHospitals) -> State:
-    path = cache / "start.pt"
-    if not path.exists() and simulation.pretraining is not None:
-        with executor(0) as here:
-            state = pretraining.pretrain(
-                simulation.task, simulation.pretraining, generated.series, cache=cache, pool=here, advance=lambda *_: None
-            )
-        torch.save(state, path)
-        one_thread()
-    return dict(torch.load(path, weights_only=True))
-
-
-def _free(cache: Path, simulation: Simulation, generated: GeneratedHospitals) -> State:
-    """The patients of pre-training, as a coordinator takes them along."""
-    path = cache / "references.pt"
-    if not path.exists() and simulation.pretraining is not None:
-        with executor(0) as here:
-            found = references(
-                simulation.task, simulation.pretraining, generated.series, cache=cache, pool=here, advance=lambda *_: None
-            )
-        save(found, path)
-    return dict(torch.load(path, weights_only=True))
-
-
-def _patients(site: str, drawn: int, tested: int) -> tuple[list[str], list[str]]:
-    first = FIRST + BETWEEN * SITES.index(site)
-    return [f"G{first + n:08d}" for n in range(drawn)], [f"G{first + TESTED_FROM + n:08d}" for n in range(tested)]
-
-
-def _prepare(cache: Path, drawn: int, pool: Any) -> None:
-    """Draw the patients that are not there yet, and pre-train once."""
-    jobs = []
-    for site in SITES:
-        there = set(Cohort(cache / "hospitals" / site).patients)
-        jobs += [(cache, site, one) for part in _patients(site, drawn, 8) for one in part if one not in there]
-    for done, _ in enumerate(unordered(pool, _draw, jobs), 1):
-        print(f"patient {done} of {len(jobs)}", file=sys.stderr, end="\r", flush=True)
-    _start(cache, *_simulation())
-    _free(cache, *_simulation())
-
-
-def _draw(cache: Path, site: str, patient: str) -> None:
-    simulation, every = _simulation()
-    profile = (every.sites | every.held_out)[site]
-    case = patient_case(
-        int(patient[1:]),
-        scanner=profile.scanner,
-        reader=profile.reader,
-        case_mix=profile.case_mix,
-        series=every.series,
-        oversampling=every.oversampling,
-        subslices=every.subslices,
-    )
-    cohort = Cohort(cache / "hospitals" / site)
-    cohort.admit(case)
-    cohort.prepared(gradient_task(simulation.task), patient)
 
 
 def _gathered(cache: Path, listed: Sequence[tuple[str, Arm]]) -> dict[str, dict[str, float]]:
@@ -339,7 +305,8 @@ def _gathered(cache: Path, listed: Sequence[tuple[str, Arm]]) -> dict[str, dict[
     found = {}
     for label, by_seed in kept.items():
         values = [one["dice"] for one in by_seed.values()]
-        mean = {part: round(float(np.mean([one[part] for one in by_seed.values()])), 4) for part in ("dice", *PARTS)}
+        parts = ("dice", *PARTS[listed[0][1].data])
+        mean = {part: round(float(np.mean([one[part] for one in by_seed.values()])), 4) for part in parts}
         spread = round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else 0.0
         found[label] = {**mean, "sd": spread, "seeds": len(values)}
     return found
@@ -348,7 +315,13 @@ def _gathered(cache: Path, listed: Sequence[tuple[str, Arm]]) -> dict[str, dict[
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("runs/utility"), help="where patients and results are kept")
-    parser.add_argument("--only", nargs="*", choices=("table", "check", "levers"), default=["table"], help="default: table")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        choices=("table", "check", "own", "levers", "hippocampus"),
+        default=["table"],
+        help="default: table",
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--patients", nargs="*", type=int, default=[20, 40, 200], help="that each hospital declares")
     parser.add_argument("--epsilons", nargs="*", type=_epsilon, default=[None, 8.0, 3.0, 1.0], help="none, or numbers")

@@ -9,7 +9,8 @@ HERE = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def utility():
+def utility(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE / "benchmarks"))
     return runpy.run_path(str(HERE / "benchmarks" / "utility.py"))
 
 
@@ -23,6 +24,7 @@ def keep(cache, arm, dice):
 def test_every_setting_has_a_result_of_its_own(utility):
     arms = dict(utility["table"]([20, 40, 200], [None, 8.0, 3.0, 1.0], [0]))
     assert len(arms) == 3 + 3 * 3 * 2
+    arms |= dict(utility["own"]([20, 40], [3.0, 1.0], [0])) | dict(utility["hippocampus"]([3.0], [0]))
     assert len({arm.file for arm in arms.values()}) == len(arms)
     assert utility["Arm"].model_validate(arms["no privacy"].model_dump()).file == arms["no privacy"].file
 
@@ -34,7 +36,7 @@ def test_finished_arms_are_told_and_not_run_again(tmp_path, capsys, monkeypatch,
     arguments = ["--cache", str(tmp_path), "--patients", "40", "--epsilons", "3", "--seeds", "0", "1", "--workers", "0"]
     monkeypatch.setattr(sys, "argv", ["utility.py", *arguments])
     main = utility["main"]
-    monkeypatch.setitem(main.__globals__, "_prepare", lambda *given: None)
+    monkeypatch.setitem(main.__globals__, "prepare", lambda *given, **named: None)
     monkeypatch.setitem(main.__globals__, "learn", lambda *given: pytest.fail("was kept"))
     assert main() == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])["table"]
