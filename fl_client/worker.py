@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from fl_client.halt import halted
+from fl_client.heap import give_back, keep_large_blocks
 from fl_client.loopback import Loopback, write_private
 from fl_client.sharing import kept_to
 from fl_client.site import Site
@@ -67,6 +68,7 @@ class Worker:
             token = self._acquire()
             if token:
                 self.answer(token)
+                give_back()  # between two rounds lie hours
                 self._last = time.monotonic()
             else:
                 self.stop.wait(0.5 * pause_s(time.monotonic() - self._last))
@@ -292,6 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     site = Site.load(settings)
     os.environ.update(environment(site))
     os.environ.pop("no_proxy", None)
+    keep_large_blocks()
 
     def work() -> int:
         worker = Worker(settings)

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 import conf
 from conf.command_line import unreadable
+from fl_client.heap import keep_large_blocks
 from simulation.run_folder import FolderInUse
 from simulation.settings import Simulation, read, require_checks, require_data, sentences
 
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     from simulation.rehearsal import NoPatients, rehearse  # torch and Flower are imported when there is something to run
 
+    keep_large_blocks()  # pre-training happens in this process
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the workers too, as Ctrl-C does
     try:
         verdicts = {rehearse(simulation) for simulation in simulations if not simulation.audit}

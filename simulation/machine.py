@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import psutil
 
+from fl_client.heap import keep_large_blocks
+
 T = TypeVar("T")
 
 
@@ -56,6 +58,7 @@ def one_thread() -> None:
 
 def _begin_worker() -> None:
     one_thread()
+    keep_large_blocks()
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its lines would tear the progress bars
 
 
