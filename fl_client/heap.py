@@ -1,7 +1,7 @@
 """Memory of large tensors stays with the process from one step to the next, and goes back when the work is done.
 
 glibc gives a freed block of some megabytes back to the operating system at once, and gets the next one page by page, each page
-cleared: a quarter of the time of an ordinary step on slices, an eighth of a private one on volumes. Numbers don't depend on it.
+cleared: a quarter of the time of an ordinary step on slices, and of the loop over patients. Numbers don't depend on it.
 Source: mallopt(3), malloc_trim(3). Other C libraries have neither, and nothing happens there.
 """
 
