@@ -19,7 +19,7 @@ from fl_server.weights import State
 from tasks.fingerprint import fingerprint
 from tasks.promise import round_multiplier
 from tasks.secure.plan import grid_of
-from tasks.task import GradientTask, load_for, moving
+from tasks.task import GradientTask, PacedTask, load_for, moving
 
 MOST_BYTES = 2 * 2**30
 """Of all references' gradients together, which are in memory at once."""
@@ -28,7 +28,8 @@ MOST_BYTES = 2 * 2**30
 class References:
     """Gradients of free patients at any weights of a study: what `fl_server.wiener` filters by.
 
-    Raises `ValueError`, in words, for a study that names other references or whose gradients wouldn't fit.
+    Raises `ValueError`, in words, for a study that names other references, for arrays that its task doesn't prepare, and for
+    gradients that wouldn't fit in memory.
     """
 
     def __init__(self, study: Study, arrays: Mapping[str, torch.Tensor], start: State) -> None:
@@ -42,6 +43,7 @@ class References:
             raise ValueError(f"task {study.task['name']} has no gradients that references could have, too")
         self.study, self.task = study, task
         self.patients = _by_patient(arrays)
+        _require_fit(task, self.patients)
         self.state = dict(start)  # of which some arrays are trained
         with torch.random.fork_rng(devices=[]):
             self.model = task.model()
@@ -60,12 +62,11 @@ class References:
         self.model.load_state_dict(self.state)
         self.model.to(self.device).train()
         known = dict(self.model.named_parameters())
-        return np.stack(
-            [
-                self._one(arrays, [known[name] for name in trained], np.random.default_rng([self.study.seed, number, index]))
-                for index, arrays in enumerate(self.patients.values())
-            ]
-        )
+        parameters = [known[name] for name in trained]
+        rows = np.empty((len(self.patients), sum(parameter.numel() for parameter in parameters)), np.float32)
+        for index, arrays in enumerate(self.patients.values()):
+            rows[index] = self._one(arrays, parameters, np.random.default_rng([self.study.seed, number, index]))
+        return rows
 
     def _one(
         self,
@@ -109,3 +110,22 @@ def _by_patient(arrays: Mapping[str, torch.Tensor]) -> dict[str, dict[str, npt.N
     if not found:
         raise ValueError("the references hold no patient")
     return found
+
+
+def _require_fit(task: GradientTask, patients: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
+    """Raise `ValueError` for arrays of other names, sizes or types than the task prepares, as far as it can tell.
+
+    A network takes images of another size without a word, but their gradients are those of another study.
+    """
+    if not isinstance(task, PacedTask):
+        return
+    wanted = {name: (array.shape[1:], array.dtype) for name, array in task.drawn(np.random.default_rng(0)).items()}
+    for patient, arrays in patients.items():
+        if missing := sorted(set(wanted) - set(arrays)):
+            raise ValueError(f"reference {patient} has no {missing[0]}, which the study's task prepares of every patient")
+        for name, (shape, dtype) in wanted.items():
+            if (arrays[name].shape[1:], arrays[name].dtype) != (shape, dtype):
+                raise ValueError(
+                    f"reference {patient} was prepared for another task: its {name} is {arrays[name].shape[1:]} "
+                    f"{arrays[name].dtype}, that of the study's task {shape} {dtype}"
+                )

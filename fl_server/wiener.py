@@ -11,7 +11,7 @@ ones need is after Yu et al. 2021 (arXiv 2102.12677), who add their noise inside
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ Noise = Callable[[Sequence[float]], float]
 """Declared sizes of the hospitals that answered -> standard deviation of the noise on each number of their mean update."""
 
 _FAINT = 1e-9  # of the largest: directions shorter than that are rounding
+_COLUMNS = 2**16
 
 
 def filtered(update: Numbers, noise_std: float, gradients: npt.NDArray[np.float32], sizes: Sequence[int]) -> Numbers:
@@ -53,12 +54,12 @@ def filtered(update: Numbers, noise_std: float, gradients: npt.NDArray[np.float3
     """
     if noise_std == 0:
         return update.copy()
-    directions, squares = _span(gradients)
-    along = directions @ update
+    mixes, squares = _span(gradients)  # each direction as a mix of the gradients: as rows they would be twice their size
+    along = mixes @ _times(gradients, update)
     noise = noise_std**2
     strength = max(0.0, float(along @ along - len(along) * noise) / float(squares.sum())) if len(along) else 0.0
-    rest = update - along @ directions
-    kept = (along * (strength * squares / (strength * squares + noise))) @ directions
+    rest = update - _mixed(gradients, along @ mixes)
+    kept = _mixed(gradients, (along * (strength * squares / (strength * squares + noise))) @ mixes)
     first = 0
     for size in sizes:
         part = rest[first : first + size]
@@ -69,12 +70,35 @@ def filtered(update: Numbers, noise_std: float, gradients: npt.NDArray[np.float3
 
 
 def _span(gradients: npt.NDArray[np.float32]) -> tuple[Numbers, Numbers]:
-    """Orthonormal directions (k, numbers) that the gradients span, and the gradients' mean square along each (k,)."""
-    rows = gradients.astype(np.float64)
-    squares, axes = np.linalg.eigh(rows @ rows.T / max(1, len(rows)))
+    """Mixes (k, patients) whose products with the gradients are orthonormal directions, and the mean square along each (k,)."""
+    count = max(1, len(gradients))
+    products = np.zeros((len(gradients), len(gradients)))
+    for part in _parts(gradients):
+        products += part @ part.T
+    squares, axes = np.linalg.eigh(products / count)
     there = squares > _FAINT * max(squares.max(initial=0.0), np.finfo(np.float64).tiny)
     squares, axes = squares[there], axes[:, there]
-    return (axes / np.sqrt(squares * max(1, len(rows)))).T @ rows, squares
+    return (axes / np.sqrt(squares * count)).T, squares
+
+
+def _times(gradients: npt.NDArray[np.float32], vector: Numbers) -> Numbers:
+    """Each gradient's product with a vector of as many numbers, (patients,)."""
+    found, first = np.zeros(len(gradients)), 0
+    for part in _parts(gradients):
+        found += part @ vector[first : first + part.shape[1]]
+        first += part.shape[1]
+    return found
+
+
+def _mixed(gradients: npt.NDArray[np.float32], weights: Numbers) -> Numbers:
+    """The sum of the gradients with these weights (patients,): (numbers,)."""
+    return np.concatenate([weights @ part for part in _parts(gradients)])
+
+
+def _parts(gradients: npt.NDArray[np.float32]) -> Iterator[Numbers]:
+    """A few columns at a time in double precision: the whole would take twice what the gradients do."""
+    for first in range(0, max(1, gradients.shape[1]), _COLUMNS):
+        yield gradients[:, first : first + _COLUMNS].astype(np.float64)
 
 
 class FedWiener(FedAvg):
