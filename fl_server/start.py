@@ -7,11 +7,14 @@ import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.study import Study
 from fl_server.house import House
 from fl_server.run_lock import in_use
+
+if TYPE_CHECKING:  # seconds that `konsil-study --help` need not wait
+    import torch
 
 
 def study_of(
@@ -44,11 +47,9 @@ def filtering_by(references: Path | None, settings: Mapping[str, Any]) -> Mappin
     strategy = settings.get("strategy")
     if references is None or not isinstance(strategy, Mapping) or strategy.get("references_sha256") is not None:
         return settings
-    import torch
-
     from tasks.fingerprint import fingerprint
 
-    found = fingerprint(torch.load(references, map_location="cpu", weights_only=True))
+    found = fingerprint(_arrays_in(references))
     return {**settings, "strategy": {**strategy, "references_sha256": found}}
 
 
@@ -115,6 +116,14 @@ def require_references(house: House, study: Study, given: Path | None) -> None:
                 "rehearsal with this task"
             )
         return
+    if given is not None:
+        from fl_server.references import References
+        from fl_server.weights import initial_state
+        from tasks.fingerprint import fingerprint
+
+        found = _arrays_in(given)
+        if fingerprint(found) == wanted:  # else it is told below
+            References(study, found, initial_state(study))  # what it can't use is told here, and not in a process of its own
     _require_file(house, wanted, given, what="references", use="the study filters by", option="--references")
 
 
@@ -125,7 +134,7 @@ def _require_file(house: House, wanted: str, given: Path | None, *, what: str, u
 
         from tasks.fingerprint import fingerprint
 
-        state = torch.load(given, map_location="cpu", weights_only=True)
+        state = _arrays_in(given)
         found = fingerprint(state)
         if found != wanted:
             raise ValueError(f"{given} holds the {what} {found}; {use} {wanted}")
@@ -135,3 +144,20 @@ def _require_file(house: House, wanted: str, given: Path | None, *, what: str, u
         shutil.copyfile(given, place)
     if not place.exists():
         raise ValueError(f"{use} {what} {wanted}; {option} FILE says where they are")
+
+
+def _arrays_in(path: Path) -> dict[str, torch.Tensor]:
+    """The arrays of a file, by name. Raises `ValueError` in words for a file that holds anything else."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # torch raises whatever its readers do, and advises what nobody should follow
+        raise ValueError(f"{path} is no file of arrays that torch.load reads with weights_only=True") from None
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(array, torch.Tensor) for name, array in state.items()
+    ):
+        raise ValueError(f"{path} holds something else than arrays by name")
+    return state

@@ -291,7 +291,8 @@ def read(settings: dict[str, Any]) -> Simulation:
         simulation.pretraining is None or isinstance(simulation.hospitals, TableHospitals)
     ):
         raise ValueError("strategy: fedwiener filters by generated patients; pretraining says which, and is null")
-    if simulation.pretraining is not None and simulation.start_from is None and simulation.hospitals.series:
+    drawn = simulation.start_from is None or simulation.strategy.name == "fedwiener"  # free patients: to learn or to filter by
+    if simulation.pretraining is not None and drawn and simulation.hospitals.series:
         from simulation.family import family_of
 
         try:

@@ -21,10 +21,13 @@ LONGEST_DAYS = 366
 def add(commands: Commands, house: argparse.ArgumentParser) -> None:
     """The commands and their options."""
     shown = commands.add_parser("show", help="the study as it will be identified: hash, price, settings")
-    shown.set_defaults(run=lambda options: show(_shown(options.file, options.change), file_alone=options.json))
+    shown.set_defaults(
+        run=lambda options: show(_shown(options.file, options.change, options.references), file_alone=options.json)
+    )
     shown.add_argument("file", type=Path, help="a study file, or the first KEY=VALUE")
     shown.add_argument("change", nargs="*", help="KEY=VALUE")
     shown.add_argument("--json", action="store_true", help="the study's file and nothing else, to be sent to hospitals")
+    shown.add_argument("--references", type=Path, default=None, help="as `start` will be given it: it is part of the study")
     started = commands.add_parser("start", parents=[house], help="start a study on the running coordinator")
     started.set_defaults(run=start)
     started.add_argument("study", nargs="*", help="a study's file and KEY=VALUE, or only KEY=VALUE")
@@ -68,14 +71,20 @@ def show(study: Study, *, file_alone: bool = False) -> int:
     return 0
 
 
-def _shown(first: Path, changes: Sequence[str]) -> Study:
+def _shown(first: Path, changes: Sequence[str], references: Path | None) -> Study:
     """The study as `start` would make it of a file, of what was changed in it, or of what was composed."""
-    from fl_server.start import study_of
+    from fl_server.start import filtering_by, study_of
 
-    settings = settings_of([str(first), *changes])
+    settings = filtering_by(references, settings_of([str(first), *changes]))
     if settings.get("sites") is None:
         raise ValueError("name the hospitals: sites=[a,b]; only `start` knows who is registered")
     study = study_of(settings, registered=[], models=None)
+    if study.strategy.name == "fedwiener" and study.strategy.references_sha256 is None:
+        print(
+            "hospitals will be asked for another study than this: `start --references FILE` adds the fingerprint of the free "
+            "patients that it filters by; give `show` the same file",
+            file=sys.stderr,
+        )
     if not changes and "=" not in str(first) and (as_it_stands := Study.read(first)).hash != study.hash:
         print(
             f"{first} as it stands is another study ({as_it_stands.hash[:12]}) than `start` makes of it ({study.hash[:12]}), "

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conf.study import Study
+from fl_server.__main__ import main as konsil_study
 from fl_server.house import House
 from fl_server.start import filtering_by, require_references
 from simulation.__main__ import main, settings_of
@@ -63,3 +64,32 @@ def test_a_coordinator_takes_them_along(filtered, tmp_path):
     plain = Study.from_json(json.dumps({**bare, "strategy": {"name": "fedavg"}}))
     with pytest.raises(ValueError, match="names no free patients"):
         require_references(house, plain, file)
+
+
+def test_a_file_of_something_else_is_refused_before_the_study_starts(filtered, tmp_path):
+    given = json.loads((filtered / "record.json").read_text())["study"]
+    bare = {**given, "strategy": {**given["strategy"], "references_sha256": None}}
+    house = House(folder=tmp_path, hosts=("localhost",), public_port=9000, superlink_port=9001)
+    weights = filtered / "start.pt"
+    study = Study.from_json(json.dumps(filtering_by(weights, bare)))
+    with pytest.raises(ValueError, match="each array is called PATIENT/ARRAY"):
+        require_references(house, study, weights)
+    assert not list(house.models.glob("*.pt"))
+    (tmp_path / "words.pt").write_text("no arrays")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name, said in (("words.pt", "is no file of arrays"), ("list.pt", "something else than arrays by name")):
+        with pytest.raises(ValueError, match=said):
+            filtering_by(tmp_path / name, bare)
+
+
+def test_show_takes_the_same_file_and_says_so_when_it_lacks_one(filtered, tmp_path, capsys):
+    given = json.loads((filtered / "record.json").read_text())["study"]
+    bare = {**given, "strategy": {**given["strategy"], "references_sha256": None}}
+    (tmp_path / "study.json").write_text(json.dumps(bare))
+    assert konsil_study(["show", str(tmp_path / "study.json"), "--json"]) == 0
+    assert "give `show` the same file" in capsys.readouterr().err
+    assert konsil_study(["show", str(tmp_path / "study.json"), "--json", "--references", str(filtered / "references.pt")]) == 0
+    said = capsys.readouterr()
+    shown = Study.from_json(said.out)
+    assert shown.strategy.references_sha256 == given["strategy"]["references_sha256"]
+    assert "same file" not in said.err
