@@ -272,6 +272,7 @@ def read(settings: dict[str, Any]) -> Simulation:
     simulation = Simulation.model_validate(settings)
     import tasks.task  # after the cheap checks: these import torch
     from fl_server.strategies import require_protection
+    from tasks.secure.plan import circle_of
 
     if simulation.radiomics is not None:
         _require_radiomics(simulation, simulation.radiomics)
@@ -280,6 +281,8 @@ def read(settings: dict[str, Any]) -> Simulation:
     for private in (True, False):
         study = simulation.study(seed=0, private=private, sites=tuple(simulation.hospitals.sites), initial=None)
         require_protection(study)
+        if study.privacy.secure is not None:
+            circle_of(study)  # says how many hospitals a sum under masks needs
         tasks.task.load(study.task)
         if study.training.frozen or study.training.personal:
             tasks.task.load_for(study)  # a hospital would decline names that its task doesn't have

@@ -41,6 +41,11 @@ def test_without_patients_to_draw_it_is_refused_at_once(tiny):
         settings_of([*[one for one in tiny.overrides if not one.startswith(("strategy", "pretraining"))], *changes])
 
 
+def test_masks_of_two_hospitals_are_refused_at_once(tiny):
+    with pytest.raises(ValueError, match="a secure sum needs at least 3 hospitals, not 2"):
+        settings_of([*tiny.overrides, "secure={}"])
+
+
 def test_a_coordinator_takes_them_along(filtered, tmp_path):
     file = filtered / "references.pt"
     given = json.loads((filtered / "record.json").read_text())["study"]
