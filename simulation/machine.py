@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from fl_client.heap import keep_large_blocks
+from fl_client.heap import give_back, keep_large_blocks
 
 T = TypeVar("T")
 
@@ -113,6 +113,7 @@ class Meter:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the seconds of the `with` block to the phase, and note the peak of memory in it. Phases follow one another."""
+        give_back()  # what the phase before has freed is not this one's
         begin, self._phase = time.monotonic(), name
         try:
             yield

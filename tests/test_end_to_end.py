@@ -85,7 +85,9 @@ def test_archives_become_a_private_model_whose_masks_go_back_into_an_archive(tmp
         sites=tuple(sites),
         privacy=Privacy(epsilon=900.0, delta=1e-3, max_grad_norm=1.0),
         training=LocalTraining(views=2, learning_rate=1.0),
-        strategy=Strategy(name="fedadam", server_learning_rate=0.1, server_schedule="cosine", server_warmup=0.1, ema_decay=0.8),
+        strategy=Strategy(
+            name="fedadam", server_learning_rate=0.04, server_schedule="cosine", server_warmup=0.1, ema_decay=0.8
+        ),
     )
     start = initial_state(study)
     grid = InProcessGrid("fl_client.app:app", [{"site": str(path)} for path in sites.values()], {"study": study.to_json()})
@@ -118,7 +120,7 @@ def test_archives_become_a_private_model_whose_masks_go_back_into_an_archive(tmp
     volume = case.volumes[0]
     task = load(TASK)
     before, after = (task.score(restore(task, [weights]), case, full=False) for weights in (start, state))
-    assert sum(after.values()) > sum(before.values()) + 0.2
+    assert sum(after.values()) > sum(before.values()) + 0.15
     found = task.segment(restore(task, [torch.load(tmp_path / "run" / "model.pt", weights_only=True)]), case)["cine_ed"]
     assert found.mask.shape == volume.image.shape
     assert set(np.unique(found.mask)) - {0}

@@ -97,6 +97,25 @@ def test_the_peak_of_memory_is_known_by_phase_and_kept_over_an_interruption(tmp_
     assert set(second.timings) == {"small", "large", "small again"}
 
 
+def test_a_process_that_keeps_what_it_frees_gives_it_back_between_phases(tmp_path):
+    code = f"""
+import pathlib
+from fl_client.heap import keep_large_blocks
+from simulation.machine import Meter
+assert keep_large_blocks()
+with Meter(pathlib.Path({str(tmp_path / "notes.json")!r})) as meter:
+    with meter.phase("large"):
+        kept = bytearray(b"x") * (200 << 20)
+        meter._look()
+        del kept
+    with meter.phase("after"):
+        pass
+print(meter.memory_mb["large"] - meter.memory_mb["after"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 150
+
+
 # -- who does the work ------------------------------------------------------------------------------------------------
 
 

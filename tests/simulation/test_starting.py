@@ -23,7 +23,7 @@ FEW = [
     *(f"hospitals.sites.{name}.relative_size=1" for name in HOSPITALS),
     *(f"hospitals.sites.{name}.scanner.{key}" for name in HOSPITALS for key in ("matrix=64", "pixel_mm=4")),
     *("task.voxels=32", "task.working_mm=6", "task.channels=[4,8]", "task.strides=[2]", "task.num_res_units=0"),
-    *("rounds=1", "training.views=2", "evaluate_every=9", "full_scores=none", "workers=0"),
+    *("plain_training.sample_rate=1", "rounds=1", "training.views=2", "evaluate_every=9", "full_scores=none", "workers=0"),
 ]
 """Two hospitals of two patients, one of them to train on, and a network that learns in milliseconds."""
 CINE = [*FEW, "name=cine", "hospitals.series=[cine_ed]", "task.series=[cine_ed]", "pretraining=null", "arms=[federation_plain]"]
