@@ -19,7 +19,7 @@ from fl_server.weights import State
 from tasks.fingerprint import fingerprint
 from tasks.promise import round_multiplier
 from tasks.secure.plan import grid_of
-from tasks.task import GradientTask, PacedTask, load_for, moving
+from tasks.task import GradientTask, PacedTask, load, load_for, moving
 
 MOST_BYTES = 2 * 2**30
 """Of all references' gradients together, which are in memory at once."""
@@ -93,9 +93,10 @@ def noise_of_mean(study: Study, sizes: Sequence[float]) -> float:
     privacy, training = study.privacy, study.training
     if privacy.kind == "none" or not sizes:
         return 0.0
-    each = round_multiplier(study) * privacy.max_grad_norm / training.sample_rate
-    if privacy.secure is not None:
-        grid = grid_of(study, load_for(study))
+    if privacy.secure is None:
+        each = round_multiplier(study) * privacy.max_grad_norm / training.sample_rate
+    else:
+        grid = grid_of(study, load(study.task))
         each = grid.share_std * grid.step
     return training.learning_rate * each * math.sqrt(len(sizes)) / sum(sizes)
 

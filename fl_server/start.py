@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,18 +116,27 @@ def require_references(house: House, study: Study, given: Path | None) -> None:
                 "rehearsal with this task"
             )
         return
-    if given is not None:
+
+    def usable(found: Mapping[str, torch.Tensor]) -> None:  # told here, and not in a process of its own
         from fl_server.references import References
         from fl_server.weights import initial_state
-        from tasks.fingerprint import fingerprint
 
-        found = _arrays_in(given)
-        if fingerprint(found) == wanted:  # else it is told below
-            References(study, found, initial_state(study))  # what it can't use is told here, and not in a process of its own
-    _require_file(house, wanted, given, what="references", use="the study filters by", option="--references")
+        References(study, found, initial_state(study))
+
+    _require_file(house, wanted, given, what="references", use="the study filters by", option="--references", require=usable)
 
 
-def _require_file(house: House, wanted: str, given: Path | None, *, what: str, use: str, option: str) -> None:
+def _require_file(
+    house: House,
+    wanted: str,
+    given: Path | None,
+    *,
+    what: str,
+    use: str,
+    option: str,
+    require: Callable[[Mapping[str, torch.Tensor]], None] = lambda _: None,
+) -> None:
+    """Keep the file `given` as `wanted`, if that is its fingerprint and it passes what is required of its arrays."""
     place = house.models / f"{wanted}.pt"
     if given is not None:
         import torch
@@ -140,6 +149,7 @@ def _require_file(house: House, wanted: str, given: Path | None, *, what: str, u
             raise ValueError(f"{given} holds the {what} {found}; {use} {wanted}")
         if broken := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
             raise ValueError(f"{given}: {broken[0]} holds numbers that are not finite; every hospital would decline the study")
+        require(state)
         house.models.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(given, place)
     if not place.exists():
