@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fl_server.weights import State
-from simulation.pretraining import Advance, free_cohort
+from simulation.pretraining import Advance, free_cohort, free_patients
 from simulation.settings import Pretraining
 from tasks.task import gradient_task
 
@@ -34,6 +34,6 @@ def references(
     task = gradient_task(task_settings)
     return {
         f"{patient}/{name}": torch.from_numpy(np.array(array))
-        for patient in sorted(cohort.patients)
+        for patient in free_patients(few)
         for name, array in cohort.prepared(task, patient).items()
     }

@@ -70,7 +70,8 @@ def pretrain(
         advance("pre-training", settings.steps, settings.steps)
         return dict(torch.load(finished, weights_only=True))
     cohort = free_cohort(settings, series, cache=cache, pool=pool, advance=advance)
-    patients = cohort.patients
+    wanted = set(free_patients(settings))
+    patients = [patient for patient in cohort.patients if patient in wanted]
     prepared = {patient: cohort.prepared(task, patient) for patient in patients}
 
     torch.set_num_threads(THREADS)
@@ -113,17 +114,19 @@ def pretrain(
     return state
 
 
+def free_patients(settings: Pretraining) -> list[str]:
+    """Pseudonyms of those that pre-training learns from, in the order of their seeds."""
+    return [f"G{seed:08d}" for seed in range(settings.first_seed, settings.first_seed + settings.patients)]
+
+
 def free_cohort(settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance) -> Cohort:
-    """The cohort of the patients that pre-training learns from; who is missing in the cache is drawn."""
+    """A cohort that has `free_patients`, and perhaps others; who is missing in the cache is drawn."""
     key = _key(series, settings.model_dump_json(include={"first_seed", "oversampling", "subslices"}))
-    place = cache / "free" / key / str(settings.patients)
+    place = cache / "free" / key
     cohort = Cohort(place)
-    seeds = [
-        seed
-        for seed in range(settings.first_seed, settings.first_seed + settings.patients)
-        if f"G{seed:08d}" not in set(cohort.patients)
-    ]
-    jobs = [(place, seed, series, settings.oversampling, settings.subslices) for seed in seeds]
+    there = set(cohort.patients)
+    missing = [int(patient[1:]) for patient in free_patients(settings) if patient not in there]
+    jobs = [(place, seed, series, settings.oversampling, settings.subslices) for seed in missing]
     for done, _ in enumerate(unordered(pool, _draw_free, jobs), start=settings.patients - len(jobs) + 1):
         advance("patients for pre-training", done, settings.patients)
     return cohort
