@@ -21,13 +21,14 @@ is one JSON object.
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,7 @@ import torch
 from utility_data import MEAN, PARTS, Data, free_patients, people, prepare, simulation_of, sites_of, start
 
 from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study
+from fl_server.plan.utility import Row
 from fl_server.references import References
 from simulation.machine import executor, one_thread
 from simulation.scoring import mean_scores, restore
@@ -212,6 +214,8 @@ def main() -> int:
         for label, row in rows.items():
             told = f"{row['dice']:.3f} ± {row['sd']:.3f}   {'       '.join(f'{row[name]:.3f}' for name in names)}"
             print(f"{label:60s} {row['seeds']:5d}  {told}")
+    if options.csv is not None:
+        _write_csv(options.csv, options.cache, arms.values())
     print(json.dumps({**found, "run_s": round(time.monotonic() - began, 1)}))
     return 0
 
@@ -312,6 +316,38 @@ def _gathered(cache: Path, listed: Sequence[tuple[str, Arm]]) -> dict[str, dict[
     return found
 
 
+SOURCE: Mapping[Data, str] = {
+    "hearts": "generated hospitals with darkened images (docs/privacy.md)",
+    "hippocampus": "real T1 crops of the hippocampus in 3D, pre-trained on generated brains (docs/privacy.md)",
+}
+
+
+def _write_csv(path: Path, cache: Path, arms: Iterable[Arm]) -> None:
+    """What `konsil-study plan` reads: a line for every private setting that took the gradients of all of its patients."""
+    dice: dict[tuple[Data, str, str, float, int, bool], list[float]] = {}
+    without: dict[Data, list[float]] = {}
+    for arm in arms:
+        if arm.drawn is not None or not arm.rounds:
+            continue
+        reached = json.loads((cache / "arms" / arm.file).read_text())["dice"]
+        if arm.epsilon is None:
+            without.setdefault(arm.data, []).append(reached)
+            continue
+        there = [len(one.train) for one in people(cache, arm.data, drawn=arm.patients, tested=arm.tested).values()]
+        setting = (arm.data, str(arm.strategy["name"]), arm.trainable, arm.epsilon, round(float(np.mean(there))), arm.secure)
+        dice.setdefault(setting, []).append(reached)
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(Row._fields)
+        for (data, strategy, trainable, epsilon, patients, secure), found in sorted(dice.items(), reverse=True):
+            spread = f"{np.std(found, ddof=1):.4f}" if len(found) > 1 else ""
+            none = f"{np.mean(without[data]):.4f}" if data in without else ""
+            structures, shared = "+".join(PARTS[data]), "yes" if secure else "no"
+            numbers = (f"{np.mean(found):.4f}", spread, len(found), none)
+            sites = len(sites_of(data))
+            lines.writerow([structures, strategy, trainable, f"{epsilon:g}", patients, sites, shared, *numbers, SOURCE[data]])
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("runs/utility"), help="where patients and results are kept")
@@ -325,6 +361,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--patients", nargs="*", type=int, default=[20, 40, 200], help="that each hospital declares")
     parser.add_argument("--epsilons", nargs="*", type=_epsilon, default=[None, 8.0, 3.0, 1.0], help="none, or numbers")
+    parser.add_argument("--csv", type=Path, help="write what `konsil-study plan` reads (fl_server/plan/utility.csv)")
     parser.add_argument("--workers", type=int, default=2, help="processes (2); the numbers don't depend on it")
     return parser.parse_args()
 

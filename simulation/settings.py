@@ -20,6 +20,7 @@ from simulation.faults.plan import NO_FAULTS, Plan
 from simulation.patient import DISEASES
 from simulation.radiomics.settings import Classifier
 from simulation.reader import Reader
+from simulation.reference_values.settings import Reference
 from simulation.scanner import Scanner, Series
 
 Arm = Literal["federation_private", "federation_plain", "pooled", "alone", "ensemble"]
@@ -58,6 +59,7 @@ class GeneratedHospitals(Frozen):
     oversampling: Annotated[int, Field(ge=1, le=4)]
     subslices: Annotated[int, Field(ge=1, le=8)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    bodies: bool = False  # patients have height and weight, and hearts that go with them and with age (`physique.py`)
     sites: dict[Name, GeneratedHospital]
     held_out: dict[Name, GeneratedHospital] = {}
 
@@ -191,6 +193,7 @@ class Simulation(Frozen):
     audit: Audit = Audit()  # konsil is attacked instead of rehearsed, unless its effort is none
     faults: Plan = NO_FAULTS  # what goes wrong on purpose, in the federations; comparisons are spared
     radiomics: Classifier | None = None  # a study of regions' features; `task` then is the model that draws their masks
+    reference: Reference | None = None  # a study of reference values by age and sex; nothing is trained then
 
     @field_validator("start_from", mode="before")
     @classmethod
@@ -274,9 +277,19 @@ def read(settings: dict[str, Any]) -> Simulation:
     from fl_server.strategies import require_protection
     from tasks.secure.plan import circle_of
 
+    if simulation.strategy.references_sha256 is not None:
+        raise ValueError(
+            "strategy.references_sha256 is left out: a rehearsal draws the free patients that it filters by, and names them"
+        )
+    if simulation.reference is not None:
+        _require_reference(simulation, simulation.reference)
+        return simulation
     if simulation.radiomics is not None:
         _require_radiomics(simulation, simulation.radiomics)
         if "unet" not in simulation.radiomics.masks:
+            if simulation.strategy.name == "fedwiener":
+                masks = ", ".join(simulation.radiomics.masks)
+                raise ValueError(f"strategy: fedwiener filters a network's updates, and with masks of {masks} none is trained")
             return simulation
     for private in (True, False):
         study = simulation.study(seed=0, private=private, sites=tuple(simulation.hospitals.sites), initial=None)
@@ -303,6 +316,24 @@ def read(settings: dict[str, Any]) -> Simulation:
         except ValueError as error:
             raise ValueError(f"pretraining: {error}; pretraining=null starts from random weights") from None
     return simulation
+
+
+def _require_reference(simulation: Simulation, reference: Reference) -> None:
+    """Raise `ValueError` for reference values that these hospitals can't give."""
+    from tasks.reference_values.task import ReferenceTask
+    from tasks.task import load
+
+    if simulation.radiomics is not None:
+        raise ValueError("reference and radiomics are different studies: one of them must be null")
+    if simulation.faults:
+        raise ValueError("faults are made in studies of masks (study=segmentation), not of reference values")
+    task = load(reference.task)
+    if not isinstance(task, ReferenceTask) or task.settings.masks != "reader":
+        raise ValueError("reference.task: a task reference_values with masks that readers drew is right in a rehearsal")
+    wanted = (task.settings.diastole, task.settings.systole)
+    if missing := [series for series in wanted if series not in simulation.hospitals.series]:
+        there = ", ".join(simulation.hospitals.series) or "no images"
+        raise ValueError(f"reference.task: the hospitals have {there}, not {' and '.join(missing)}")
 
 
 def _require_radiomics(simulation: Simulation, classifier: Classifier) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from fl_server.commands import Commands
 
 if TYPE_CHECKING:
+    from conf.study import Study
     from fl_server.plan.noise import Asked, Noise, Plan
-    from fl_server.plan.utility import Nearest
+    from fl_server.plan.utility import Learned, Nearest
 
 _DEFAULTS = {"epsilon": 8.0, "delta": 1e-3, "rounds": 20, "steps": 1, "sample_rate": 1.0}
 
@@ -49,23 +50,30 @@ def add(commands: Commands, house: argparse.ArgumentParser) -> None:
 def plan(options: argparse.Namespace) -> int:
     """Say what the study would need and leave."""
     from fl_server.plan import noise
-    from fl_server.plan.utility import nearest, table
+    from fl_server.plan.utility import expected, table
 
-    asked = _asked(options)
+    study = _study(options)
+    asked = _asked(options, study)
     found = noise.plan(asked, level=options.noise, ledgers=dict(_ledger(said) for said in options.ledger))
     each = asked.patients / len(asked.sizes)
-    dice = nearest(table(), epsilon=asked.epsilon, patients=each, sites=len(asked.sizes), secure=asked.secure)
+    dice = expected(
+        table(),
+        epsilon=asked.epsilon,
+        patients=each,
+        sites=len(asked.sizes),
+        secure=asked.secure,
+        learned=None if study is None else _learned(study),
+    )
     if options.json:
-        print(
-            json.dumps(_plain({**asdict(found), "dice": dice.row and dice.row._asdict(), "dice_words": dice.words}), indent=1)
-        )
+        rows = [one.row._asdict() for one in dice if one.row is not None]
+        print(json.dumps(_plain({**asdict(found), "dice": rows, "dice_words": [one.words for one in dice]}), indent=1))
         return 0
     for line in told(found, dice):
         print(line)
     return 0
 
 
-def told(found: Plan, dice: Nearest) -> Iterator[str]:
+def told(found: Plan, dice: Sequence[Nearest]) -> Iterator[str]:
     """The plan in sentences and one table."""
     asked, noise = found.asked, found.noise
     hospitals, steps = len(asked.sizes), asked.rounds * asked.steps
@@ -87,7 +95,8 @@ def told(found: Plan, dice: Nearest) -> Iterator[str]:
     yield f"over {steps} steps".ljust(19) + f"{noise.averaged:.3g} in the mean of all steps"
     each = math.ceil(found.patients_needed / hospitals)
     yield f"patients needed    {found.patients_needed} in all, {each} at each hospital, for a noise of {found.level:g}"
-    yield f"expected Dice      {dice.words}"
+    for number, measured in enumerate(dice):
+        yield ("" if number else "expected Dice").ljust(19) + measured.words
     if found.own_multiplier is not None and found.epsilon_if_it_fails is not None:
         yield (
             f"if it fails        a hospital's own share of the noise ({found.own_multiplier:.4g}) leaves epsilon "
@@ -117,15 +126,26 @@ def _row(noise: Noise, *, here: bool) -> str:
     return f"  {noise.rounds:6d}   {noise.multiplier:16.4g}   {noise.together:26.3g}   {noise.averaged:24.3g}{mark}"
 
 
-def _asked(options: argparse.Namespace) -> Asked:
+def _study(options: argparse.Namespace) -> Study | None:
+    from conf.study import Study
+
+    return None if options.file is None else Study.read(options.file)
+
+
+def _learned(study: Study) -> Learned:
+    from fl_server.plan.utility import Learned
+
+    structures = study.task.get("structures") if study.task.get("name") == "segmentation" else None
+    names = frozenset(structures) if isinstance(structures, dict) else frozenset[str]()
+    return Learned(names, study.strategy.name, str(study.task.get("trainable", "all")))
+
+
+def _asked(options: argparse.Namespace, study: Study | None) -> Asked:
     from fl_server.plan.noise import Asked, asked_of
 
     sizes = dict(_size(said) for said in options.size)
     given = {name: getattr(options, name) for name in _DEFAULTS if getattr(options, name) is not None}
-    if options.file is not None:
-        from conf.study import Study
-
-        study = Study.read(options.file)
+    if study is not None:
         everybody = dict.fromkeys(study.sites, options.patients) if options.patients is not None else {}
         asked = asked_of(study, {**everybody, **sizes})
         return replace(asked, **given, secure=asked.secure or options.secure)
@@ -159,6 +179,8 @@ def _plain(value: Any) -> Any:
     """Without infinities, for which JSON has no word."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, frozenset):
+        return sorted(value)
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

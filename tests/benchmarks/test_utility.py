@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fl_server.plan.utility import table
+
 HERE = Path(__file__).parent.parent.parent
 
 
@@ -46,3 +48,22 @@ def test_finished_arms_are_told_and_not_run_again(tmp_path, capsys, monkeypatch,
         **dict.fromkeys(("dice", "blood_pool", "myocardium", "right_ventricle"), 0.275),
         **{"sd": 0.0354, "seeds": 2},
     }
+
+
+def test_the_table_of_the_plan_is_written_of_finished_arms(tmp_path, capsys, monkeypatch, utility):
+    reached = {"start": 0.4, "no privacy": 0.7}
+    for seed in (0, 1):
+        for label, arm in utility["check"]([seed]):
+            keep(tmp_path, arm, reached.get(label, 0.6 + 0.02 * seed))
+    arguments = ["--cache", str(tmp_path), "--only", "check", "--seeds", "0", "1", "--csv", str(tmp_path / "made.csv")]
+    monkeypatch.setattr(sys, "argv", ["utility.py", *arguments])
+    main = utility["main"]
+    monkeypatch.setitem(main.__globals__, "prepare", lambda *_, **__: None)
+    assert main() == 0
+    capsys.readouterr()
+    rows = table((tmp_path / "made.csv").read_text().splitlines())
+    assert len(rows) == 5  # neither the start nor what promises nothing
+    assert {row.way for row in rows} == {("fedwiener", "all"), ("fedadam", "norm"), ("fedadam", "all")}
+    for row in rows:
+        assert (row.epsilon, row.patients, row.sites, row.seeds) == (3.0, 40, 6, 2)
+        assert (row.dice, row.sd, row.without_privacy) == pytest.approx((0.61, 0.0141, 0.7))

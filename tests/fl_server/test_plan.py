@@ -7,7 +7,7 @@ import pytest
 from conf.study import Study
 from fl_server.__main__ import main
 from fl_server.plan.noise import Asked, _noise, asked_of, plan
-from fl_server.plan.utility import nearest, table
+from fl_server.plan.utility import Learned, expected, table
 from fl_server.promised import noise_variance
 from tasks.accounting.budget import epsilon
 from tasks.accounting.events import Event
@@ -116,34 +116,58 @@ def test_studies_that_do_not_fit_their_sizes_are_refused_in_words():
 
 # -- what was measured ----------------------------------------------------------------------------------------------------
 
-ROWS = """epsilon,patients,sites,secure,dice,sd,seeds,source
-none,50,6,no,0.87,0.01,3,here
-3,50,6,no,0.80,0.02,3,here
-3,50,6,yes,0.84,0.01,3,here
-8,200,6,no,0.86,,1,there
+ROWS = """structures,strategy,trainable,epsilon,patients,sites,secure,dice,sd,seeds,without_privacy,source
+a+b,fedavg,all,none,50,6,no,0.87,0.01,3,,here
+a+b,fedavg,all,3,50,6,no,0.80,0.02,3,0.87,here
+a+b,fedavg,all,3,50,6,yes,0.84,0.01,3,0.87,here
+a+b,fedadam,norm,3,50,6,yes,0.83,0.01,3,0.87,here
+a+b,fedavg,all,8,200,6,no,0.86,,1,,there
+c,fedavg,all,3,50,4,yes,0.70,,1,,elsewhere
 """.splitlines()
+NEAR = {"epsilon": 3.0, "patients": 50, "sites": 6, "secure": True}
+AB = Learned(frozenset("ab"), "fedavg", "all")
 
 
 def test_the_table_that_konsil_brings_can_be_read():
-    assert all(0 <= row.dice <= 1 and row.source for row in table())
+    assert all(0 <= row.dice <= 1 and row.source and all(row.structures) for row in table())
 
 
-def test_the_nearest_measured_row_is_named_and_none_is_invented():
+def test_the_nearest_measured_row_of_each_task_and_way_is_named_the_best_first():
     rows = table(ROWS)
-    near = nearest(rows, epsilon=3.5, patients=40, sites=4, secure=True)
-    assert near.row == rows[2]
-    assert near.words == (
-        "Dice 0.84 ± 0.01 (3 seeds) was measured at epsilon 3, 50 patients at each of 6 sites and shared noise: here"
+    near = expected(rows, **{**NEAR, "epsilon": 3.5, "patients": 40, "sites": 4})
+    assert [one.row for one in near] == [rows[2], rows[3], rows[5]]
+    assert near[0].words == (
+        "Dice 0.840 ± 0.010 (3 seeds, 0.870 without privacy) with strategy fedavg and trainable all; epsilon 3, "
+        "50 patients at each of 6 sites, shared noise: here"
     )
-    assert nearest(rows, epsilon=8.0, patients=200, sites=6, secure=False).words.startswith("Dice 0.86 (1 seeds)")
-    for far in ({"epsilon": 1.0}, {"patients": 20}, {"sites": 2}, {"epsilon": 8.0}):
-        found = nearest(rows, **{"epsilon": 3.0, "patients": 50, "sites": 6, "secure": True, **far})
-        assert found.row is None
-        assert "none of the 4 measured rows is near" in found.words
-    assert "nothing has been measured" in nearest([], epsilon=3.0, patients=50, sites=6, secure=True).words
+    (only,) = expected(rows, epsilon=8.0, patients=200, sites=6, secure=False)
+    assert only.words.startswith("Dice 0.860 (1 seed) with")
 
 
-@pytest.mark.parametrize("line", ["3,50,6,perhaps,0.8,0.1,3,x", "3,fifty,6,no,0.8,0.1,3,x", "3,50"])
+@pytest.mark.parametrize("far", [{"epsilon": 1.0}, {"patients": 20}, {"sites": 2}, {"epsilon": 8.0}])
+def test_where_nothing_is_near_nothing_is_invented(far):
+    (found,) = expected(table(ROWS), **{**NEAR, **far}, learned=AB)
+    assert found.row is None
+    assert "none of the 5 measured rows is near" in found.words
+    assert "nothing has been measured" in expected([], **NEAR)[0].words
+
+
+def test_a_study_is_told_what_learned_the_same_in_its_way_or_says_that_the_way_was_another():
+    rows = table(ROWS)
+    (own,) = expected(rows, **NEAR, learned=AB)
+    assert own.row == rows[2]
+    others = expected(rows, **NEAR, learned=Learned(frozenset("ab"), "krum", "all"))
+    assert [one.row for one in others] == [rows[2], rows[3]]
+    assert all(", which isn't how this study learns; epsilon" in one.words for one in others)
+    (unknown,) = expected(rows, **NEAR, learned=Learned(frozenset("ad"), "fedavg", "all"))
+    assert (unknown.row, unknown.words) == (
+        None,
+        "no Dice is known: nothing has been measured that learned a, d and nothing else",
+    )
+    assert expected(rows, **NEAR, learned=Learned(frozenset(), "sum", "all"))[0].words == "no Dice: the study draws no contours"
+
+
+@pytest.mark.parametrize("line", ["a,fedavg,all,3,50,6,perhaps,0.8,0.1,3,,x", "a,fedavg,all,3,fifty,6,no,0.8,0.1,3,,x", "3,50"])
 def test_a_line_that_is_wrong_is_named(line):
     with pytest.raises(ValueError, match="line 2 of the table of utility can't be read"):
         table([ROWS[0], line])
@@ -160,7 +184,9 @@ def test_the_command_tells_the_plan_and_prints_it_for_scripts(tmp_path, capsys):
     z = plan(asked()).noise.multiplier
     assert f"noise multiplier   {z:.4g}" in said
     assert "6 hospitals, 240 patients; epsilon 3, delta 0.001" in said
-    assert "expected Dice" in said
+    measured = expected(table(), epsilon=3, patients=40, sites=6, secure=False)
+    assert f"expected Dice      {measured[0].words}" in said
+    assert all(one.row is not None and one.words in said for one in measured)
     ledger = tmp_path / "north.json"
     ledger.write_text(json.dumps({"epsilon": 1.0, "budget": 2.0, "delta": 1e-3}))
     sizes = ["--size", "north=40", "--size", "south=60"]
@@ -180,6 +206,20 @@ def test_the_command_reads_a_study_and_options_change_it(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["asked"]["sizes"] == {"a": 30, "b": 50}
     assert (found["asked"]["epsilon"], found["asked"]["rounds"], found["asked"]["scores_share"]) == (2.0, 5, 0.2)
+    assert (found["dice"], found["dice_words"]) == ([], ["no Dice: the study draws no contours"])
+    hearts = {
+        "name": "segmentation",
+        "structures": {"blood_pool": 1, "myocardium": 2, "right_ventricle": 3},
+        "trainable": "norm",
+    }
+    path.write_text(study(privacy={"epsilon": 3.0}, task=hearts, strategy={"name": "fedadam"}).to_json())
+    assert main(["plan", str(path), "--patients", "120", "--json"]) == 0  # two hospitals: none of the rows of six is near
+    assert json.loads(capsys.readouterr().out)["dice"] == []
+    names = [*"abcdef"]
+    path.write_text(study(privacy={"epsilon": 3.0}, task=hearts, strategy={"name": "fedadam"}, sites=names).to_json())
+    assert main(["plan", str(path), "--patients", "40", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["dice"]
+    assert (row["structures"], row["strategy"], row["trainable"]) == (sorted(hearts["structures"]), "fedadam", "norm")
 
 
 @pytest.mark.parametrize(

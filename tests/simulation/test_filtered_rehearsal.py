@@ -41,6 +41,18 @@ def test_without_patients_to_draw_it_is_refused_at_once(tiny):
         settings_of([*[one for one in tiny.overrides if not one.startswith(("strategy", "pretraining"))], *changes])
 
 
+def test_patients_named_beforehand_are_refused_at_once(tiny):
+    named = ["strategy=fedwiener", f"strategy.references_sha256={'0' * 64}"]
+    with pytest.raises(ValueError, match=r"references_sha256 is left out: a rehearsal draws the free patients"):
+        settings_of([*[one for one in tiny.overrides if not one.startswith("strategy")], *named])
+
+
+def test_a_study_that_trains_no_network_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"with masks of reader none is trained"):
+        settings_of(["study=radiomics", "size=small", "strategy=fedwiener", "radiomics.masks=[reader]"])
+    assert settings_of(["study=radiomics", "size=small", "radiomics.masks=[reader]"]).radiomics is not None
+
+
 def test_masks_of_two_hospitals_are_refused_at_once(tiny):
     with pytest.raises(ValueError, match="a secure sum needs at least 3 hospitals, not 2"):
         settings_of([*tiny.overrides, "secure={}"])
