@@ -107,6 +107,15 @@ def _stays(study: Study) -> list[str]:
     ]
 
 
+def _filtered(study: Study) -> list[str]:
+    free = study.strategy.references_sha256
+    if free is None:
+        return []
+    return [
+        f"the coordinator takes noise out of the mean of all by patients who don't exist ({free[:12]}): nothing is asked of you"
+    ]
+
+
 def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list[str]]]:
     """Heading and lines of each clause. A task that can't be run here says so in its own clause."""
     settings = [f"{name}: {value}" for name, value in study.task.items() if name != "name"]
@@ -118,6 +127,7 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
             f"task {study.task['name']} of konsil {study.konsil_version}, as it is installed here; no code comes from outside",
             *([", ".join(settings)] if settings else []),
             f"strategy {study.strategy.name}, {study.rounds} rounds, {at_most}",
+            *_filtered(study),
             *_time_boxed(study),
         ],
     )

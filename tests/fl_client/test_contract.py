@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from conf.study import Privacy
+from conf.study import Privacy, Strategy
 from fl_client.__main__ import main
 from fl_client.approval import Approvals, Declined, require_approval
 from fl_client.audit import AuditLog
@@ -42,6 +42,14 @@ def test_the_contract_says_what_runs_on_whom_what_leaves_at_what_price_and_for_h
     assert "a patient's share is cut to length 1" in said["What leaves"][1]
     assert "price epsilon 8 (delta 0.001); the ledger stands at 0 and would stand at " in said["Price"][0]
     assert f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}" in said["For how long"][0]
+
+
+def test_a_study_that_filters_says_by_whom_and_that_it_asks_nothing_of_the_hospital(hospitals):
+    plain, filtered = hospitals.study(), hospitals.study(strategy=Strategy(name="fedwiener", references_sha256="5" * 64))
+    said, before = (dict(contract(hospitals.site("a"), study, days=1))["What it runs"] for study in (filtered, plain))
+    assert [line for line in said if line not in before][1:] == [
+        "the coordinator takes noise out of the mean of all by patients who don't exist (555555555555): nothing is asked of you"
+    ]
 
 
 def test_a_study_without_noise_says_so_where_it_matters(hospitals):

@@ -8,6 +8,11 @@ import torch
 from conf.study import Study
 from fl_server.__main__ import main as konsil_study
 from fl_server.house import House
+from fl_server.page.course import read
+from fl_server.page.views import facts
+from fl_server.record import Record
+from fl_server.report.checklist import answers
+from fl_server.report.findings import Findings
 from fl_server.start import filtering_by, require_references
 from simulation.__main__ import main, settings_of
 from tasks.fingerprint import fingerprint
@@ -33,6 +38,16 @@ def test_its_private_federation_filters_by_the_patients_in_its_folder(filtered):
     assert all(name.startswith("G5000") for name in patients)  # free ones, of no hospital
     start, end = (torch.load(filtered / name, weights_only=True) for name in ("start.pt", "model.pt"))
     assert any(not torch.equal(start[name], end[name]) for name in start)
+
+
+def test_the_page_and_the_report_say_by_whom_it_filters(filtered):
+    record = Record.read(filtered / "record.json")
+    free = record.study["strategy"]["references_sha256"][:12]
+    told = dict(facts(read(filtered / "record.json")))
+    assert told["Filtered"] == f"noise is taken out of the mean update by free patients, {free}: nobody's scans"
+    said = [text for text in answers(Findings(filtered)).values() if "combined by fedwiener" in text]
+    assert len(said) == 1
+    assert f", noise filtered by free patients that are nobody's scans ({free})." in said[0]
 
 
 def test_without_patients_to_draw_it_is_refused_at_once(tiny):
