@@ -62,7 +62,7 @@ def add_model(site: Site, file: Path) -> int:
 
 def leans_on(study: Study) -> tuple[str, dict[str, object]] | None:
     """The fingerprint of the model that draws a study's masks, and its task's settings; None if readers draw them."""
-    image = study.task.get("image")
+    image = study.task.get("image", study.task)
     masks = image.get("masks") if isinstance(image, dict) else None
     if not isinstance(masks, dict):
         return None

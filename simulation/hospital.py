@@ -33,6 +33,7 @@ from simulation.sources import source_text
 
 GENERATOR = (
     "simulation/patient.py",
+    "simulation/physique.py",
     "simulation/heart.py",
     "simulation/thorax.py",
     "simulation/tissue.py",
@@ -129,12 +130,21 @@ def drawn(
     place = (
         cache
         / "hospitals"
-        / _key(settings, {"first": first, "series": every.series, "os": every.oversampling, "sub": every.subslices})
+        / _key(
+            settings,
+            {
+                "first": first,
+                "series": every.series,
+                "os": every.oversampling,
+                "sub": every.subslices,
+                "bodies": every.bodies,
+            },
+        )
     )
     place.mkdir(parents=True, exist_ok=True)
     cohort = Cohort(place / "cohort")
     jobs = [
-        (place / "cohort", settings, seed, every.series, every.oversampling, every.subslices)
+        (place / "cohort", settings, seed, every.series, every.oversampling, every.subslices, every.bodies)
         for seed in seeds
         if not (place / "done" / str(seed)).exists()
     ]
@@ -203,7 +213,13 @@ def _seeds(first: int, count: int, test_fraction: float, *, dicom: bool) -> dict
 
 
 def _draw_patient(
-    cohort: Path, settings: GeneratedHospital, seed: int, series: tuple[Series, ...], oversampling: int, subslices: int
+    cohort: Path,
+    settings: GeneratedHospital,
+    seed: int,
+    series: tuple[Series, ...],
+    oversampling: int,
+    subslices: int,
+    bodies: bool,
 ) -> int:
     case = patient_case(
         seed,
@@ -213,6 +229,7 @@ def _draw_patient(
         series=series,
         oversampling=oversampling,
         subslices=subslices,
+        bodies=bodies,
     )
     if settings.through_dicom:
         from simulation.dicom import write_patient  # pydicom and highdicom take seconds to import

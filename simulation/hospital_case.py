@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from simulation.phantom import draw_patient
+from simulation.physique import embodied, physique
 from simulation.reader import Reader, endpoint, read
 from simulation.scanner import Scanner, Series, scan
 from tasks.case import Case, Volume
@@ -19,16 +20,21 @@ def patient_case(
     *,
     oversampling: int = 2,
     subslices: int = 3,
+    bodies: bool = False,
 ) -> Case:
     """The case of this seed in a hospital with this scanner, reader and case mix; masks are the reader's.
 
     The pseudonym is `G` and eight digits of the seed. Endpoints: disease, age, sex, ef, edv_ml, time_months, event, and for
     each of the 17 segments of the late enhancement (or of the first series without one) `segment_NN` (truth 0/1), `call_NN`
-    (the reader's 0/1) and `certainty_NN` (1..5). Raises `ValueError` without a series or for a case mix that is none.
+    (the reader's 0/1) and `certainty_NN` (1..5). With `bodies` also height_cm and weight_kg, and a ventricle that goes with
+    them and with age (`physique.py`). Raises `ValueError` without a series or for a case mix that is none.
     """
     if not series:
         raise ValueError("a case needs at least one series, such as ('cine_ed',)")
     patient = draw_patient(seed, case_mix)
+    body = physique(patient) if bodies else None
+    if body is not None:
+        patient = embodied(patient, body)
     volumes: list[Volume] = []
     endpoints: dict[str, float | int | str | None] = {}
     for name in series:
@@ -50,6 +56,8 @@ def patient_case(
         "edv_ml": round(patient.edv_ml, 1),
         **endpoints,
     }
+    if body is not None:
+        facts |= {"height_cm": body.height_cm, "weight_kg": body.weight_kg}
     return Case(
         patient=f"G{seed:08d}",
         volumes=tuple(volumes),

@@ -167,9 +167,9 @@ def _number(value: float | None) -> float | None:
 
 
 def _origins(simulation: Simulation, name: str) -> dict[str, Origin]:
-    """Where each generated patient of this hospital comes from; nowhere for patients who were not generated."""
+    """Where each generated patient of this hospital comes from; nowhere for patients who can't be drawn again from a seed alone."""
     every = simulation.hospitals
-    if not isinstance(every, GeneratedHospitals) or name not in every.sites | every.held_out:
+    if not isinstance(every, GeneratedHospitals) or every.bodies or name not in every.sites | every.held_out:
         return {}
     own = (every.sites | every.held_out)[name]
     others = [profile.reader for site, profile in every.sites.items() if site != name]

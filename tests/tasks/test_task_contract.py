@@ -3,7 +3,7 @@
 A new folder of `tasks/` has to stand in EXAMPLES, or the first test fails.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,14 @@ def ventricle(*, drawn: bool) -> Case:
     return Case("p1", (Volume("t1", image, affine, mask if drawn else None),), {"age": 50, **calls})
 
 
+def beating() -> Case:
+    """A woman of 50 with a ventricle of two sizes; 1.5 m2."""
+    filled, contracted = (replace(ventricle(drawn=True).volumes[0], series=series) for series in ("cine_ed", "cine_es"))
+    less = np.where((contracted.mask == 1) & (np.indices(contracted.mask.shape)[0] > 2), 2, contracted.mask).astype(np.uint8)
+    body = {"age": 50, "sex": "F", "height_cm": 150, "weight_kg": 54}
+    return Case("p1", (filled, replace(contracted, mask=less)), body)
+
+
 SMALL = {"structures": {"ball": 1}, "locate": [], "series": ["t1"], "channels": [4, 8], "strides": [2]}
 FLAT = SMALL | {"voxels": 32, "field_mm": 64, "roi_mm": 40, "working_mm": 2}
 DEEP = SMALL | {"spatial_dims": 3, "voxels": [8, 16, 16], "field_mm": [36, 64, 64], "roi_mm": None, "working_mm": [6, 2, 2]}
@@ -68,6 +76,13 @@ SEGMENTS = {
 }
 OTHER = {"label": {"endpoint": "call_NN", "positive_from": 2}, "radiomic": SEGMENTS["radiomic"][:1]}
 COUNT = {"tables": [{"axes": [{"field": "endpoint.age", "edges": [40, 60], "not_known": False}]}]}
+SPREAD = {
+    "measures": [
+        {"name": "edv", "indexed": True, "female": [40, 120], "male": [40, 130]},
+        {"name": "ef", "female": [40, 80], "male": [40, 80], "bins": 4},
+    ],
+    "age_edges": [20, 40, 60, 80],
+}
 EXAMPLES = {
     "count": [
         Example(
@@ -85,14 +100,18 @@ EXAMPLES = {
             ventricle(drawn=False),
         ),
     ],
+    "reference_values": [
+        Example(SPREAD, {"measures": SPREAD["measures"][1:]}, beating(), ventricle(drawn=True)),
+    ],
     "segmentation": [
         Example(FLAT, {"working_mm": 3}, ball(drawn=True), ball(drawn=False)),
         Example(DEEP, {"field_mm": [36, 60, 60]}, ball(drawn=True), ball(drawn=False)),
     ],
 }
 ALL = [pytest.param(name, example, id=f"{name}-{i}") for name, found in EXAMPLES.items() for i, example in enumerate(found)]
+TABLES = ("count", "reference_values")
 COUNTING = [
-    entry for entry in ALL if entry.values[0] == "count" or entry.values[1].settings.get("learner", {}).get("kind") == "forest"
+    entry for entry in ALL if entry.values[0] in TABLES or entry.values[1].settings.get("learner", {}).get("kind") == "forest"
 ]
 GRADIENT = [entry for entry in ALL if entry not in COUNTING]
 
@@ -162,7 +181,7 @@ class TestCountingContract:
         assert task.counted
 
 
-@pytest.mark.parametrize(("name", "example"), [entry for entry in ALL if entry.values[0] != "count"])
+@pytest.mark.parametrize(("name", "example"), [entry for entry in ALL if entry.values[0] not in TABLES])
 class TestJudgedContract:
     @pytest.fixture
     def judged(self, task, example):

@@ -1,0 +1,1 @@
+"""A study of reference values in the rehearsal: generated hospitals count their patients, and the curves are drawn."""
