@@ -57,7 +57,7 @@ def draw(arrays: Mapping[str, npt.NDArray[Any]], views: int, rng: np.random.Gene
         centre = np.where(close[:, None], centre, 0.0)
         shift = shift * np.where(close, a.roi_shift_mm, a.shift_mm)[:, None]
     scale = (1 + within(a.scale, 1)) * (1 + within(a.scale / 4, dims))
-    matrix = _rotations(within(np.deg2rad(a.rotation_deg), dims * (dims - 1) // 2), dims) * (field * scale / 2)[:, None, :]
+    matrix = rotations(within(np.deg2rad(a.rotation_deg), dims * (dims - 1) // 2), dims) * (field * scale / 2)[:, None, :]
     return Drawn(
         item=item,
         centre_mm=(centre + shift).astype(np.float32),
@@ -117,7 +117,7 @@ def _items(labelled: npt.NDArray[np.bool_], views: int, rng: np.random.Generator
     return item
 
 
-def _rotations(angles: npt.NDArray[np.float64], dims: int) -> npt.NDArray[np.float64]:
+def rotations(angles: npt.NDArray[np.float64], dims: int) -> npt.NDArray[np.float64]:
     """Rotation matrices (R, d, d): in 2D one turn, in 3D one in each plane of two axes, one after the other."""
     planes = [(i, j) for i in range(dims) for j in range(i + 1, dims)]
     result = np.broadcast_to(np.eye(dims), (len(angles), dims, dims))

@@ -81,15 +81,15 @@ def scores(total: npt.ArrayLike, noise_std: float, settings: Settings) -> dict[s
     with np.errstate(over="ignore", invalid="ignore"):  # infinite sums are left out below
         patients, above = (sums * math.sqrt(2 * len(names))).reshape(2, len(names))
         noise = noise_std * math.sqrt(2 * len(names))
-        told = _mean_dice("dice", float(patients.sum()), float(above.sum()), noise * math.sqrt(len(names)))
+        told = mean_score("dice", float(patients.sum()), float(above.sum()), noise * math.sqrt(len(names)))
     for name, count, rise in zip(names, patients.tolist(), above.tolist(), strict=True):
-        if one := _mean_dice(f"dice/{name}", count, rise, noise):
+        if one := mean_score(f"dice/{name}", count, rise, noise):
             told |= {**one, f"patients/{name}": count}
     return told
 
 
-def _mean_dice(name: str, count: float, rise: float, noise: float) -> dict[str, float]:
-    """From a number of patients and the sum of what they rise above one half, each with this noise."""
+def mean_score(name: str, count: float, rise: float, noise: float) -> dict[str, float]:
+    """A mean of 0..1 from a number of patients and the sum of twice what they rise above one half, each with this noise."""
     if count <= HEARD * noise or not 0.5 <= count < math.inf:
         return {}
     mean = rise / count

@@ -60,6 +60,10 @@ def beating() -> Case:
 SMALL = {"structures": {"ball": 1}, "locate": [], "series": ["t1"], "channels": [4, 8], "strides": [2]}
 FLAT = SMALL | {"voxels": 32, "field_mm": 64, "roi_mm": 40, "working_mm": 2}
 DEEP = SMALL | {"spatial_dims": 3, "voxels": [8, 16, 16], "field_mm": [36, 64, 64], "roi_mm": None, "working_mm": [6, 2, 2]}
+DRAWN = {
+    **{"structures": {"ball": 1}, "locate": [], "series": ["t1"], "voxels": 16, "field_mm": 40},
+    **{"channels": [8, 16], "attention": [False, True], "head_channels": 8, "levels": 50, "draw_steps": 2},
+}
 SEGMENTS = {
     "image": {
         "series": "t1",
@@ -102,6 +106,15 @@ EXAMPLES = {
     ],
     "reference_values": [
         Example(SPREAD, {"measures": SPREAD["measures"][1:]}, beating(), ventricle(drawn=True)),
+    ],
+    "synthesis": [
+        Example(DRAWN, {"conditions": {"sex": ["F", "M"]}}, ball(drawn=True), ball(drawn=False)),
+        Example(
+            DRAWN | {"spatial_dims": 3, "voxels": [4, 16, 16], "working_mm": [6, 2, 2]},
+            {"working_mm": 3},
+            ball(drawn=True),
+            ball(drawn=False),
+        ),
     ],
     "segmentation": [
         Example(FLAT, {"working_mm": 3}, ball(drawn=True), ball(drawn=False)),

@@ -1,0 +1,102 @@
+"""Whole cases of patients who don't exist: images that a generator draws for the masks of a case."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tasks.case import Case, Volume
+from tasks.segmentation.look import box, sample
+from tasks.segmentation.prepare import classes_of, image_size_mm, working_mask
+from tasks.synthesis.diffusion import drawn
+from tasks.synthesis.prepare import facts
+from tasks.synthesis.settings import Settings
+
+
+def synthetic(
+    model: torch.nn.Module, case: Case, rng: np.random.Generator, settings: Settings, *, steps: int | None = None
+) -> Case:
+    """The case's masks with images that the model draws for them, on the generator's grid around the located structures.
+
+    Of the case only masks and facts are looked at, never an image: give it one that was drawn, or a patient's masks will be in
+    what it returns. Endpoints and scanner stay. Raises `ValueError` for a case without a mask of the series.
+    """
+    volumes = [v for v in case.volumes if v.series in settings.series and v.mask is not None]
+    if not volumes:
+        raise ValueError(
+            f"case {case.patient} has no mask for any of {', '.join(settings.series)}: nothing to draw an image for"
+        )
+    made = [_volume(model, one, facts(case, one.series, settings), rng, settings, steps) for one in volumes]
+    return dataclasses.replace(case, volumes=tuple(made))
+
+
+def _volume(
+    model: torch.nn.Module,
+    volume: Volume,
+    told: npt.NDArray[np.float32],
+    rng: np.random.Generator,
+    settings: Settings,
+    steps: int | None,
+) -> Volume:
+    dims = settings.spatial_dims
+    centre = _centre_mm(working_mask(volume, settings.looks), settings)
+    classes = torch.from_numpy(classes_of(volume, settings.looks).astype(np.float32))
+    mask = sample(
+        classes[:, None] if dims == 2 else classes[None, None],
+        source_mm=image_size_mm(volume)[-dims:],
+        centre_mm=centre,
+        matrix=box(settings.field_mm),
+        shape=settings.voxels,
+        nearest=True,
+    )[:, 0].long()
+    rows = len(mask)
+    common, own = rng.standard_normal((1, 1, *settings.voxels)), rng.standard_normal((rows, 1, *settings.voxels))
+    noise = np.sqrt(settings.coherence) * common + np.sqrt(1 - settings.coherence) * own
+    image = drawn(
+        model,
+        mask,
+        torch.from_numpy(told).expand(rows, -1),
+        torch.from_numpy(noise.astype(np.float32)),
+        settings,
+        steps=steps,
+    )
+    shape = mask.shape if dims == 2 else mask.shape[1:]
+    values = np.array([0, *settings.structures.values(), *[255] * (255 - len(settings.structures))], np.uint8)
+    return Volume(
+        volume.series,
+        image.reshape(shape).numpy(),
+        _affine(volume, centre, settings),
+        values[mask.reshape(shape).numpy()],
+        volume.annotated,
+    )
+
+
+def _centre_mm(stored: npt.NDArray[np.uint8], settings: Settings) -> npt.NDArray[np.float64]:
+    """Middle of the located structures from the middle of the image, (d,); the image's own where there are none."""
+    dims = settings.spatial_dims
+    where = np.argwhere(np.isin(stored, settings.looks.located))[:, -dims:]
+    if not len(where):
+        return np.zeros(dims)
+    middle: npt.NDArray[np.float64] = ((where.mean(axis=0) + 0.5) / np.array(settings.looks.working_voxels) - 0.5) * np.array(
+        settings.looks.working_field_mm
+    )
+    return middle
+
+
+def _affine(volume: Volume, centre_mm: npt.NDArray[np.float64], settings: Settings) -> npt.NDArray[np.float64]:
+    """From indices of what was drawn to the patient coordinates of the volume whose mask it was drawn for."""
+    dims = settings.spatial_dims
+    spacing = np.array(volume.spacing_mm)
+    along = volume.affine[:3, :3] / spacing  # unit vectors of the axes
+    new = spacing.copy()
+    new[-dims:] = np.array(settings.field_mm) / np.array(settings.voxels)
+    first_mm = np.zeros(3)  # of the first voxel's centre, from that of the volume's own first voxel, along its axes
+    half = np.array(image_size_mm(volume)) / 2 - spacing / 2
+    first_mm[-dims:] = half[-dims:] + centre_mm - np.array(settings.field_mm) / 2 + new[-dims:] / 2
+    affine = np.eye(4)
+    affine[:3, :3] = along * new
+    affine[:3, 3] = volume.affine[:3, 3] + along @ first_mm
+    return affine
