@@ -35,6 +35,7 @@ Models
   features        --study STUDY --out TABLE.parquet: the cohort's radiomic features, to look at here
   personalise     STUDY MODEL --steps N: a model for this hospital alone, trained further on its own patients
   add-model       FILE: keep trained weights that studies name as the model which draws their masks
+  add-reference-values  RUN: keep a study's percentile curves by age and sex, which patients are then compared with
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ from fl_client.commands import (
     pull,
     quality,
     quarantine,
+    reference,
     returning,
     studies,
     user_name,
@@ -84,6 +86,7 @@ MODULES = (
     ledger,
     returning,
     personalising,
+    reference,
     daemon,
     page,
 )

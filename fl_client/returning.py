@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from fl_client.admission import label_map, series_rules
 from fl_client.audit import AuditLog
@@ -33,11 +35,14 @@ from fl_client.intake.visitors import Visitor, visitors
 from fl_client.intake.volume import GeometryRefused
 from fl_client.intake.way_back import WayBack
 from fl_client.intake.write_back import NOTE
+from fl_client.reference_values import kept, placed
 from fl_client.segmenting import SOME_REFUSED, progress_bars, require_meanings
 from fl_client.site import Archive, Site
 from fl_client.trained import Trained, load_trained
 from fl_client.withdrawal import PSEUDONYM, pseudonym_of
-from tasks.case import Case
+from tasks.case import Case, Volume
+from tasks.reference_values.place import Place
+from tasks.reference_values.values import ReferenceValues
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Desk:
     labels: LabelMap
     rules: SeriesRules
     way_back: WayBack
+    values: ReferenceValues | None  # that patients are compared with, if the hospital has any
 
 
 def give_back(
@@ -95,7 +101,7 @@ def give_back(
     require_meanings(trained.task.settings.structures, meanings, labels or site.arrivals.labels or "cardiac")
     author = Author(trained.study_name, trained.study_hash, trained.fingerprint)
     chosen_rules = series_rules(rules or site.arrivals.series_rules)
-    desk = Desk(site, site.archive, trained, author, meanings, chosen_rules, way_back)
+    desk = Desk(site, site.archive, trained, author, meanings, chosen_rules, way_back, kept(site))
     people = _people(site, patients)
     counts: Counter[str] = Counter()
     (site.identity_folder / "returned").mkdir(mode=0o700, exist_ok=True)
@@ -286,7 +292,26 @@ def _report(desk: Desk, patient: str, exam: Exam, drawn: Sequence[Drawn], refuse
         ("Made on", f"{date.today().isoformat()} at {desk.site.name}"),
         *((f"{series} not drawn", reason[:90]) for series, reason in refused.items()),
     ]
-    return Report("Outlines by a trained model", lines, desk.trained.task.settings.structures, drawn)
+    places = _places(desk, patient, drawn)
+    return Report("Outlines by a trained model", lines, desk.trained.task.settings.structures, drawn, desk.values, places)
+
+
+def _places(desk: Desk, patient: str, drawn: Sequence[Drawn]) -> list[Place]:
+    """Where the patient stands among the hospital's reference values by what the model drew; nowhere if that can't be told.
+
+    Age, sex and body come from the cohort's case, whose images are those that were drawn on.
+    """
+    structures = desk.trained.task.settings.structures
+    if desk.values is None or structures.get("blood_pool") != desk.values.settings.blood_pool:
+        return []
+    try:
+        case = Cohort(desk.site.cohort_folder).case(patient)
+        volumes = tuple(
+            Volume(one.series, one.image.astype(np.float32), np.diag([*one.spacing_mm, 1.0]), one.mask) for one in drawn
+        )
+        return placed(replace(case, volumes=volumes), desk.values)
+    except (KeyError, ValueError):
+        return []
 
 
 def _send(desk: Desk, exam: Exam, returned: Returned, counts: Counter[str], pseudonym: str, *, pause_s: float) -> None:

@@ -41,7 +41,7 @@ class NoPatients(Exception):
 def rehearse(simulation: Simulation) -> Outcome:
     """Run the whole rehearsal; the last lines on the screen say what came of it. Returns the verdict.
 
-    Settings with a classifier are a radiomics study (`simulation.radiomics`).
+    Settings with a classifier are a radiomics study (`simulation.radiomics`), with reference values one of these.
 
     Raises `FolderInUse` if another process runs under this name, and `NoPatients`.
     """
@@ -60,6 +60,14 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
             if not any(hospital.training_patients for hospital in sites.values()):
                 refused = [f"{name}: {reason}" for site in sites.values() for name, reason in site.refused.items()]
                 raise NoPatients("\n  ".join(["no hospital has a patient to train on", *refused[:5]]))
+        if simulation.reference is not None:
+            from simulation.reference_values import recipe as reference_values
+
+            one_thread()
+            record = reference_values.study(
+                simulation, simulation.reference, sites, folder, meter=meter, pool=pool, screen=screen
+            )
+            return _finish(record, folder, meter, pool, Measured(study_hash=record.study_hash, seeds=[simulation.seed]))
         classifier = simulation.radiomics
         with meter.phase("pretraining"):
             if classifier is None or "unet" in classifier.masks:

@@ -20,6 +20,7 @@ from simulation.settings import Simulation
 RESULTS = (
     *("record.json", "report.html", "scores.jsonl", "metrics.jsonl", "overlays", "ledgers"),
     *("model.pt", "model.ts.pt", "model.ts.json", "models", "radiomics.json"),
+    *("reference_values.json", "reference_facts.json"),
     *("clinical.json", "clinical_report.html", "clinical_report.pdf"),
 )
 """What a run makes of its arms, anew at every call."""

@@ -1,4 +1,5 @@
-"""One page about the masks that a model drew, as PDF: what it is for in large letters, who drew, how much, where.
+"""One page about the masks that a model drew, as PDF: what it is for in large letters, who drew, how much, where. Where the
+hospital has reference values a second page shows the patient among them.
 
 It says millilitres and shows outlines; it judges nothing. Of the patient it tells the hospital's number and the day of the
 examination and no name: enough to see that a page lies with the wrong patient, and a page that is printed and lost names
@@ -10,13 +11,18 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_pdf import FigureCanvasPdf, PdfPages
 from matplotlib.figure import Figure
+
+from fl_client.reference_chart import draw_panels
+from tasks.reference_values.place import Place, source
+from tasks.reference_values.values import ReferenceValues
 
 A4_INCHES = (8.27, 11.69)
 COLUMNS, MOST_SERIES = 4, 4
@@ -49,10 +55,13 @@ class Report:
     lines: Sequence[tuple[str, str]]
     structures: Mapping[str, int]  # name: value in the mask
     drawn: Sequence[Drawn]
+    values: ReferenceValues | None = None  # what `places` are among
+    places: Sequence[Place] = ()
 
 
 def draw(report: Report) -> bytes:
-    """The page as PDF."""
+    """The page as PDF; two, if the patient has a place among reference values."""
+    facts = {"CreationDate": None, "Producer": "konsil", "Creator": "konsil"}
     with mpl.rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 8.5}):  # fonts that can be searched
         figure = Figure(figsize=A4_INCHES)
         FigureCanvasPdf(figure)
@@ -69,8 +78,42 @@ def draw(report: Report) -> bytes:
         _montage(figure, report, height - 0.015)
         _say(figure, 0.5, 0.022, "RESEARCH USE ONLY", size=14, weight="bold", color="#b00020", ha="center")
         page = io.BytesIO()
-        figure.savefig(page, format="pdf", dpi=150, metadata={"CreationDate": None, "Producer": "konsil", "Creator": "konsil"})
+        if report.values is None or not report.places:
+            figure.savefig(page, format="pdf", dpi=150, metadata=facts)
+        else:
+            with PdfPages(page, metadata=facts) as pages:
+                for one in (figure, _among_others(report, report.values)):
+                    pages.savefig(one, dpi=150)
     return page.getvalue()
+
+
+def _among_others(report: Report, values: ReferenceValues) -> Figure:
+    """The second page: percentile curves with the patient's dots, percentiles in words, and where the values come from."""
+    figure = Figure(figsize=A4_INCHES)
+    FigureCanvasPdf(figure)
+    _say(figure, 0.5, 0.955, "RESEARCH USE ONLY", size=33, weight="bold", color="#b00020", ha="center")
+    warning = "Measured by a model's outlines, which nobody has checked. A percentile is no diagnosis."
+    _say(figure, 0.5, 0.927, warning, size=11.5, ha="center")
+    _say(figure, 0.07, 0.893, "Among others of the same sex and age", size=12, weight="bold")
+    height = 0.872
+    for what, which in report.lines[:2]:
+        _say(figure, 0.07, height, what, color="#555555")
+        _say(figure, 0.25, height, which)
+        height -= 0.0165
+    height -= 0.01
+    for place in report.places:
+        _say(figure, 0.07, height, f"{place.measure.words.capitalize()}: {place.figure}", weight="bold")
+        _say(figure, 0.09, height - 0.0165, place.words)
+        height -= 0.037
+    draw_panels(figure, values, report.places[0].sex, report.places, top=height - 0.025, bottom=0.17)
+    legend = (
+        "Shades: 5th to 95th and 25th to 75th percentile. Line: median. Broken lines: where the median may lie instead, "
+        "and how far out the 5th and 95th percentile may (95 %). "
+    )
+    for number, line in enumerate(wrap(legend + source(values), 118)):
+        _say(figure, 0.07, 0.118 - 0.0155 * number, line, size=8, color="#333333")
+    _say(figure, 0.5, 0.022, "RESEARCH USE ONLY", size=14, weight="bold", color="#b00020", ha="center")
+    return figure
 
 
 def _say(figure: Figure, x: float, y: float, words: str, **how: Any) -> None:

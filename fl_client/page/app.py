@@ -354,6 +354,7 @@ def patient(request: Request, house: InHouse, name: str, every: str = "", whole:
         scanner=people.scanner_of(case) if case else "",
         quality=quality,
         series=people.series_of(inside, case, quality.value, every=bool(every)) if case else [],
+        compared=people.compared(house.site, case) if case else None,
         left_out=views.look(lambda: people.left_out(house.site, name)),
         counted=_counted_on_the_page(house, name),
         every=bool(every),
@@ -388,6 +389,14 @@ def slice_picture(
     pixels = {"thumb": THUMB, "large": LARGE}.get(size, TILE)
     data = pictures.slice_png(volume, view, index, pixels=pixels, whole=bool(whole), sides=size != "thumb")
     return Response(data, media_type="image/png")
+
+
+def reference_picture(house: InHouse, name: str) -> Response:
+    """One patient among the hospital's reference values."""
+    try:
+        return Response(people.compared_picture(house.site, name), media_type="image/png")
+    except KeyError:
+        raise HTTPException(404, "there is nothing to compare this patient with") from None
 
 
 def quality(request: Request, house: InHouse, patient: str = "") -> Response:
@@ -537,6 +546,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Response]], ...] = (
     ("POST", "/studies/{key}/decline", decline_study),
     ("GET", "/cohort", cohort),
     ("GET", "/cohort/{name}", patient),
+    ("GET", "/cohort/{name}/reference.png", reference_picture),
     ("GET", "/cohort/{name}/{series}/{number}.png", slice_picture),
     ("GET", "/quality", quality),
     ("GET", "/quality/{series}.png", quality_picture),

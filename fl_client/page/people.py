@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.quality import METRICS
 from fl_client.accounting import Reckoning, reckoning
@@ -27,6 +27,9 @@ from fl_client.quality.reference import Range, Reference, Standing, found_in, ra
 from fl_client.site import Site
 from tasks.case import Case, Volume
 
+if TYPE_CHECKING:
+    from tasks.reference_values.place import Place as PlaceByAge
+
 WORDS = {
     "cine_ed": "cine, end-diastole (heart filled)",
     "cine_es": "cine, end-systole (heart contracted)",
@@ -35,10 +38,57 @@ WORDS = {
 """What the cardiac series' names stand for."""
 PER_PAGE = 25
 SHOWN_SLICES = 18
+REFERENCE_VALUES = "reference_values.json"
 LOG_BYTES = 16 << 20
 """So much of the end of the training log is read for one patient."""
 
 drawing = Lock()  # matplotlib's fonts are shared between threads
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One patient among the hospital's reference values, or why not."""
+
+    places: tuple[PlaceByAge, ...] = ()
+    source: str = ""
+    trouble: str = ""
+
+
+def compared(site: Site, case: Case) -> Compared | None:
+    """Where a patient stands, by the masks in the cohort; None where the hospital has no reference values."""
+    if not (site.folder / REFERENCE_VALUES).exists():
+        return None
+    from fl_client.reference_values import kept, placed  # here: tasks import torch
+    from tasks.reference_values.place import source
+
+    try:
+        values = kept(site)
+        if values is None:
+            return None
+        return Compared(tuple(placed(case, values)), source(values))
+    except (OSError, ValueError) as error:
+        return Compared(trouble=str(error))
+
+
+def compared_picture(site: Site, patient: str) -> bytes:
+    """The percentile curves of the patient's sex with the patient's dots (PNG). Raises `KeyError` where there is nothing to
+    draw.
+    """
+    from fl_client.reference_chart import figure_of  # here: matplotlib takes a second to import
+    from fl_client.reference_values import kept, placed
+
+    case = Cohort(site.cohort_folder).case(patient)
+    try:
+        values = kept(site)
+        found = placed(case, values) if values is not None else []
+    except (OSError, ValueError):
+        values, found = None, []
+    if values is None or not found:
+        raise KeyError(patient)
+    out = BytesIO()
+    with drawing:
+        figure_of(values, found[0].sex, found).savefig(out, format="png", dpi=130)
+    return out.getvalue()
 
 
 def _changed(*paths: Path) -> Hashable:

@@ -1,15 +1,17 @@
 """The study report: one HTML file that a clinician can read, and the last lines on the terminal.
 
 It reads the files of a run folder and nothing else, so a report can be written again at any time, anywhere. The page holds
-its pictures and styles itself and asks nothing of any network. A folder with radiomics.json gets the page of a radiomics study.
+its pictures and styles itself and asks nothing of any network. A folder with radiomics.json gets the page of a radiomics study,
+one with reference_values.json that of reference values.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from fl_client.reference_values import FILE as REFERENCE
 from fl_server.report.statistics import mean
-from simulation.report import radiomics, words
+from simulation.report import radiomics, reference_values, words
 from simulation.report.page import page
 from simulation.report.radiomics_results import FILE, Findings
 from simulation.report.results import Run
@@ -23,7 +25,10 @@ def write_report(folder: Path) -> Path:
     Raises `FileNotFoundError` when there is no record.json; every other file may be missing. Raises `ValueError` for a
     radiomics.json that holds no JSON object.
     """
-    text = radiomics.page(Findings(folder)) if (folder / FILE).exists() else page(Run(folder))
+    if (folder / REFERENCE).exists():
+        text = reference_values.page(folder)
+    else:
+        text = radiomics.page(Findings(folder)) if (folder / FILE).exists() else page(Run(folder))
     path = folder / "report.html"
     part = folder / "report.part"
     part.write_text(text, encoding="utf-8")
@@ -36,6 +41,8 @@ def summary_lines(folder: Path) -> list[str]:
 
     Of a radiomics study: the verdict, AUC and epsilon by arm and by hospital, and where the report lies.
     """
+    if (folder / REFERENCE).exists():
+        return reference_values.summary_lines(folder)
     if (folder / FILE).exists():
         return radiomics.summary_lines(Findings(folder))
     run = Run(folder)

@@ -1,0 +1,187 @@
+"""The rehearsal of a study of reference values: the federation counts, the curves are fitted, and what only we know stands
+beside.
+
+The federation is what real hospitals would do: one noisy sum. Only the owner of generated patients can also measure them all
+without noise; these numbers are kept apart in `reference_facts.json` and enter no curve.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from conf.study import LocalTraining, Strategy
+from fl_client.cohort import Cohort
+from fl_client.reference_values import FILE, values_of
+from fl_server.record import Record
+from fl_server.weights import State, initial_state
+from simulation.arms import Arm, train
+from simulation.hospital import Hospital
+from simulation.machine import Meter, unordered
+from simulation.reference_values.settings import Reference
+from simulation.results import at_the_ledger
+from simulation.screen import Screen
+from simulation.settings import Simulation
+from tasks.reference_values.measures import Ventricle
+from tasks.reference_values.task import ReferenceTask
+from tasks.reference_values.values import ReferenceValues, reference_values
+from tasks.task import load, settled
+from tasks.weights import save
+
+FACTS = "reference_facts.json"
+
+
+def study(
+    simulation: Simulation,
+    reference: Reference,
+    hospitals: Mapping[str, Hospital],
+    folder: Path,
+    *,
+    meter: Meter,
+    pool: Executor,
+    screen: Screen,
+) -> Record:
+    """Run it and write the sum, `reference_values.json`, the facts and the ledgers into `folder`. Returns the record."""
+    for name in (FILE, FACTS, "model.pt"):  # of an earlier run, until this one has its own
+        (folder / name).unlink(missing_ok=True)
+    arm = _arm(simulation, reference, hospitals, folder)
+    with meter.phase("federation"):
+        screen.advance("federation", 0, 1)
+        train(arm, _start(arm), pool=pool, engine=simulation.engine)
+        screen.advance("federation", 1, 1)
+    with meter.phase("measures without noise"):
+        measured = _measured(dict(arm.study.task), hospitals, pool, screen)
+    record = _complete(arm, simulation, meter)
+    if (arm.folder / "model.pt").exists():
+        with meter.phase("curves"):
+            values = values_of(arm.folder)
+            (folder / FILE).write_text(values.model_dump_json())
+            _write_facts(folder / FACTS, arm, hospitals, measured, values, shown=reference.shown)
+        _export(arm, folder)
+    return record
+
+
+def _arm(simulation: Simulation, reference: Reference, hospitals: Mapping[str, Hospital], folder: Path) -> Arm:
+    plan = simulation.study(seed=simulation.seed, private=True, sites=tuple(hospitals), initial=None)
+    task = settled(reference.task)
+    privacy = plan.privacy.model_copy(update={"evaluation_share": 0.0, "validation_share": 0.0, "matrix_share": 0.0})
+    changes = {
+        "task": task,
+        "rounds": 1,
+        "training": LocalTraining(),
+        "strategy": Strategy(name="sum"),
+        "validation": None,
+        "privacy": privacy,
+    }
+    counted = plan.model_copy(update=changes)
+    place = folder / "arms" / "federation_private" / str(simulation.seed)
+    return Arm("federation_private", type(counted).model_validate(counted.model_dump()), hospitals, place)
+
+
+def _start(arm: Arm) -> Path:
+    """The empty sum, in a file."""
+    path = arm.folder.parent / "empty.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(initial_state(arm.study), path)
+    return path
+
+
+def _measured(
+    task: dict[str, Any], hospitals: Mapping[str, Hospital], pool: Executor, screen: Screen
+) -> dict[str, dict[str, Ventricle]]:
+    """Every patient who can be measured, by hospital and pseudonym."""
+    jobs = [(task, name, one.cohort_folder, patient) for name, one in hospitals.items() for patient in one.cohort.patients]
+    found: dict[str, dict[str, Ventricle]] = {name: {} for name in hospitals}
+    for done, (name, patient, ventricle) in enumerate(unordered(pool, measure_one, jobs), start=1):
+        if ventricle is not None:
+            found[name][patient] = ventricle
+        screen.advance("measures without noise", done, len(jobs))
+    return {name: dict(sorted(patients.items())) for name, patients in found.items()}
+
+
+def measure_one(task: dict[str, Any], name: str, cohort: Path, patient: str) -> tuple[str, str, Ventricle | None]:
+    """One patient's own numbers; None where they can't be had."""
+    counting = load(task)
+    if not isinstance(counting, ReferenceTask):
+        raise ValueError(f"task {task['name']} measures no ventricle")
+    try:
+        return name, patient, counting.measured(Cohort(cohort).case(patient))
+    except ValueError:
+        return name, patient, None
+
+
+def exact(task: ReferenceTask, patients: list[Ventricle]) -> State:
+    """The sum of these patients without noise."""
+    total = np.zeros(task.length)
+    for patient in patients:
+        if rows := task.rows(patient):
+            total += task.contribution({"rows": np.array(rows, np.int64)})
+    return {"total": torch.from_numpy(total), "noise_variance": torch.zeros(1, dtype=torch.float64)}
+
+
+def _write_facts(
+    path: Path,
+    arm: Arm,
+    hospitals: Mapping[str, Hospital],
+    measured: Mapping[str, Mapping[str, Ventricle]],
+    values: ReferenceValues,
+    *,
+    shown: int,
+) -> None:
+    """The counted patients' own numbers, curves of them without noise, and patients held back, to be shown among the curves."""
+    task = load(arm.study.task)
+    if not isinstance(task, ReferenceTask):
+        return
+    counted = [measured[name][p] for name, one in hospitals.items() for p in one.training_patients if p in measured[name]]
+    plain = reference_values(
+        task,
+        exact(task, counted),
+        study=values.study,
+        study_hash=values.study_hash,
+        hospitals=values.hospitals,
+        epsilon=None,
+        delta=None,
+    )
+    held_back = [
+        {"hospital": name, "patient": patient, "ventricle": asdict(measured[name][patient])}
+        for name, one in hospitals.items()
+        for patient in [p for p in one.test_patients if p in measured[name]][:shown]
+    ]
+    facts = {"counted": [asdict(one) for one in counted], "pooled": plain.model_dump(mode="json"), "held_back": held_back}
+    path.write_text(json.dumps(facts))
+
+
+def _complete(arm: Arm, simulation: Simulation, meter: Meter) -> Record:
+    """The federation's record with what the researcher knows beside it."""
+    record = arm.record()
+    record.seeds, record.profile, record.engine = [simulation.seed], simulation.size.profile, simulation.engine
+    for name, hospital in arm.hospitals.items():
+        site = record.sites[name]
+        site.declared_size, site.scanner = hospital.declared_size, hospital.scanner
+        site.cases_expected, site.cases_used = hospital.cases_expected, len(hospital.cohort)
+        site.cases_refused, site.cases_withdrawn = len(hospital.refused), len(hospital.cohort.withdrawn)
+        site.epsilon = at_the_ledger(arm, name)
+    record.timings = {phase: round(seconds, 2) for phase, seconds in [*meter.timings.items(), ("total", meter.total_s)]}
+    record.memory_mb = {phase: round(memory, 1) for phase, memory in meter.memory_mb.items()}
+    record.peak_memory_mb = round(meter.peak_memory_mb, 1)
+    return record
+
+
+def _export(arm: Arm, folder: Path) -> None:
+    """The sum, and each hospital's ledger with its head."""
+    shutil.copy(arm.folder / "model.pt", folder / "model.pt")
+    shutil.rmtree(folder / "ledgers", ignore_errors=True)
+    (folder / "ledgers").mkdir()
+    for name in arm.hospitals:
+        for ending in ("", ".head"):
+            ledger = arm.folder / "sites" / name / f"ledger.jsonl{ending}"
+            if ledger.exists():
+                shutil.copy(ledger, folder / "ledgers" / f"{name}.jsonl{ending}")

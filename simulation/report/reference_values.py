@@ -1,0 +1,112 @@
+"""The report of a rehearsed study of reference values: the curves, the patients nobody else sees behind them, and single
+patients.
+
+Reads `record.json`, `reference_values.json` and `reference_facts.json` of a run's folder. Pictures are PNG inside the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from fl_client.reference_chart import figure_of, stretches
+from fl_client.reference_values import FILE, lines
+from fl_server.record import Record
+from simulation.report import words
+from tasks.reference_values.measures import Ventricle
+from tasks.reference_values.place import PEOPLE, Place, places, source
+from tasks.reference_values.settings import SEXES
+from tasks.reference_values.values import Curve, ReferenceValues
+
+HERE = Path(__file__).parent
+FACTS = "reference_facts.json"
+TRUTH = "#b8860b"
+
+
+def page(folder: Path) -> str:
+    """The whole report as one HTML text. Raises `FileNotFoundError` for a folder without the three files."""
+    values = ReferenceValues.model_validate_json((folder / FILE).read_text())
+    facts = json.loads((folder / FACTS).read_text())
+    record = Record.read(folder / "record.json")
+    counted = [Ventricle(**one) for one in facts["counted"]]
+    pooled = ReferenceValues.model_validate(facts["pooled"])
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("reference_values.html").render(
+        css=Markup((HERE / "style.css").read_text()),
+        record=record,
+        verdict=words.VERDICTS[record.verdict],
+        source=source(values),
+        counted=len(counted),
+        lines=[line.strip() for line in lines(values)],
+        charts=[(PEOPLE[sex], _png(_chart(values, pooled, counted, sex))) for sex in SEXES],
+        errors=errors(values, pooled),
+        patients=[_patient(one, values) for one in facts["held_back"]],
+    )
+
+
+def summary_lines(folder: Path) -> list[str]:
+    """The verdict, medians with their intervals, and where the report lies."""
+    record = Record.read(folder / "record.json")
+    found = [words.VERDICTS[record.verdict], *(f"  {reason}" for reason in record.reasons[:5])]
+    if (folder / FILE).exists():
+        found += lines(ReferenceValues.model_validate_json((folder / FILE).read_text()))
+    return [*found, f"Report: {folder / 'report.html'}"]
+
+
+def errors(values: ReferenceValues, pooled: ReferenceValues) -> list[dict[str, Any]]:
+    """By measure and sex: how far the private percentiles lie from those of all patients without noise, where told."""
+    rows = []
+    for curve in values.curves:
+        other = pooled.curve(curve.measure, curve.sex)
+        row: dict[str, Any] = {"measure": curve.measure.words, "people": PEOPLE[curve.sex], "unit": curve.measure.unit}
+        if curve.ages and other is not None:
+            apart = np.abs(curve.percentiles(curve.ages) - other.percentiles(curve.ages)).mean(0)
+            row |= {"told": f"{curve.ages[0]} to {curve.ages[-1]}", "apart": [float(one) for one in apart]}
+        rows.append(row)
+    return rows
+
+
+def _chart(values: ReferenceValues, pooled: ReferenceValues, counted: list[Ventricle], sex: str) -> Figure:
+    """The private curves; behind them every counted patient, and the 5th, 50th and 95th percentile without noise."""
+    figure = figure_of(values, sex)
+    for axes, measure in zip(figure.axes, values.settings.measures, strict=True):
+        known = [(one.age, one.value(measure)) for one in counted if one.sex == sex]
+        own = np.array([pair for pair in known if pair[1] is not None], np.float64).reshape(-1, 2)
+        axes.plot(own[:, 0], own[:, 1], ".", color="#8a94a0", markersize=2.4, zorder=1)
+        if (curve := pooled.curve(measure, sex)) is not None:
+            _dashes(axes, curve)
+    return figure
+
+
+def _dashes(axes: Any, curve: Curve) -> None:
+    for ages in stretches(curve.ages):
+        axes.plot(ages, curve.percentiles(ages)[:, [0, 2, 4]], "--", color=TRUTH, linewidth=1.0, zorder=3)
+
+
+def _patient(one: dict[str, Any], values: ReferenceValues) -> dict[str, Any]:
+    """A patient held back, as the hospital's own page would show them."""
+    found = Ventricle(**one["ventricle"])
+    own: list[Place] = places(found, values)
+    return {
+        "name": one["patient"],
+        "hospital": one["hospital"],
+        "of": f"{'woman' if found.sex == 'F' else 'man'} of {int(found.age)}",
+        "places": own,
+        "chart": _png(figure_of(values, found.sex, own)),
+    }
+
+
+def _png(figure: Figure) -> str:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
