@@ -31,10 +31,12 @@ from simulation.scoring import Scores, mean_scores, restore, score_hospitals
 from simulation.screen import Screen
 from simulation.settings import Simulation
 from simulation.sources import SCORING, digest
+from simulation.synthetic import gallery
 from tasks.case import Volume
 from tasks.fingerprint import fingerprint
 from tasks.segmentation.export import export_torchscript
 from tasks.segmentation.task import SegmentationTask
+from tasks.synthesis.task import SynthesisTask
 from tasks.task import load
 
 
@@ -183,12 +185,14 @@ def save_pictures(simulation: Simulation, final: Arm, world: World, folder: Path
     np.savez_compressed(place / "scanners.npz", **scanners)
     if not (final.folder / "model.pt").exists():
         return
+    task = load(simulation.task)
+    if isinstance(task, SynthesisTask):
+        _drawn_pictures(task, final, world, place)
     rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["arm"] == final.name and row["seed"] == final.study.seed and row["role"] != "real"]
     rows = [row for row in rows if any(key.startswith("dice/") for key in row["scores"])]
     if not rows:
         return
-    task = load(simulation.task)
     if not isinstance(task, SegmentationTask):
         return
     rows.sort(key=_mean_dice)
@@ -198,6 +202,13 @@ def save_pictures(simulation: Simulation, final: Arm, world: World, folder: Path
         volume = next(volume for volume in case.volumes if volume.mask is not None)
         model = restore(task, [final.worn(row["hospital"])])
         _picture(place / f"{rank}.npz", volume, task.segment(model, case)[volume.series].mask, row, final.name)
+
+
+def _drawn_pictures(task: SynthesisTask, final: Arm, world: World, place: Path) -> None:
+    """`overlays/synthetic.npz`: of each hospital a patient, and what the start and the final model draw in its style."""
+    models = {"pretrained": restore(task, [world.start]), final.name: restore(task, [final.state()])}
+    shown = {h.name: (h.cohort, h.test_patients[0]) for role, h in world.roles if role == "site" and h.test_patients}
+    np.savez_compressed(place / "synthetic.npz", allow_pickle=False, **gallery(task, models, shown))
 
 
 def _mean_dice(row: dict[str, Any]) -> float:

@@ -130,11 +130,14 @@ def drawn(
     noise: torch.Tensor,
     settings: Settings,
     *,
+    sketch: torch.Tensor | None = None,
     steps: int | None = None,
 ) -> torch.Tensor:
     """Images (rows, 1, *voxels), 0..1.5, for masks (rows, *voxels) and facts (rows, facts), from this noise.
 
-    By the deterministic way back of Song et al. 2020 (DDIM, arXiv 2010.02502), by default in the steps of the settings.
+    By the deterministic way back of Song et al. 2020 (DDIM, arXiv 2010.02502), by default in the steps of the settings. It
+    begins with the `sketch`, images of the same shape, at level `settings.begin` (Meng et al. 2021, SDEdit, arXiv
+    2108.01073), or with noise alone where there is none.
     """
     from monai.networks.schedulers import DDIMScheduler
 
@@ -148,11 +151,15 @@ def drawn(
         clip_sample_max=2 * BRIGHTEST - 1,
     )
     way.set_timesteps(steps or settings.draw_steps, device=device)
+    levels = [int(level) for level in way.timesteps if sketch is None or level <= settings.begin * settings.levels]
     classes, facts, there = classes.to(device), facts.to(device), noise.to(device)
-    for step in way.timesteps:
-        level = (step / settings.levels).expand(len(there))
-        velocity = model(composed(there, classes, facts, level, settings))
-        there, _ = way.step(velocity[:, None], int(step), there)
+    if sketch is not None:
+        kept = _kept(settings.levels)[levels[0]]
+        there = kept.sqrt() * (2 * sketch.to(device) - 1) + (1 - kept).sqrt() * there
+    for level in levels:
+        share = torch.full((len(there),), level / settings.levels, device=device)
+        velocity = model(composed(there, classes, facts, share, settings))
+        there, _ = way.step(velocity[:, None], level, there)
     return ((there + 1) / 2).clamp(0, BRIGHTEST).cpu()
 
 

@@ -48,7 +48,10 @@ class Settings(Frozen):
     trainable: Literal["all", "up", "norm", "head"] = "all"
 
     levels: Annotated[int, Field(ge=10)] = 1000  # of noise, along a cosine
-    draw_steps: Annotated[int, Field(ge=1)] = 20  # from noise to an image
+    begin: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # level that drawing begins at; below 1 the case's own image is noised to it
+    )
+    draw_steps: Annotated[int, Field(ge=1)] = 20  # from level 1 to an image; fewer from below
     coherence: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of the first noise that all slices of a volume have in common
 
     @model_validator(mode="before")

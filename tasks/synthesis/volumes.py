@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import torch
 
 from tasks.case import Case, Volume
 from tasks.segmentation.look import box, sample
-from tasks.segmentation.prepare import classes_of, image_size_mm, working_mask
+from tasks.segmentation.prepare import classes_of, image_size_mm, working_image, working_mask
 from tasks.synthesis.diffusion import drawn
 from tasks.synthesis.prepare import facts
 from tasks.synthesis.settings import Settings
@@ -21,8 +22,9 @@ def synthetic(
 ) -> Case:
     """The case's masks with images that the model draws for them, on the generator's grid around the located structures.
 
-    Of the case only masks and facts are looked at, never an image: give it one that was drawn, or a patient's masks will be in
-    what it returns. Endpoints and scanner stay. Raises `ValueError` for a case without a mask of the series.
+    Give it a case that was drawn: a patient's masks would be in what it returns, and with `settings.begin` below 1, where
+    drawing begins with the case's own images, so would those. Endpoints and scanner stay. Raises `ValueError` for a case
+    without a mask of the series.
     """
     volumes = [v for v in case.volumes if v.series in settings.series and v.mask is not None]
     if not volumes:
@@ -42,16 +44,25 @@ def _volume(
     steps: int | None,
 ) -> Volume:
     dims = settings.spatial_dims
-    centre = _centre_mm(working_mask(volume, settings.looks), settings)
-    classes = torch.from_numpy(classes_of(volume, settings.looks).astype(np.float32))
-    mask = sample(
-        classes[:, None] if dims == 2 else classes[None, None],
-        source_mm=image_size_mm(volume)[-dims:],
-        centre_mm=centre,
-        matrix=box(settings.field_mm),
-        shape=settings.voxels,
-        nearest=True,
-    )[:, 0].long()
+    looks = settings.looks
+    centre = _centre_mm(working_mask(volume, looks), settings)
+
+    def look(source: npt.NDArray[np.floating], size_mm: Sequence[float], *, nearest: bool) -> torch.Tensor:
+        return sample(
+            torch.from_numpy(source.astype(np.float32)),
+            source_mm=size_mm,
+            centre_mm=centre,
+            matrix=box(settings.field_mm),
+            shape=settings.voxels,
+            nearest=nearest,
+        )
+
+    classes = classes_of(volume, looks).astype(np.float32)
+    classes = classes[:, None] if dims == 2 else classes[None, None]
+    mask = look(classes, image_size_mm(volume)[-dims:], nearest=True)[:, 0].long()
+    sketch = None
+    if settings.begin < 1:
+        sketch = look(working_image(volume, looks)[:, None], looks.working_field_mm, nearest=False)
     rows = len(mask)
     common, own = rng.standard_normal((1, 1, *settings.voxels)), rng.standard_normal((rows, 1, *settings.voxels))
     noise = np.sqrt(settings.coherence) * common + np.sqrt(1 - settings.coherence) * own
@@ -61,6 +72,7 @@ def _volume(
         torch.from_numpy(told).expand(rows, -1),
         torch.from_numpy(noise.astype(np.float32)),
         settings,
+        sketch=sketch,
         steps=steps,
     )
     shape = mask.shape if dims == 2 else mask.shape[1:]

@@ -147,6 +147,25 @@ def test_a_case_is_drawn_where_its_masks_lie_and_without_a_look_at_its_images(ta
     assert not np.array_equal(made.volumes[0].image, other.volumes[0].image)
 
 
+def test_begun_below_the_top_an_image_keeps_what_the_sketch_has(task):
+    """A network that tells nothing but noise leaves the sketch as it is, the more so the lower it begins."""
+
+    def away(begin):
+        one = build(SMALL | {"begin": begin, "coherence": 0})
+        case = patient()
+        arrays = one.prepare(case)
+        image, _ = diffusion.look(arrays, np.arange(5), one.settings)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            found = one.synthetic(one.model(), case, np.random.default_rng(0)).volumes[0].image
+        return float(np.abs(found - image[:, 0].numpy()).mean())
+
+    assert away(0.1) < away(0.5) < away(0.9)
+    blind = tuple(dataclasses.replace(one, image=np.full_like(one.image, np.nan)) for one in patient().volumes)
+    with pytest.raises(ValueError, match="no usable contrast"):
+        build(SMALL | {"begin": 0.5}).synthetic(task.model(), patient(volumes=blind), np.random.default_rng(0))
+
+
 def test_slices_are_as_alike_as_the_noise_they_begin_with():
     def spread(coherence):
         torch.manual_seed(0)

@@ -1,0 +1,124 @@
+"""Scans that a learned generator draws: whole patients for masks that were drawn from a seed, and rows for a report.
+
+    python -m simulation.synthetic runs/generator synthetic/ --patients 40 --hospital spree
+
+Anatomy and masks are those of free patients (`simulation.pretraining`), of no hospital; the look is what the generator has
+learned. What leaves the machine should have passed the gate first (`tasks.synthesis.gate`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fl_client.cohort import Cohort
+from simulation.hospital_case import patient_case
+from simulation.pretraining import CASE_MIX
+from simulation.reader import Reader
+from simulation.scanner import Series, random_scanner
+from simulation.scoring import restore
+from tasks.case import Case
+from tasks.synthesis import SynthesisTask
+from tasks.synthesis.diffusion import look
+from tasks.task import load
+
+FIRST_SEED = 90_000_000
+"""Of those drawn here: none of them is anybody's training or test patient (those lie below)."""
+
+SHOWN = 5  # slices of a row
+
+
+def free_case(number: int, series: Sequence[str], facts: Mapping[str, Any]) -> Case:
+    """The free patient of this number, whose masks and surroundings a generator starts from; `facts` of the scanner stand."""
+    seed = FIRST_SEED + number
+    kinds = cast("tuple[Series, ...]", tuple(series))
+    case = patient_case(seed, random_scanner(seed), Reader(), CASE_MIX, kinds, oversampling=1, subslices=2)
+    return dataclasses.replace(case, scanner={**case.scanner, **facts})
+
+
+def gallery(
+    task: SynthesisTask, models: Mapping[str, torch.nn.Module], cohorts: Mapping[str, tuple[Cohort, str]]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Rows (slices, rows, columns) of pictures, 0..1.5: of each hospital a patient, and what each model draws in its style.
+
+    `cohorts` names each hospital's cohort and the patient to show. The drawn patient of a hospital is the same for all models.
+    """
+    found = {}
+    for number, (name, (cohort, patient)) in enumerate(cohorts.items()):
+        case = cohort.case(patient)
+        free = free_case(number, task.settings.series[:1], case.scanner)
+        for kind, one in (("patient", case), ("sketch", free)):
+            arrays = task.prepare(one)
+            first = _shown(arrays["labelled"] & (arrays["volume"] == arrays["volume"][0]))  # of one volume
+            found[f"{name}/{kind}"] = look(arrays, first, task.settings)[0][:, 0].numpy()
+        for arm, model in models.items():
+            volume = task.synthetic(model, free, np.random.default_rng([number, 3])).volumes[0]
+            labelled = (np.asarray(volume.mask) != 0).reshape(len(volume.image), -1).any(axis=1)
+            found[f"{name}/{arm}"] = np.asarray(volume.image[_shown(labelled)], np.float32)
+    return found
+
+
+def _shown(labelled: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Slices from base to apex, of those on which something was drawn."""
+    there = np.flatnonzero(labelled)
+    return there[np.linspace(0, len(there) - 1, SHOWN).round().astype(np.intp)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill a cohort folder with patients whom a run's generator draws."""
+    parser = argparse.ArgumentParser(prog="python -m simulation.synthetic", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a run of study=synthesis")
+    parser.add_argument("out", type=Path, help="a cohort folder, which is made; patients that it has are left as they are")
+    parser.add_argument("--patients", type=int, default=20, metavar="N", help="(20)")
+    parser.add_argument("--hospital", help="in whose style: a hospital of the run, or all in turn")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    options = parser.parse_args(argv)
+    try:
+        fill(options.run, options.out, patients=options.patients, hospital=options.hospital, seed=options.seed)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"simulation.synthetic: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def fill(run: Path, out: Path, *, patients: int, hospital: str | None = None, seed: int = 0) -> None:
+    """Draw so many patients into a cohort. Raises `ValueError`, in words, for a run without a generator or such a hospital."""
+    if patients < 1:
+        raise ValueError(f"--patients is a number from 1 on, not {patients}")
+    path = run / "settings.json"
+    if not path.exists() or not (run / "model.pt").exists():
+        raise ValueError(f"{run} is no folder of a finished run: it lacks settings.json or model.pt")
+    settings = json.loads(path.read_text())
+    task = load(settings["task"])
+    if not isinstance(task, SynthesisTask):
+        raise ValueError(f"{run} learned task {settings['task'].get('name')}, which draws no scans; study=synthesis does")
+    sites = settings["hospitals"].get("sites", {})
+    names = [hospital] if hospital is not None else list(sites)
+    if strangers := [name for name in names if name not in sites]:
+        raise ValueError(f"the run has no hospital {strangers[0]}; it has {', '.join(sites)}")
+    model = restore(task, [torch.load(run / "model.pt", weights_only=True)])
+    cohort = Cohort(out)
+    there = set(cohort.patients)
+    for number in range(patients):
+        style = sites[names[number % len(names)]]["scanner"]
+        facts = {name: style[name] for name in ("manufacturer", "field_strength_t") if name in style}
+        pseudonym = f"G{FIRST_SEED + number:08d}"
+        if pseudonym in there:
+            continue
+        case = free_case(number, task.settings.series, facts)
+        cohort.admit(task.synthetic(model, case, np.random.default_rng([seed, number])))
+        print(f"patient {number + 1} of {patients}", end="\r", file=sys.stderr, flush=True)
+    print(f"{patients} patients in {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

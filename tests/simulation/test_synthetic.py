@@ -1,0 +1,114 @@
+"""A rehearsal of a generator: it is learned under a promise, draws, is reported on, and fills cohorts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fl_client.cohort import Cohort
+from simulation.__main__ import main, settings_of
+from simulation.report import summary_lines
+from simulation.synthetic import FIRST_SEED, free_case
+from simulation.synthetic import main as draw
+from tasks.task import load
+
+HOSPITALS = ("sites.donau", "sites.rhein", "held_out.limmat")
+GENERATOR = [
+    "study=synthesis",
+    *(f"~hospitals.sites.{name}" for name in ("alster", "isar", "spree")),
+    *(f"hospitals.{name}.relative_size=1" for name in HOSPITALS),
+    *(f"hospitals.{name}.scanner.{key}" for name in HOSPITALS for key in ("matrix=64", "pixel_mm=4")),
+    *("hospitals.patients=4", "hospitals.oversampling=1", "hospitals.subslices=1", "real=null"),
+    *("task.voxels=16", "task.working_mm=8", "task.channels=[8,16]", "task.attention=[false,true]"),
+    *("+task.head_channels=8", "+task.levels=50", "+task.draw_steps=4"),
+    *("pretraining={patients:3,steps:30,batch_patients:3,views:2,learning_rate:0.005,subslices:1}",),
+    *("rounds=2", "evaluate_every=2", "workers=0", "training={steps:1,views:2,sample_rate:1}", "plain_training.sample_rate=1"),
+]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    place = tmp_path_factory.mktemp("generators")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulation.pretraining.THREADS", 1)
+        assert main([*GENERATOR, f"runs_folder={place}", "name=generator"]) == 0
+    return place / "generator"
+
+
+def test_it_is_learned_under_the_promise_and_scored_on_test_patients(learned):
+    record = json.loads((learned / "record.json").read_text())
+    assert (record["verdict"], record["study"]["task"]["name"]) == ("complete", "synthesis")
+    start, end = (torch.load(learned / name, weights_only=True) for name in ("start.pt", "model.pt"))
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    task = load(record["study"]["task"])
+    assert moved
+    assert moved <= set(task.trainable(task.model()))
+    rows = [json.loads(line) for line in (learned / "scores.jsonl").read_text().splitlines()]
+    assert {row["arm"] for row in rows} == {"pretrained", "federation_private", "federation_plain"}
+    assert all(-1 < row["scores"]["explained"] < 1 for row in rows)
+
+
+def test_the_report_shows_a_patient_and_what_each_model_draws_at_every_hospital(learned):
+    with np.load(learned / "overlays" / "synthetic.npz") as pictures:
+        assert set(pictures) == {
+            f"{name}/{kind}"
+            for name in ("donau", "rhein")
+            for kind in ("patient", "sketch", "pretrained", "federation_private")
+        }
+        assert all(pictures[name].shape == (5, 16, 16) and pictures[name].std() > 0 for name in pictures)
+        assert not np.array_equal(pictures["donau/pretrained"], pictures["donau/federation_private"])
+    page = (learned / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 8
+    assert "A test patient of this hospital" in page
+    assert "Drawn by: Federation with privacy" in page
+    assert "Dice" not in page
+    told = summary_lines(learned)
+    assert any("Federation with privacy: " in line and "of the noise told on test patients" in line for line in told)
+    assert not any("Dice" in line for line in told)
+
+
+def test_a_cohort_is_filled_with_patients_in_the_hospitals_styles_and_gone_on_with(learned, tmp_path, capsys):
+    assert draw([str(learned), str(tmp_path / "made"), "--patients", "2"]) == 0
+    cohort = Cohort(tmp_path / "made")
+    assert list(cohort.patients) == [f"G{FIRST_SEED}", f"G{FIRST_SEED + 1}"]
+    cases = [cohort.case(name) for name in cohort.patients]
+    assert [case.scanner["manufacturer"] for case in cases] == ["PHILIPS", "PHILIPS"]  # donau's and rhein's
+    assert {volume.image.shape[1:] for case in cases for volume in case.volumes} == {(16, 16)}
+    assert all((volume.mask == 1).any() for case in cases for volume in case.volumes)
+    assert draw([str(learned), str(tmp_path / "made"), "--patients", "3", "--hospital", "rhein"]) == 0
+    assert len(Cohort(tmp_path / "made").patients) == 3
+    again = Cohort(tmp_path / "made").case(cases[0].patient)
+    assert np.array_equal(again.volumes[0].image, cases[0].volumes[0].image)
+
+
+def test_a_drawn_patient_is_nobody_of_a_hospital_and_carries_the_scanners_facts():
+    one = free_case(5, ("cine_ed",), {"manufacturer": "CANON"})
+    assert one.patient == f"G{FIRST_SEED + 5}"
+    assert one.scanner["manufacturer"] == "CANON"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--patients", "0"], "--patients is a number from 1 on, not 0"),
+        (["--hospital", "elbe"], "the run has no hospital elbe; it has donau, rhein"),
+    ],
+)
+def test_mistakes_are_told_in_words(learned, tmp_path, capsys, arguments, words):
+    assert draw([str(learned), str(tmp_path / "made"), *arguments]) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_folder_without_a_generator_is_refused_in_words(tiny, tmp_path, capsys):
+    assert draw([str(tmp_path), str(tmp_path / "made")]) == 1
+    assert "is no folder of a finished run" in capsys.readouterr().err
+    assert draw([str(tiny.folder), str(tmp_path / "made")]) == 1
+    assert "learned task segmentation, which draws no scans; study=synthesis does" in capsys.readouterr().err
+
+
+def test_what_suits_hearts_at_a_small_size_is_not_told_to_a_generator():
+    assert settings_of(["study=synthesis"]).task["channels"] == [16, 32, 48]
+    assert settings_of([]).task["channels"] == [12, 24, 48, 96]
+    assert settings_of(["size=standard"]).task["channels"] == [16, 32, 64, 128]
