@@ -7,12 +7,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from network import connected
 
 from conf.study import Study
 from fl_client.cohort import Cohort
 from fl_server.live import Now
 from fl_server.record import Record
-from simulation.federation.programs import CommandFailed, Daemon, free_port, konsil_site, konsil_study, run
+from simulation.federation.programs import CommandFailed
 from tasks.fingerprint import fingerprint
 from tasks.task import load
 
@@ -32,42 +33,27 @@ def free_patients(hospitals, task):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_three_daemons_and_a_coordinator_filter_and_go_on_after_a_kill(hospitals, tmp_path):
-    coordinator, log, port = tmp_path / "coordinator", tmp_path / "commands.log", free_port()
     strategy = {"name": "fedwiener", "server_learning_rate": 0.1, "server_schedule": "cosine", "quorum": 3}
     training = {"steps": 1, "sample_rate": 1.0, "views": 2, "optimizer": "sgd", "learning_rate": 1.0}
     study = hospitals.study(name="filtered", rounds=6, privacy={"epsilon": 8}, training=training, strategy=strategy)
     (tmp_path / "study.json").write_text(study.model_dump_json())
     free = free_patients(hospitals, load(study.task))
     torch.save(free, tmp_path / "references.pt")
-    begin = konsil_study("start", str(tmp_path / "study.json"), "--folder", str(coordinator))
-    run(konsil_study("init", str(coordinator), "--host", "localhost", "--port", str(port)), log=log)
-    with Daemon("serve", konsil_study("serve", "--folder", str(coordinator)), log=tmp_path / "serve.log") as serving:
-        serving.wait_for("certificate valid until")
-        daemons = []
-        try:
-            for name in NAMES:
-                path = hospitals.sites[name]
-                token = run(konsil_study("join-token", name, "--folder", str(coordinator)), log=log).strip()
-                authority = ("--root-certificates", str(coordinator / "ca.crt"))
-                run(konsil_site(path, "join", token, "--coordinator", f"localhost:{port}", *authority), log=log)
-                daemons.append(Daemon(name, konsil_site(path, "start"), log=tmp_path / f"{name}.log"))
-            with pytest.raises(CommandFailed, match=r"--references FILE says where they are"):
-                run(begin, log=log)
-            run([*begin, "--references", str(tmp_path / "references.pt")], log=log)
-            folder = coordinator / "runs" / "filtered"
-            until(lambda: rounds_in(folder) >= 1, serving)
-            os.kill(pid_of(folder), signal.SIGKILL)
-            until(lambda: finished(folder), serving)
-            told = run(konsil_study("status", "filtered", "--folder", str(coordinator)), log=log)
-        finally:
-            stopped = [daemon.stop() for daemon in daemons]
-    assert stopped == [0] * 3
+    with connected(tmp_path, {name: hospitals.sites[name] for name in NAMES}) as network:
+        with pytest.raises(CommandFailed, match=r"--references FILE says where they are"):
+            network.command("start", str(tmp_path / "study.json"))
+        network.command("start", str(tmp_path / "study.json"), "--references", str(tmp_path / "references.pt"))
+        folder = network.coordinator / "runs" / "filtered"
+        until(lambda: rounds_in(folder) >= 1, network.serving)
+        os.kill(pid_of(folder), signal.SIGKILL)
+        until(lambda: finished(folder), network.serving)
+        told = network.command("status", "filtered")
     record = Record.read(folder / "record.json")
     assert (record.verdict, len(record.rounds)) == ("complete", 6), record.reasons
     assert record.resumed
     assert "over: complete" in told
     assert Study.model_validate(record.study).strategy.references_sha256 == fingerprint(free)
-    assert (coordinator / "models" / f"{fingerprint(free)}.pt").exists()
+    assert (network.coordinator / "models" / f"{fingerprint(free)}.pt").exists()
     assert all(site.epsilon == pytest.approx(8, rel=0.01) for site in record.sites.values())
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from network import connected
 
 from conf.study import LocalTraining, Privacy, SecureAggregation, Study
 from fl_client.audit import AuditLog
@@ -13,7 +14,6 @@ from fl_client.site import Budget
 from fl_server.app import run as run_in_process
 from fl_server.record import Record
 from fl_server.weights import initial_state
-from simulation.federation.programs import Daemon, free_port, konsil_site, konsil_study, run
 from simulation.grid import InProcessGrid
 
 NAMES = ("a", "b", "c", "d")
@@ -23,8 +23,6 @@ NAMES = ("a", "b", "c", "d")
 @pytest.mark.timeout(900)
 def test_four_daemons_and_a_coordinator_sum_under_masks(hospitals, tmp_path):
     hospitals.add("d", declared_size=5)
-    coordinator, log, port = tmp_path / "coordinator", tmp_path / "commands.log", free_port()
-    run(konsil_study("init", str(coordinator), "--host", "localhost", "--port", str(port)), log=log)
     for name in NAMES:
         hospitals.save(hospitals.site(name).model_copy(update={"budget": Budget(epsilon=10.0, delta=1e-3)}))
         shutil.copytree(hospitals.site(name).cohort_folder / "cases", tmp_path / "twins" / name / "cohort" / "cases")
@@ -39,21 +37,9 @@ def test_four_daemons_and_a_coordinator_sum_under_masks(hospitals, tmp_path):
     ).model_dump(mode="json")
     plan["privacy"]["secure"]["keys"] = {}  # the coordinator knows them from the register
     (tmp_path / "study.json").write_text(json.dumps(plan))
-    with Daemon("serve", konsil_study("serve", "--folder", str(coordinator)), log=tmp_path / "serve.log") as serving:
-        serving.wait_for("certificate valid until")
-        daemons = []
-        try:
-            for name in NAMES:
-                path = hospitals.sites[name]
-                token = run(konsil_study("join-token", name, "--folder", str(coordinator)), log=log).strip()
-                authority = ("--root-certificates", str(coordinator / "ca.crt"))
-                run(konsil_site(path, "join", token, "--coordinator", f"localhost:{port}", *authority), log=log)
-                daemons.append(Daemon(name, konsil_site(path, "start"), log=tmp_path / f"{name}.log"))
-            run(konsil_study("start", str(tmp_path / "study.json"), "--folder", str(coordinator), "--wait"), log=log)
-        finally:
-            stopped = [daemon.stop() for daemon in daemons]
-    assert stopped == [0] * 4
-    record = Record.read(coordinator / "runs" / plan["name"] / "record.json")
+    with connected(tmp_path, {name: hospitals.sites[name] for name in NAMES}) as network:
+        network.command("start", str(tmp_path / "study.json"), "--wait")
+    record = Record.read(network.coordinator / "runs" / plan["name"] / "record.json")
     assert record.verdict == "complete", record.reasons
     study = Study.model_validate(record.study)
     assert sorted(study.privacy.secure.keys) == list(NAMES)
@@ -70,7 +56,7 @@ def test_four_daemons_and_a_coordinator_sum_under_masks(hospitals, tmp_path):
         assert kinds == ["arrays", "arrays"]
     grid = InProcessGrid("fl_client.app:app", nodes, {"study": study.to_json()})
     here, _ = run_in_process(grid, study, initial_state(study), folder=tmp_path / "here")
-    there = torch.load(coordinator / "runs" / study.name / "model.pt", weights_only=True)
+    there = torch.load(network.coordinator / "runs" / study.name / "model.pt", weights_only=True)
     assert here.keys() == there.keys()
     # the same noise in whole numbers: what differs is the order in which torch adds
     assert all(torch.allclose(here[name], there[name], rtol=1e-4, atol=1e-5) for name in here)
