@@ -63,7 +63,7 @@ def gallery(
         for arm, model in models.items():
             volume = task.synthetic(model, free, np.random.default_rng([number, 3])).volumes[0]
             labelled = (np.asarray(volume.mask) != 0).reshape(len(volume.image), -1).any(axis=1)
-            found[f"{name}/{arm}"] = np.asarray(volume.image[_shown(labelled)], np.float32)
+            found[f"{name}/{arm}"] = _middle(np.asarray(volume.image[_shown(labelled)], np.float32), task.settings.voxels[-2:])
     return found
 
 
@@ -71,6 +71,12 @@ def _shown(labelled: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     """Slices from base to apex, of those on which something was drawn."""
     there = np.flatnonzero(labelled)
     return there[np.linspace(0, len(there) - 1, SHOWN).round().astype(np.intp)]
+
+
+def _middle(slices: npt.NDArray[np.float32], shape: Sequence[int]) -> npt.NDArray[np.float32]:
+    """What lies in the middle, (slices, *shape): a generator may draw more than it learns from."""
+    first = [(n - wanted) // 2 for n, wanted in zip(slices.shape[1:], shape, strict=True)]
+    return slices[:, first[0] : first[0] + shape[0], first[1] : first[1] + shape[1]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

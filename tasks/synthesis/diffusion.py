@@ -100,7 +100,7 @@ def composed(
     outlined = (classes[:, None] == number).float()
     unknown = (classes[:, None] == UNKNOWN).float()
     everywhere = torch.cat([facts, level[:, None].to(facts.dtype)], dim=1)
-    planes = everywhere.view(*everywhere.shape, *[1] * settings.spatial_dims).expand(-1, -1, *settings.voxels)
+    planes = everywhere.view(*everywhere.shape, *[1] * settings.spatial_dims).expand(-1, -1, *there.shape[2:])
     return torch.cat([there, outlined, unknown, planes], dim=1)
 
 

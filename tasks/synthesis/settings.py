@@ -31,8 +31,11 @@ class Settings(Frozen):
     series: tuple[str, ...] = ("cine_ed", "cine_es")
     conditions: dict[str, tuple[str, ...]] = Field({})  # a fact of the scanner or an endpoint -> the values that are told apart
 
-    voxels: tuple[int, ...] = (64, 64)  # what is drawn
+    voxels: tuple[int, ...] = (64, 64)  # of a look that is learned from
     field_mm: tuple[Length, ...] = (128.0, 128.0)  # around the located structures
+    drawn_voxels: tuple[int, ...] | None = (
+        None  # of images that are drawn, of the same size in mm; none: as many as learned from
+    )
     working_mm: tuple[Length, ...] = (2.0, 2.0)  # grid that cases are stored on for training
     locate: tuple[str, ...] = ("blood_pool", "myocardium")  # what the look is centred on; none: all structures
 
@@ -65,14 +68,20 @@ class Settings(Frozen):
             value = data.get(name, cls.model_fields[name].default)
             if isinstance(value, int | float) and dims in (2, 3):
                 data[name] = (value,) * dims
+        if isinstance(data.get("drawn_voxels"), int) and dims in (2, 3):
+            data["drawn_voxels"] = (data["drawn_voxels"],) * dims
         return data
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if len(self.attention) != len(self.channels):
             raise ValueError(f"attention needs a yes or no for each of {len(self.channels)} levels, not {list(self.attention)}")
-        if any(n % 2 ** (len(self.channels) - 1) for n in self.voxels):
-            raise ValueError(f"voxels {list(self.voxels)} must be multiples of {2 ** (len(self.channels) - 1)}, by the levels")
+        halved = 2 ** (len(self.channels) - 1)
+        for name, voxels in (("voxels", self.voxels), ("drawn_voxels", self.canvas)):
+            if len(voxels) != self.spatial_dims or any(n < halved or n % halved for n in voxels):
+                raise ValueError(
+                    f"{name} {list(voxels)} must be {self.spatial_dims} multiples of {halved}, which the levels halve them by"
+                )
         for count in self.channels:
             if count % self.groups:
                 raise ValueError(f"groups is {self.groups}, which doesn't divide {count} channels")
@@ -89,6 +98,16 @@ class Settings(Frozen):
                 raise ValueError(f"conditions.{name} needs values that differ, not {list(values)}")
         _ = self.looks  # its own checks
         return self
+
+    @property
+    def canvas(self) -> tuple[int, ...]:
+        """Voxels of an image that is drawn."""
+        return self.drawn_voxels or self.voxels
+
+    @property
+    def canvas_mm(self) -> tuple[float, ...]:
+        """Its size from border to border."""
+        return tuple(n * mm / of for n, mm, of in zip(self.canvas, self.field_mm, self.voxels, strict=True))
 
     @functools.cached_property
     def looks(self) -> Looks:

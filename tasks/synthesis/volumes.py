@@ -52,8 +52,8 @@ def _volume(
             torch.from_numpy(source.astype(np.float32)),
             source_mm=size_mm,
             centre_mm=centre,
-            matrix=box(settings.field_mm),
-            shape=settings.voxels,
+            matrix=box(settings.canvas_mm),
+            shape=settings.canvas,
             nearest=nearest,
         )
 
@@ -64,7 +64,7 @@ def _volume(
     if settings.begin < 1:
         sketch = look(working_image(volume, looks)[:, None], looks.working_field_mm, nearest=False)
     rows = len(mask)
-    common, own = rng.standard_normal((1, 1, *settings.voxels)), rng.standard_normal((rows, 1, *settings.voxels))
+    common, own = rng.standard_normal((1, 1, *settings.canvas)), rng.standard_normal((rows, 1, *settings.canvas))
     noise = np.sqrt(settings.coherence) * common + np.sqrt(1 - settings.coherence) * own
     image = drawn(
         model,
@@ -104,10 +104,10 @@ def _affine(volume: Volume, centre_mm: npt.NDArray[np.float64], settings: Settin
     spacing = np.array(volume.spacing_mm)
     along = volume.affine[:3, :3] / spacing  # unit vectors of the axes
     new = spacing.copy()
-    new[-dims:] = np.array(settings.field_mm) / np.array(settings.voxels)
+    new[-dims:] = np.array(settings.canvas_mm) / np.array(settings.canvas)
     first_mm = np.zeros(3)  # of the first voxel's centre, from that of the volume's own first voxel, along its axes
     half = np.array(image_size_mm(volume)) / 2 - spacing / 2
-    first_mm[-dims:] = half[-dims:] + centre_mm - np.array(settings.field_mm) / 2 + new[-dims:] / 2
+    first_mm[-dims:] = half[-dims:] + centre_mm - np.array(settings.canvas_mm) / 2 + new[-dims:] / 2
     affine = np.eye(4)
     affine[:3, :3] = along * new
     affine[:3, 3] = volume.affine[:3, 3] + along @ first_mm

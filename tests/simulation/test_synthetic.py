@@ -20,7 +20,7 @@ GENERATOR = [
     *(f"hospitals.{name}.relative_size=1" for name in HOSPITALS),
     *(f"hospitals.{name}.scanner.{key}" for name in HOSPITALS for key in ("matrix=64", "pixel_mm=4")),
     *("hospitals.patients=4", "hospitals.oversampling=1", "hospitals.subslices=1", "real=null"),
-    *("task.voxels=16", "task.working_mm=8", "task.channels=[8,16]", "task.attention=[false,true]"),
+    *("task.voxels=16", "task.drawn_voxels=24", "task.working_mm=8", "task.channels=[8,16]", "task.attention=[false,true]"),
     *("+task.head_channels=8", "+task.levels=50", "+task.draw_steps=4"),
     *("pretraining={patients:3,steps:30,batch_patients:3,views:2,learning_rate:0.005,subslices:1}",),
     *("rounds=2", "evaluate_every=2", "workers=0", "training={steps:1,views:2,sample_rate:1}", "plain_training.sample_rate=1"),
@@ -74,7 +74,7 @@ def test_a_cohort_is_filled_with_patients_in_the_hospitals_styles_and_gone_on_wi
     assert list(cohort.patients) == [f"G{FIRST_SEED}", f"G{FIRST_SEED + 1}"]
     cases = [cohort.case(name) for name in cohort.patients]
     assert [case.scanner["manufacturer"] for case in cases] == ["PHILIPS", "PHILIPS"]  # donau's and rhein's
-    assert {volume.image.shape[1:] for case in cases for volume in case.volumes} == {(16, 16)}
+    assert {volume.image.shape[1:] for case in cases for volume in case.volumes} == {(24, 24)}
     assert all((volume.mask == 1).any() for case in cases for volume in case.volumes)
     assert draw([str(learned), str(tmp_path / "made"), "--patients", "3", "--hospital", "rhein"]) == 0
     assert len(Cohort(tmp_path / "made").patients) == 3

@@ -147,6 +147,17 @@ def test_a_case_is_drawn_where_its_masks_lie_and_without_a_look_at_its_images(ta
     assert not np.array_equal(made.volumes[0].image, other.volumes[0].image)
 
 
+def test_more_can_be_drawn_than_was_learned_from(task):
+    """A larger picture of the same voxels around the same middle."""
+    wide = build(SMALL | {"drawn_voxels": 44, "begin": 0.5})
+    torch.manual_seed(0)
+    made, near = (one.synthetic(one.model(), patient(), np.random.default_rng(0)).volumes[0] for one in (wide, task))
+    assert made.image.shape == (5, 44, 44)
+    assert made.spacing_mm == pytest.approx(near.spacing_mm)
+    assert np.array_equal(made.mask[:, 6:-6, 6:-6], near.mask)
+    assert np.allclose(made.affine @ [0, 6, 6, 1], near.affine @ [0, 0, 0, 1])
+
+
 def test_begun_below_the_top_an_image_keeps_what_the_sketch_has(task):
     """A network that tells nothing but noise leaves the sketch as it is, the more so the lower it begins."""
 
@@ -194,7 +205,8 @@ def test_unknown_voxels_stay_unknown_and_a_case_without_masks_is_refused(task):
     ("change", "words"),
     [
         ({"attention": [True]}, "attention needs a yes or no for each of 2 levels"),
-        ({"voxels": 33}, "must be multiples of 2, by the levels"),
+        ({"voxels": 33}, r"voxels \[33, 33\] must be 2 multiples of 2"),
+        ({"drawn_voxels": 45}, r"drawn_voxels \[45, 45\] must be 2 multiples of 2"),
         ({"groups": 5}, "groups is 5, which doesn't divide 8 channels"),
         ({"head_channels": 5}, "head_channels is 5, which doesn't divide 16 channels of level 1"),
         ({"draw_steps": 101}, "draw_steps is 101, and there are 100 levels"),
