@@ -30,7 +30,8 @@ Z = np.array([-1.6448536269514722, -0.6744897501960817, 0.0, 0.6744897501960817,
 REPLICATES = 100
 WIDEST_MEDIAN, WIDEST_TAIL = 0.75, 1.5
 """Half a 95 % interval's width of the median and of the other percentiles, in standard deviations between patients: beyond
-these nothing is said of an age."""
+these nothing is said of an age. A fit that takes noise for patients is too wide; so a sixth of the public range is the most
+that counts as a standard deviation."""
 
 
 class Curve(Frozen):
@@ -162,7 +163,7 @@ def _curve(
 def _is_told(curve: Curve, years: npt.NDArray[np.int_]) -> npt.NDArray[np.bool_]:
     """Whether intervals are narrow enough, by year."""
     drawn, (low, high) = curve.percentiles(years.tolist()), curve.interval(years.tolist())
-    between = (drawn[:, -1] - drawn[:, 0]) / (Z[-1] - Z[0])  # standard deviation between patients
+    between = np.minimum((drawn[:, -1] - drawn[:, 0]) / (Z[-1] - Z[0]), curve.scale.unit)  # standard deviation of patients
     half = (high - low) / 2 / between[:, None]
     told: npt.NDArray[np.bool_] = (half[:, 2] <= WIDEST_MEDIAN) & (half.max(1) <= WIDEST_TAIL)
     return told
