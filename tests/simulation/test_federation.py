@@ -11,6 +11,7 @@ import sys
 import pydicom
 import pytest
 import torch
+from network import connected
 from planted import Search, dates, screens
 
 from conf.study import Privacy, Study
@@ -22,7 +23,7 @@ from fl_client.site import Site
 from fl_server.app import run as run_in_process
 from fl_server.record import Record
 from fl_server.weights import initial_state
-from simulation.federation.programs import CommandFailed, Daemon, free_port, konsil_site, konsil_study, require_ended, run
+from simulation.federation.programs import CommandFailed, Daemon, konsil_site, require_ended, run
 from simulation.federation.recipe import Town, federation
 from simulation.grid import InProcessGrid
 
@@ -48,8 +49,6 @@ def same(one, other):
 
 def test_two_daemons_and_a_coordinator_learn_what_the_grid_in_process_learns(hospitals, tmp_path):
     study = hospitals.study(sites=("a", "b"), privacy=Privacy(kind="none"))
-    coordinator, log, port = tmp_path / "coordinator", tmp_path / "commands.log", free_port()
-    run(konsil_study("init", str(coordinator), "--host", "localhost", "--port", str(port)), log=log)
     settings = {}
     for name in study.sites:
         site = hospitals.site(name).model_copy(update={"accept_no_privacy": True})
@@ -57,29 +56,11 @@ def test_two_daemons_and_a_coordinator_learn_what_the_grid_in_process_learns(hos
         settings[name] = hospitals.sites[name]
     before = {name: twin(hospitals.site(name), tmp_path / "before" / name) for name in study.sites}
     (tmp_path / "study.json").write_text(study.model_dump_json())
-    with Daemon("serve", konsil_study("serve", "--folder", str(coordinator)), log=tmp_path / "serve.log") as serving:
-        serving.wait_for("certificate valid until")
-        daemons = []
-        try:
-            for name, path in settings.items():
-                token = run(konsil_study("join-token", name, "--folder", str(coordinator)), log=log).strip()
-                words = (
-                    "join",
-                    token,
-                    "--coordinator",
-                    f"localhost:{port}",
-                    "--root-certificates",
-                    str(coordinator / "ca.crt"),
-                )
-                run(konsil_site(path, *words), log=log)
-                daemons.append(Daemon(name, konsil_site(path, "start"), log=tmp_path / f"{name}.log"))
-            run(konsil_study("start", str(tmp_path / "study.json"), "--folder", str(coordinator), "--wait"), log=log)
-        finally:
-            stopped = [daemon.stop() for daemon in daemons]
-    assert stopped == [0, 0]
-    record = Record.read(coordinator / "runs" / study.name / "record.json")
+    with connected(tmp_path, settings) as network:
+        network.command("start", str(tmp_path / "study.json"), "--wait")
+    record = Record.read(network.coordinator / "runs" / study.name / "record.json")
     assert (record.verdict, len(record.rounds)) == ("complete", study.rounds)
-    over_network = torch.load(coordinator / "runs" / study.name / "model.pt", weights_only=True)
+    over_network = torch.load(network.coordinator / "runs" / study.name / "model.pt", weights_only=True)
     grid = InProcessGrid("fl_client.app:app", list(before.values()), {"study": study.to_json()})
     state, _ = run_in_process(grid, study, initial_state(study), folder=tmp_path / "twin")
     assert same(over_network, state)
