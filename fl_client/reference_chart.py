@@ -104,5 +104,6 @@ def _draw_dot(axes: Axes, dot: Place) -> None:
         ha="right" if late else "left",
         size=7.5,
         color=DOT,
+        bbox={"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.7},
         parse_math=False,
     )

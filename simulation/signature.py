@@ -147,8 +147,15 @@ def write(columns: Sequence[Column], path: Path = TABLE) -> None:
 
 
 def _case(seed: int, scanned: GeneratedHospital, reader: Reader, mix: Mapping[str, float], collection: Collection) -> Case:
-    fast = {"oversampling": collection.oversampling, "subslices": collection.subslices}
-    return patient_case(seed, scanned.scanner, reader, mix, ("lge",), **fast)
+    return patient_case(
+        seed,
+        scanned.scanner,
+        reader,
+        mix,
+        ("lge",),
+        oversampling=collection.oversampling,
+        subslices=collection.subslices,
+    )
 
 
 def _measure(
