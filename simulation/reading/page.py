@@ -6,72 +6,22 @@ sent depends on what a scan is but its grey values: addresses count from 1, pict
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import parse_qsl
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from fl_server.page.guard import HEADERS, POLICY, Door, Guard, Session, Sessions
+from fl_server.page.guard import Door, Guard, Session
 from simulation.reading.answers import Answered, Answers, reader_name
 from simulation.reading.deck import KINDS, Deck
 from simulation.reading.figures import figures
+from simulation.reading.house import HERE, House, InHouse, Sent, house_of
 from simulation.reading.scans import PICTURE_PX
 from simulation.reading.summary import anchor
-
-HERE = Path(__file__).parent
-LARGEST_FORM = 4 * 1024  # bytes
-OWN = f"{HEADERS[POLICY]}; script-src 'self'"
-"""As the guard's, and the keys' script beside."""
-
-
-class House:
-    """What the handlers share."""
-
-    def __init__(self, door: Door, deck: Deck, book: Answers) -> None:
-        self.door, self.deck, self.book = door, deck, book
-        self.sessions = Sessions(door.token)
-        self._readers: dict[str, str] = {}  # by the numbers of sessions, which end with this process, too
-        self._lock = threading.Lock()
-        self._templates = Environment(
-            loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-
-    def enter(self, reader: str) -> str:
-        """A session for this reader; its cookie."""
-        session, cookie = self.sessions.new(inside=True)
-        with self._lock:
-            self._readers[session.number] = reader
-        return cookie
-
-    def reader(self, request: Request) -> str:
-        """Who asks. Raises 403 where nobody knows."""
-        session: Session | None = request.scope.get("session")
-        with self._lock:
-            name = self._readers.get(session.number, "") if session else ""
-        if not name:
-            raise HTTPException(403, "log in first")
-        return name
-
-    def show(self, request: Request, template: str, *, status: int = 200, **contents: Any) -> HTMLResponse:
-        """One view as HTML."""
-        session: Session | None = request.scope.get("session")
-        inside = session is not None and session.inside
-        text = self._templates.get_template(template).render(
-            door=self.door,
-            reader=self.reader(request) if inside else "",
-            csrf=self.sessions.csrf(session) if session else "",
-            **contents,
-        )
-        return HTMLResponse(text, status, headers={POLICY: OWN})
 
 
 def page_app(door: Door, deck: Deck, book: Answers) -> Guard:
@@ -85,42 +35,16 @@ def page_app(door: Door, deck: Deck, book: Answers) -> Guard:
     return Guard(app, door=door, sessions=house.sessions)
 
 
-def _house(request: Request) -> House:
-    house: House = request.app.state.house
-    return house
-
-
 def _told(request: Request, error: Exception) -> Response:
     """A refusal in words, as a page."""
     status, said = getattr(error, "status_code", 500), str(getattr(error, "detail", ""))
     text = {"Not Found": "there is nothing at this address", "Method Not Allowed": "this can't be done here"}.get(said, said)
-    return _house(request).show(request, "wrong.html", status=status, text=text)
+    return house_of(request).show(request, "wrong.html", status=status, text=text)
 
 
 def _nowhere(request: Request, error: Exception) -> Response:
     """An address with something else than numbers in it."""
     return _told(request, HTTPException(404))
-
-
-async def _form(request: Request) -> dict[str, str]:
-    """What a form of ours brings. 413 for more than any of ours holds, 403 without the value that only our pages know."""
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > LARGEST_FORM:
-            raise HTTPException(413, f"a form of this page has at most {LARGEST_FORM} bytes")
-    try:
-        sent = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=10))
-    except ValueError:
-        raise HTTPException(400, "this is no form of this page") from None
-    session: Session | None = request.scope.get("session")
-    if session is None or not _house(request).sessions.is_ours(session, sent.get("csrf", "")):
-        raise HTTPException(403, "this form is too old; go back, load the page again and repeat it")
-    return sent
-
-
-Sent = Annotated[dict[str, str], Depends(_form)]
-InHouse = Annotated[House, Depends(_house)]
 
 
 def login_form(request: Request, house: InHouse) -> Response:

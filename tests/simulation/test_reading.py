@@ -20,6 +20,9 @@ from simulation.reading.figures import HABERL, figures, fleiss_kappa, share, sum
 from simulation.reading.scans import PICTURE_PX, Look, Unsuitable, scan_of
 from simulation.reading.summary import text
 from tasks.case import Case, Volume
+from tasks.synthesis import SynthesisTask
+from tasks.synthesis.settings import Settings
+from tasks.synthesis.volumes import synthetic
 
 LOOK = Look()
 
@@ -87,6 +90,21 @@ def test_detail_that_a_generator_can_not_draw_is_in_no_scan():
 
     without = grey(disc(1.0))
     assert np.abs(grey(finest(1.0)) - without).mean() < 1
+
+
+def test_what_a_generator_draws_for_a_mask_lies_where_the_mask_lay(folders):
+    settings = Settings()
+    case = next(iter(Cohort(folders[0])))
+    drawn = synthetic(SynthesisTask(settings).model(), case, np.random.default_rng(0), settings, steps=1)
+
+    def blood(one):  # the mask in the image's place
+        volume = one.volumes[0]
+        pool = (np.asarray(volume.mask) == 1).astype(np.float32)
+        return scan_of(Case("P1", (Volume("cine_ed", pool, volume.affine, volume.mask),)), LOOK).values > 0.5
+
+    real, synthetic_ = blood(case), blood(drawn)
+    assert 2 * (real & synthetic_).sum() / (real.sum() + synthetic_.sum()) > 0.95
+    assert len(scan_of(case, LOOK).picture(0)) == len(scan_of(drawn, LOOK).picture(0))
 
 
 @pytest.mark.parametrize(
