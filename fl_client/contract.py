@@ -137,8 +137,9 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
     except ValueError as error:
         sent = [f"nothing: it can't be run here: {error}"]
     whose = "this hospital's share of the noise" if study.privacy.secure is not None else "noise"
+    length = 1.0 if study.strategy.name == "sum" else study.privacy.max_grad_norm  # of what is counted it is 1 by construction
     protected = (
-        f"a patient's share is cut to length {study.privacy.max_grad_norm:g} and {whose} is added before anything leaves"
+        f"a patient's share is cut to length {length:g} and {whose} is added before anything leaves"
         if study.privacy.kind == "patient"
         else "NO NOISE: what leaves may tell of single patients"
     )

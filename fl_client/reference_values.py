@@ -27,8 +27,6 @@ from tasks.reference_values.task import ReferenceTask
 from tasks.reference_values.values import ReferenceValues, reference_values
 from tasks.task import load
 
-FILE = "reference_values.json"
-
 
 def add_reference_values(site: Site, run: Path) -> int:
     """Work out the curves of a run's folder (`model.pt` beside `record.json`) and keep them; print what they say.
@@ -37,7 +35,7 @@ def add_reference_values(site: Site, run: Path) -> int:
     record's.
     """
     values = values_of(run if run.is_dir() else run.parent)
-    place = site.folder / FILE
+    place = site.reference_values_path
     part = place.with_suffix(".part")
     part.touch(mode=file_mode(site.folder))
     part.write_text(values.model_dump_json())
@@ -89,7 +87,7 @@ def values_of(folder: Path) -> ReferenceValues:
 
 def kept(site: Site) -> ReferenceValues | None:
     """The hospital's reference values; None if it has none. Raises `ValueError` for a file that holds something else."""
-    place = site.folder / FILE
+    place = site.reference_values_path
     try:
         return ReferenceValues.model_validate_json(place.read_text())
     except FileNotFoundError:

@@ -210,6 +210,11 @@ class Site(Frozen):
         return self.folder / "models"
 
     @property
+    def reference_values_path(self) -> Path:
+        """Percentile curves by age and sex that patients here are compared with, if the hospital keeps any."""
+        return self.folder / "reference_values.json"
+
+    @property
     def ledger_path(self) -> Path:
         """The privacy ledger, append-only."""
         return self.folder / "ledger.jsonl"

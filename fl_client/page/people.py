@@ -38,7 +38,6 @@ WORDS = {
 """What the cardiac series' names stand for."""
 PER_PAGE = 25
 SHOWN_SLICES = 18
-REFERENCE_VALUES = "reference_values.json"
 LOG_BYTES = 16 << 20
 """So much of the end of the training log is read for one patient."""
 
@@ -56,7 +55,7 @@ class Compared:
 
 def compared(site: Site, case: Case) -> Compared | None:
     """Where a patient stands, by the masks in the cohort; None where the hospital has no reference values."""
-    if not (site.folder / REFERENCE_VALUES).exists():
+    if not site.reference_values_path.exists():
         return None
     from fl_client.reference_values import kept, placed  # here: tasks import torch
     from tasks.reference_values.place import source

@@ -20,13 +20,14 @@ import torch
 
 from conf.study import LocalTraining, Strategy
 from fl_client.cohort import Cohort
-from fl_client.reference_values import FILE, values_of
+from fl_client.reference_values import values_of
 from fl_server.record import Record
 from fl_server.weights import State, initial_state
 from simulation.arms import Arm, train
 from simulation.hospital import Hospital
 from simulation.machine import Meter, unordered
 from simulation.reference_values.settings import Reference
+from simulation.report.reference_values import FACTS, VALUES
 from simulation.results import at_the_ledger
 from simulation.screen import Screen
 from simulation.settings import Simulation
@@ -35,8 +36,6 @@ from tasks.reference_values.task import ReferenceTask
 from tasks.reference_values.values import ReferenceValues, reference_values
 from tasks.task import load, settled
 from tasks.weights import save
-
-FACTS = "reference_facts.json"
 
 
 def study(
@@ -50,7 +49,7 @@ def study(
     screen: Screen,
 ) -> Record:
     """Run it and write the sum, `reference_values.json`, the facts and the ledgers into `folder`. Returns the record."""
-    for name in (FILE, FACTS, "model.pt"):  # of an earlier run, until this one has its own
+    for name in (VALUES, FACTS, "model.pt"):  # of an earlier run, until this one has its own
         (folder / name).unlink(missing_ok=True)
     arm = _arm(simulation, reference, hospitals, folder)
     with meter.phase("federation"):
@@ -63,7 +62,7 @@ def study(
     if (arm.folder / "model.pt").exists():
         with meter.phase("curves"):
             values = values_of(arm.folder)
-            (folder / FILE).write_text(values.model_dump_json())
+            (folder / VALUES).write_text(values.model_dump_json())
             _write_facts(folder / FACTS, arm, hospitals, measured, values, shown=reference.shown)
         _export(arm, folder)
     return record

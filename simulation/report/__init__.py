@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl_client.reference_values import FILE as REFERENCE
 from fl_server.report.statistics import mean
 from simulation.report import radiomics, reference_values, synthesis, words
 from simulation.report.page import page
@@ -25,7 +24,7 @@ def write_report(folder: Path) -> Path:
     Raises `FileNotFoundError` when there is no record.json; every other file may be missing. Raises `ValueError` for a
     radiomics.json that holds no JSON object.
     """
-    if (folder / REFERENCE).exists():
+    if (folder / reference_values.VALUES).exists():
         text = reference_values.page(folder)
     elif synthesis.is_one(folder):
         text = synthesis.page(folder)
@@ -43,7 +42,7 @@ def summary_lines(folder: Path) -> list[str]:
 
     Of a radiomics study: the verdict, AUC and epsilon by arm and by hospital, and where the report lies.
     """
-    if (folder / REFERENCE).exists():
+    if (folder / reference_values.VALUES).exists():
         return reference_values.summary_lines(folder)
     if synthesis.is_one(folder):
         return synthesis.summary_lines(folder)

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fl_client.reference_chart import figure_of, stretches
-from fl_client.reference_values import FILE, lines
+from fl_client.reference_values import lines
 from fl_server.record import Record
 from simulation.report import words
 from tasks.reference_values.measures import Ventricle
@@ -27,13 +27,13 @@ from tasks.reference_values.settings import SEXES
 from tasks.reference_values.values import Curve, ReferenceValues
 
 HERE = Path(__file__).parent
-FACTS = "reference_facts.json"
+VALUES, FACTS = "reference_values.json", "reference_facts.json"
 TRUTH = "#b8860b"
 
 
 def page(folder: Path) -> str:
     """The whole report as one HTML text. Raises `FileNotFoundError` for a folder without the three files."""
-    values = ReferenceValues.model_validate_json((folder / FILE).read_text())
+    values = ReferenceValues.model_validate_json((folder / VALUES).read_text())
     facts = json.loads((folder / FACTS).read_text())
     record = Record.read(folder / "record.json")
     counted = [Ventricle(**one) for one in facts["counted"]]
@@ -58,8 +58,8 @@ def summary_lines(folder: Path) -> list[str]:
     """The verdict, medians with their intervals, and where the report lies."""
     record = Record.read(folder / "record.json")
     found = [words.VERDICTS[record.verdict], *(f"  {reason}" for reason in record.reasons[:5])]
-    if (folder / FILE).exists():
-        found += lines(ReferenceValues.model_validate_json((folder / FILE).read_text()))
+    if (folder / VALUES).exists():
+        found += lines(ReferenceValues.model_validate_json((folder / VALUES).read_text()))
     return [*found, f"Report: {folder / 'report.html'}"]
 
 

@@ -7,13 +7,15 @@ import shutil
 import numpy as np
 import pytest
 
+from conf.study import Study
 from fl_client.__main__ import main as konsil_site
 from fl_client.cohort import Cohort
+from fl_client.contract import contract
 from fl_client.intake.report_page import Drawn, Report, draw
 from fl_client.page import people
 from fl_client.privacy import calibrate
 from fl_client.reference_chart import figure_of
-from fl_client.reference_values import FILE, kept, placed, values_of
+from fl_client.reference_values import kept, placed, values_of
 from fl_client.site import Site
 from fl_server.record import Record
 from simulation.__main__ import main
@@ -63,7 +65,7 @@ def test_the_federation_counts_once_and_every_hospital_pays(run):
 
 
 def test_the_noise_is_what_the_study_promises(run):
-    values = ReferenceValues.model_validate_json((run / FILE).read_text())
+    values = ReferenceValues.model_validate_json((run / "reference_values.json").read_text())
     multiplier = calibrate(epsilon=60.0, delta=1e-3, sample_rate=1.0, steps=1)
     assert values.noise_sd == pytest.approx(multiplier * np.sqrt(3) * np.sqrt(2), rel=1e-6)  # three hospitals, two measures
     assert values.hospitals == HOSPITALS
@@ -71,7 +73,7 @@ def test_the_noise_is_what_the_study_promises(run):
 
 
 def test_curves_rise_by_percentile_and_lie_where_the_patients_do(run):
-    values = ReferenceValues.model_validate_json((run / FILE).read_text())
+    values = ReferenceValues.model_validate_json((run / "reference_values.json").read_text())
     told = [curve for curve in values.curves if curve.ages]
     assert told
     for curve in told:
@@ -83,7 +85,7 @@ def test_curves_rise_by_percentile_and_lie_where_the_patients_do(run):
 
 def test_the_report_shows_curves_and_patients_and_says_where_they_come_from(run):
     text = (run / "report.html").read_text()
-    values = ReferenceValues.model_validate_json((run / FILE).read_text())
+    values = ReferenceValues.model_validate_json((run / "reference_values.json").read_text())
     assert source(values) in text
     assert text.count("data:image/png;base64,") == 2 + 3 * 2  # women, men, two patients of each hospital
     assert "counted together how measures of the heart are spread by age and sex" in (run / "clinical_report.html").read_text()
@@ -94,6 +96,14 @@ def test_a_second_call_counts_nothing_again(run, capsys):
     assert main([*OVERRIDES, f"runs_folder={run.parent}"]) == 0
     assert (run / "ledgers" / "lech.jsonl").read_bytes() == before
     assert "ejection fraction, women" in capsys.readouterr().out
+
+
+def test_a_person_reads_in_the_contract_that_one_patient_counts_one_at_most(run, clinic):
+    study = Study.model_validate(Record.read(run / "record.json").study)
+    said = dict(contract(clinic.model_copy(update={"name": "ammer"}), study, days=30))
+    assert "task reference_values" in said["What it runs"][0]
+    assert "one sum over all patients: 49 numbers" in said["What leaves"][0]  # two measures of six bins, two bands, two sexes
+    assert "a patient's share is cut to length 1 and noise is added" in said["What leaves"][1]
 
 
 def test_a_hospital_keeps_the_values_and_places_its_patients(run, clinic, capsys):
@@ -118,12 +128,12 @@ def test_the_patients_page_has_what_there_is_to_say_and_nothing_without_values(r
     assert people.compared(clinic, case) is None
     with pytest.raises(KeyError):
         people.compared_picture(clinic, case.patient)
-    shutil.copy(run / FILE, clinic.folder / FILE)
+    shutil.copy(run / "reference_values.json", clinic.reference_values_path)
     found = people.compared(clinic, case)
     assert [place.measure.key for place in found.places] == ["edv_index", "ef"]
     assert "epsilon 60 at delta 0.001" in found.source
     assert people.compared_picture(clinic, case.patient).startswith(b"\x89PNG")
-    (clinic.folder / FILE).write_text("{}")
+    (clinic.reference_values_path).write_text("{}")
     assert "no reference values that this konsil can read" in people.compared(clinic, case).trouble
 
 
