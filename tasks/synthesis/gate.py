@@ -139,8 +139,9 @@ def neighbours(training: Sequence[Seen], held_out: Sequence[Seen], drawn: Sequen
     if max(found.high, found.share + control) <= 0.5 + room:
         return Finding(question, found, True, told + "no more than chance.")
     need = f"can't tell; it takes about {math.ceil((Z / room) ** 2)} drawn patients"
-    if control > room / 2:  # doesn't get narrower by drawing more
-        need += f" and {math.ceil(len(held_out) * (2 * control / room) ** 2)} held back"
+    of_real = control**2 - Z**2 / 4 / found.drawn  # what doesn't get narrower by drawing more
+    if of_real > (room / 2) ** 2:
+        need += f" and {math.ceil(len(held_out) * of_real / (room / 2) ** 2)} held back"
     return Finding(question, found, None, told + need + ".")
 
 

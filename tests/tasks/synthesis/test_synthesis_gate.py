@@ -1,6 +1,7 @@
 """The gate that drawn scans must pass: each question has a set that must fail it, one that passes, one too small to tell."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -135,6 +136,18 @@ def test_as_many_training_patients_are_compared_as_were_held_back(real):
     new = gate.neighbours(training, held_out[:25], people(400, 7))
     assert new.passed is None
     assert "it takes about 6147 drawn patients" in new.words  # (1.96 / 0.025)^2
+
+
+def test_what_is_lacking_is_said_drawn_patients_or_real_ones(real):
+    training, held_out = real
+    drawn = gate.neighbours(training, held_out, people(40, 9))
+    assert drawn.passed is None
+    assert drawn.words.endswith("can't tell; it takes about 385 drawn patients.")  # (1.96 / 0.1)^2
+    both = gate.neighbours(training[:20], held_out[:20], people(400, 11))
+    assert both.passed is None
+    lacking = re.search(r"about 385 drawn patients and (\d+) held back\.$", both.words)
+    assert lacking is not None, both.words
+    assert 20 < int(lacking[1]) < 200
 
 
 def test_copies_of_patients_held_back_say_that_the_sides_differ(real):
