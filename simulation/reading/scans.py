@@ -38,6 +38,9 @@ KEPT = (-0.25, 1.5)
 TO_APEX = np.array([1.0, -1.0, -1.0])
 """Roughly from base to apex in LPS coordinates: to the left, forwards and down."""
 
+TO_RIGHT, TO_BOTTOM = np.array([0.7, 0.7, 0.0]), np.array([0.0, 0.0, -1.0])
+"""Where the picture's right and bottom lie in a short axis as it is looked at: the lateral wall, and the inferior one."""
+
 
 class Look(Frozen):
     """What of each scan is shown. The defaults suit a generator of short-axis cine that draws 128 mm in pixels of 2 mm."""
@@ -90,7 +93,7 @@ def scan_of(case: Case, look: Look) -> Scan:
         raise Unsuitable(f"it has no {look.series} with a mask")
     where = _located(volume.mask, look.located)
     shown = _shown(where, volume, look.slices)
-    values = _square(np.asarray(volume.image[shown], np.float32), where, volume, look)
+    values = _upright(_square(np.asarray(volume.image[shown], np.float32), where, volume, look), volume)
     low, high = np.percentile(values, WINDOW)
     if not np.isfinite(values).all() or not high > low:
         raise Unsuitable("it has no contrast around the structures")
@@ -131,3 +134,12 @@ def _square(image: npt.NDArray[np.float32], where: npt.NDArray[np.intp], volume:
         image = gaussian_filter1d(image, np.sqrt((SHARPNESS * ratio) ** 2 - PIXEL**2), axis=axis + 1)
     shape = (look.pixels, look.pixels)
     return np.stack([affine_transform(one, step, first, shape, order=3, mode="nearest") for one in image])
+
+
+def _upright(square: npt.NDArray[np.float32], volume: Volume) -> npt.NDArray[np.float32]:
+    """Turned by right angles and mirrored as far as that brings the picture's sides where they are looked for."""
+    down, right = volume.affine[:3, 1] / volume.spacing_mm[1], volume.affine[:3, 2] / volume.spacing_mm[2]
+    if abs(down @ TO_BOTTOM) + abs(right @ TO_RIGHT) < abs(right @ TO_BOTTOM) + abs(down @ TO_RIGHT):
+        square, down, right = square.transpose(0, 2, 1), right, down
+    square = square if down @ TO_BOTTOM >= 0 else square[:, ::-1]
+    return np.ascontiguousarray(square if right @ TO_RIGHT >= 0 else square[:, :, ::-1])

@@ -50,11 +50,20 @@ def disc(mm, *, size_mm=160.0, apex_first=False, centre_mm=(4.3, -7.1), slices=8
     mask = np.repeat(((radius < 25).astype(np.uint8) + (radius < 18))[None], slices, axis=0).astype(np.uint8)
     axis = np.array([0.6, -0.6, -0.53])
     affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = 8 * axis, (0, mm, 0), (mm, 0, 0)
+    affine[:3, 0] = 8 * axis
+    affine[:3, 1], affine[:3, 2] = np.array([0, 0.5, -0.866]) * mm, np.array([0.79, 0.53, 0.31]) * mm
     if apex_first:
         image, mask = image[::-1], mask[::-1]
         affine[:3, 0] *= -1
     return Case("P1", (Volume("cine_ed", np.ascontiguousarray(image), affine, np.ascontiguousarray(mask)),))
+
+
+def on_its_side(case):
+    """The same scan as a scanner stores it whose rows run along the columns of others, and from the other end."""
+    volume = case.volumes[0]
+    image, mask = (np.ascontiguousarray(one.transpose(0, 2, 1)[:, ::-1]) for one in (volume.image, volume.mask))
+    affine = volume.affine[:, [0, 2, 1, 3]] * [1, -1, 1, 1]
+    return Case("P1", (Volume("cine_ed", image, affine, mask),))
 
 
 def grey(case):
@@ -62,7 +71,7 @@ def grey(case):
     return 255 * np.clip(scan_of(case, LOOK).values, 0, 1)
 
 
-def test_pixels_size_place_scale_and_order_of_slices_do_not_show():
+def test_pixels_size_place_scale_sides_and_order_of_slices_do_not_show():
     plain = grey(disc(2.0))
     others = {
         "finer": disc(1.25),
@@ -71,6 +80,7 @@ def test_pixels_size_place_scale_and_order_of_slices_do_not_show():
         "elsewhere": disc(2.0, centre_mm=(-3.1, 9.4)),
         "brighter": disc(2.0, bright=900.0),
         "from the apex": disc(2.0, apex_first=True),
+        "on its side": on_its_side(disc(2.0)),
     }
     assert plain.shape == (6, 56, 56)
     assert plain[-1].mean() > plain[0].mean()  # base first: towards the apex this phantom is brighter
