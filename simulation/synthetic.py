@@ -29,6 +29,7 @@ from simulation.scoring import restore
 from tasks.case import Case
 from tasks.synthesis import SynthesisTask
 from tasks.synthesis.diffusion import look
+from tasks.synthesis.volumes import middle
 from tasks.task import load
 
 FIRST_SEED = 90_000_000
@@ -61,9 +62,9 @@ def gallery(
             first = _shown(arrays["labelled"] & (arrays["volume"] == arrays["volume"][0]))  # of one volume
             found[f"{name}/{kind}"] = look(arrays, first, task.settings)[0][:, 0].numpy()
         for arm, model in models.items():
-            volume = task.synthetic(model, free, np.random.default_rng([number, 3])).volumes[0]
+            volume = middle(task.synthetic(model, free, np.random.default_rng([number, 3])).volumes[0], task.settings)
             labelled = (np.asarray(volume.mask) != 0).reshape(len(volume.image), -1).any(axis=1)
-            found[f"{name}/{arm}"] = _middle(np.asarray(volume.image[_shown(labelled)], np.float32), task.settings.voxels[-2:])
+            found[f"{name}/{arm}"] = np.asarray(volume.image[_shown(labelled)], np.float32)
     return found
 
 
@@ -71,12 +72,6 @@ def _shown(labelled: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     """Slices from base to apex, of those on which something was drawn."""
     there = np.flatnonzero(labelled)
     return there[np.linspace(0, len(there) - 1, SHOWN).round().astype(np.intp)]
-
-
-def _middle(slices: npt.NDArray[np.float32], shape: Sequence[int]) -> npt.NDArray[np.float32]:
-    """What lies in the middle, (slices, *shape): a generator may draw more than it learns from."""
-    first = [(n - wanted) // 2 for n, wanted in zip(slices.shape[1:], shape, strict=True)]
-    return slices[:, first[0] : first[0] + shape[0], first[1] : first[1] + shape[1]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from tasks.segmentation.prepare import classes_of
 from tasks.synthesis.diffusion import BRIGHTEST, look
 from tasks.synthesis.prepare import prepare
 from tasks.synthesis.settings import Settings
+from tasks.synthesis.volumes import middle
 
 Floats = npt.NDArray[np.float64]
 Masks = npt.NDArray[np.uint8]
@@ -60,10 +61,11 @@ def seen_as_drawn(case: Case, settings: Settings) -> Seen:
     Raises `ValueError` for a case on another grid, or without a mask.
     """
     grid = (-1, *settings.voxels)
-    for volume in case.volumes:
-        if volume.image.shape[-settings.spatial_dims :] != settings.voxels:
-            raise ValueError(f"case {case.patient}: {volume.series} is {volume.image.shape}, not of {settings.voxels} voxels")
-    parts = [(np.asarray(v.image, np.float32).reshape(grid), classes_of(v, settings.looks).reshape(grid)) for v in case.volumes]
+    try:
+        volumes = [middle(volume, settings) for volume in case.volumes]
+    except ValueError as error:
+        raise ValueError(f"case {case.patient}: {error}") from None
+    parts = [(np.asarray(v.image, np.float32).reshape(grid), classes_of(v, settings.looks).reshape(grid)) for v in volumes]
     return _seen(case, parts, settings)
 
 

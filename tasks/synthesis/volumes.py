@@ -35,6 +35,20 @@ def synthetic(
     return dataclasses.replace(case, volumes=tuple(made))
 
 
+def middle(volume: Volume, settings: Settings) -> Volume:
+    """What lies in the middle of a volume that was drawn: as much as is learned from. Raises `ValueError` for another grid."""
+    dims = settings.spatial_dims
+    if volume.image.shape[-dims:] != settings.canvas:
+        raise ValueError(f"{volume.series} is {volume.image.shape}, not of {settings.canvas} voxels as it would be drawn")
+    first = [(n - of) // 2 for n, of in zip(settings.canvas, settings.voxels, strict=True)]
+    part = tuple(slice(start, start + of) for start, of in zip(first, settings.voxels, strict=True))
+    part = (slice(None),) * (3 - dims) + part
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, 3 - dims : 3] @ first
+    mask = None if volume.mask is None else volume.mask[part]
+    return dataclasses.replace(volume, image=volume.image[part], mask=mask, affine=affine)
+
+
 def _volume(
     model: torch.nn.Module,
     volume: Volume,

@@ -9,6 +9,7 @@ import torch
 from tasks.case import UNKNOWN, Case, Volume
 from tasks.synthesis import build, diffusion
 from tasks.synthesis.prepare import facts
+from tasks.synthesis.volumes import middle
 from tasks.task import JudgedTask, PacedTask, load
 
 SMALL = {
@@ -154,8 +155,13 @@ def test_more_can_be_drawn_than_was_learned_from(task):
     made, near = (one.synthetic(one.model(), patient(), np.random.default_rng(0)).volumes[0] for one in (wide, task))
     assert made.image.shape == (5, 44, 44)
     assert made.spacing_mm == pytest.approx(near.spacing_mm)
-    assert np.array_equal(made.mask[:, 6:-6, 6:-6], near.mask)
+    inside = middle(made, wide.settings)
+    assert np.array_equal(inside.mask, near.mask)
+    assert np.array_equal(inside.image, made.image[:, 6:-6, 6:-6])
+    assert np.allclose(inside.affine, near.affine)
     assert np.allclose(made.affine @ [0, 6, 6, 1], near.affine @ [0, 0, 0, 1])
+    with pytest.raises(ValueError, match=r"not of \(44, 44\) voxels as it would be drawn"):
+        middle(near, wide.settings)
 
 
 def test_begun_below_the_top_an_image_keeps_what_the_sketch_has(task):
