@@ -52,7 +52,18 @@ class EndpointRules(Frozen):
     """
 
     patient_id: str = "patient_id"
-    numbers: tuple[str, ...] = ("ef", "edv_ml", "esv_ml", "mass_g", "height_cm", "weight_kg", "time_months", "time_days", "event", *SEGMENTS)
+    numbers: tuple[str, ...] = (
+        "ef",
+        "edv_ml",
+        "esv_ml",
+        "mass_g",
+        "height_cm",
+        "weight_kg",
+        "time_months",
+        "time_days",
+        "event",
+        *SEGMENTS,
+    )
     capped: dict[str, float] = Field(default={"age": 89.0})  # numbers that become rare and identifying above a value
     categories: dict[str, tuple[str, ...]] = Field(
         default={"disease": ("normal", "myocarditis", "infarct", "hcm", "dcm", "amyloid"), "sex": ("F", "M", "O")}

@@ -167,7 +167,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _origins(simulation: Simulation, name: str) -> dict[str, Origin]:
-    """Where each generated patient of this hospital comes from; nowhere for patients who can't be drawn again from a seed alone."""
+    """Where each generated patient of this hospital comes from; nowhere for patients whom a seed alone doesn't draw again."""
     every = simulation.hospitals
     if not isinstance(every, GeneratedHospitals) or every.bodies or name not in every.sites | every.held_out:
         return {}
