@@ -225,9 +225,9 @@ def learn(cache: Path, arm: Arm) -> float:
     one_thread()
     logging.disable(logging.INFO)
     began = time.process_time()
-    study = _study(arm)
+    study = study_of(arm)
     task = gradient_task(study.task)
-    response: Response | None = {"dark": _dark, "": None}[arm.response]
+    response: Response | None = {"dark": dark, "": None}[arm.response]
     everybody = people(cache, arm.data, drawn=arm.drawn or arm.patients, tested=arm.tested)
     state = start(cache, arm.data)
     if arm.rounds:
@@ -251,7 +251,7 @@ def learn(cache: Path, arm: Arm) -> float:
             noise_share=1.0 if arm.drawn is None else arm.drawn / arm.patients,
             gradients=gradients,
         )
-    model = _Seen(restore(task, [state]), response).eval()
+    model = Seen(restore(task, [state]), response).eval()
     scores = [
         mean_scores([task.score(model, one.cohort.case(name), full=False) for name in one.test]) for one in everybody.values()
     ]
@@ -266,7 +266,7 @@ def learn(cache: Path, arm: Arm) -> float:
     return mean
 
 
-class _Seen(torch.nn.Module):
+class Seen(torch.nn.Module):
     """A model that looks at images as the hospital's scanner makes them."""
 
     def __init__(self, model: torch.nn.Module, response: Response | None) -> None:
@@ -274,15 +274,18 @@ class _Seen(torch.nn.Module):
         self.model, self.response = model, response
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """What it answers to the image after the response."""
         answer: torch.Tensor = self.model(image if self.response is None else self.response(image))
         return answer
 
 
-def _dark(image: torch.Tensor) -> torch.Tensor:
+def dark(image: torch.Tensor) -> torch.Tensor:
+    """What all hospitals' scanners do and no free patient's does."""
     return image.clamp(min=0) ** 2.5
 
 
-def _study(arm: Arm) -> Study:
+def study_of(arm: Arm) -> Study:
+    """The study that an arm is."""
     simulation, sites = simulation_of(arm.data), sites_of(arm.data)
     privacy = Privacy(kind="none")
     if arm.epsilon is not None:

@@ -18,6 +18,7 @@ import torch
 from tasks.case import UNKNOWN
 from tasks.segmentation.infer import decided, looks
 from tasks.segmentation.metrics import can_be_judged
+from tasks.segmentation.partial import seen_for
 from tasks.segmentation.settings import Settings
 from tasks.task import NOISE_SD
 
@@ -42,9 +43,10 @@ def dices(model: torch.nn.Module, settings: Settings, arrays: Mapping[str, npt.N
         rows = np.flatnonzero(arrays["volume"] == number)
         work = torch.from_numpy(np.asarray(arrays["image"][rows], np.float32))[:, None].to(device)
         p, _ = looks(model, settings, work, size_mm=settings.working_field_mm, shape=settings.working_voxels)
-        mask = np.asarray(arrays["mask"][rows])
-        predicted = decided(p, settings) * (mask != UNKNOWN)
+        stored, decision = np.asarray(arrays["mask"][rows]), decided(p, settings)
         for value, name in enumerate(settings.structures, start=1):
+            mask = seen_for(stored, value)
+            predicted = decision * (mask != UNKNOWN)
             if can_be_judged(mask if settings.spatial_dims == 2 else mask[0], value):
                 truth, guess = mask == value, predicted == value
                 found.setdefault(name, []).append(2 * float((truth & guess).sum()) / float(truth.sum() + guess.sum()))

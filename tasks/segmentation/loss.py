@@ -9,7 +9,11 @@ from __future__ import annotations
 import torch
 
 from tasks.case import UNKNOWN
+from tasks.segmentation.partial import may_be
 from tasks.segmentation.settings import Settings
+
+NEVER = -1e4
+"""Logarithm of a probability that adds nothing in any precision that we train in."""
 
 
 def dice_and_cross_entropy(output: torch.Tensor, target: torch.Tensor, settings: Settings) -> torch.Tensor:
@@ -19,6 +23,10 @@ def dice_and_cross_entropy(output: torch.Tensor, target: torch.Tensor, settings:
     `dice_smooth` voxels, so a structure absent from a row scores 0 only if nothing of it is predicted. The cross-entropy
     is a sum over known voxels, weighted by class, divided by the row's number of voxels, a constant. Unknown voxels
     have neither loss nor gradient.
+
+    With `partial_labels: marginal` a voxel that is one of several classes (`partial`) has the cross-entropy of their sum of
+    probabilities, weighted as background, and a part in the Dice of structures that it can't be (Shi et al. 2021, Medical Image
+    Analysis 70:101979; Fidon et al. 2021, arXiv 2107.03846).
     """
     space = tuple(range(1, target.dim()))
     known = (target != UNKNOWN).to(output.dtype)  # (rows, *space)
@@ -28,7 +36,14 @@ def dice_and_cross_entropy(output: torch.Tensor, target: torch.Tensor, settings:
     weight = torch.tensor(settings.weights, dtype=output.dtype, device=output.device).view_as(classes)
     cross_entropy = -(weight * truth * log_p).flatten(1).sum(1) / target[0].numel()
 
-    p = log_p.exp()[:, 1:] * known.unsqueeze(1)
+    known = known.unsqueeze(1)
+    if settings.partial_labels == "marginal":  # the same work for every row, whatever its labels
+        several, possible = may_be(target, output.shape[1])
+        together = log_p.masked_fill(~possible, NEVER).logsumexp(1)
+        cross_entropy = cross_entropy - (weight[:, 0] * several * together).flatten(1).sum(1) / target[0].numel()
+        known = known * ~(several.unsqueeze(1) & possible[:, 1:])
+
+    p = log_p.exp()[:, 1:] * known
     truth = truth[:, 1:]
     axes = tuple(axis + 1 for axis in space)
     overlap = (p * truth).sum(axes)  # (rows, structures)

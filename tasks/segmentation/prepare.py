@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from tasks.case import UNKNOWN, Case, Volume
 from tasks.segmentation.look import box, inside, sample
+from tasks.segmentation.partial import ANY_OF, code
 from tasks.segmentation.settings import Settings
 from tasks.task import Arrays
 
@@ -21,9 +22,10 @@ def prepare(case: Case, settings: Settings) -> Arrays:
     """The labelled images of a case, stacked: N is the number of 2D slices or of 3D volumes.
 
     image (N, *working_voxels) float16, about 0..1; mask (N, *working_voxels) uint8, classes in the settings' order and
-    255 where unknown; centre_mm (N, d) float32, middle of the located structures from the middle of the image, NaN where
-    the volume shows none; labelled (N,) bool, whether any structure was drawn; volume (N,) uint8, which of the case's volumes
-    it belongs to. Slices of which nothing is known are left out. Raises `ValueError` for a case without a usable mask.
+    255 where unknown (see `partial` for what lies between); centre_mm (N, d) float32, middle of the located structures from the
+    middle of the image, NaN where the volume shows none; labelled (N,) bool, whether any structure was drawn; volume (N,)
+    uint8, which of the case's volumes it belongs to. Slices of which nothing is known are left out. Raises `ValueError` for a
+    case without a usable mask.
     """
     volumes = [v for v in case.volumes if v.series in settings.series and v.mask is not None]
     if not volumes:
@@ -45,7 +47,7 @@ def prepare(case: Case, settings: Settings) -> Arrays:
         "mask": mask,
         "centre_mm": np.concatenate(centres).astype(np.float32),
         "volume": np.concatenate(numbers),
-        "labelled": ((mask != 0) & (mask != UNKNOWN)).reshape(len(mask), -1).any(axis=1),
+        "labelled": ((mask != 0) & (mask < ANY_OF)).reshape(len(mask), -1).any(axis=1),
     }
 
 
@@ -81,15 +83,16 @@ def working_mask(volume: Volume, settings: Settings) -> npt.NDArray[np.uint8]:
 def classes_of(volume: Volume, settings: Settings) -> npt.NDArray[np.uint8]:
     """Mask values -> classes 0, 1, 2, ... in the settings' order; 255 stays, labels of no structure become 0.
 
-    If the reader didn't look for one of the settings' structures, an unlabelled voxel may belong to it and is unknown. Raises
-    `ValueError` if there is no mask.
+    If the reader didn't look for one of the settings' structures, an unlabelled voxel may belong to it: it is unknown, or with
+    `partial_labels: marginal` the number that `partial.code` gives it. Raises `ValueError` if there is no mask.
     """
     if volume.mask is None:
         raise ValueError(f"{volume.series} has no mask")
     table = np.zeros(256, np.uint8)
     table[UNKNOWN] = UNKNOWN
     if volume.annotated is not None and not set(settings.structures.values()) <= set(volume.annotated):
-        table[0] = UNKNOWN
+        missing = [n for n, label in enumerate(settings.structures.values(), start=1) if label not in volume.annotated]
+        table[0] = code(missing, settings.classes) if settings.partial_labels == "marginal" else UNKNOWN
     for number, label in enumerate(settings.structures.values(), start=1):
         table[label] = number
     return table[np.asarray(volume.mask)]

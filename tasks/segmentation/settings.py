@@ -20,7 +20,7 @@ from tasks.case import UNKNOWN
 
 Length = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-PREPARED_BY = ("prepare.py", "look.py")
+PREPARED_BY = ("prepare.py", "look.py", "partial.py")
 """The code that makes the prepared arrays; when it changes, they are made anew."""
 
 
@@ -71,6 +71,9 @@ class Settings(Frozen):
     ce_weight: Annotated[float, Field(ge=0)] = 1.0
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()  # background, then the structures; none: all 1
     dice_smooth: Annotated[float, Field(gt=0)] = 1.0  # voxels added to numerator and denominator
+    partial_labels: Literal["ignore", "marginal"] = (
+        "ignore"  # of a voxel without label where only some structures were looked for
+    )
 
     augment: Augment = Augment()
     empty_share: Share = 0.15  # of 2D views, from slices on which nothing was drawn (beyond base and apex)
@@ -155,6 +158,8 @@ class Settings(Frozen):
         names = ("spatial_dims", "structures", "series", "working_mm", "margin", "field_mm", "locate")
         facts = {name: getattr(self, name) for name in names}
         facts["structures"] = list(self.structures.items())  # their order numbers the classes
+        if self.partial_labels != "ignore":
+            facts["partial_labels"] = self.partial_labels
         text = json.dumps({"task": "segmentation", **facts}, sort_keys=True)
         return hashlib.sha256(text.encode() + _preparing()).hexdigest()
 
