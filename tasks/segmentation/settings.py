@@ -71,9 +71,8 @@ class Settings(Frozen):
     ce_weight: Annotated[float, Field(ge=0)] = 1.0
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()  # background, then the structures; none: all 1
     dice_smooth: Annotated[float, Field(gt=0)] = 1.0  # voxels added to numerator and denominator
-    partial_labels: Literal["ignore", "marginal"] = (
-        "ignore"  # of a voxel without label where only some structures were looked for
-    )
+    # a voxel without a label, where only some structures were looked for: none of these, or nothing is known of it
+    partial_labels: Literal["marginal", "ignore"] = "marginal"
 
     augment: Augment = Augment()
     empty_share: Share = 0.15  # of 2D views, from slices on which nothing was drawn (beyond base and apex)

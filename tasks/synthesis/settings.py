@@ -124,6 +124,7 @@ class Settings(Frozen):
             margin=2.0,  # the look is at the heart, which needn't be in the middle
             channels=(4, 8),
             strides=(2,),
+            partial_labels="ignore",
         )
 
     @property

@@ -13,8 +13,8 @@ from fl_client.intake.placement import place
 from tasks.case import UNKNOWN, Case
 from tasks.segmentation import build
 
-THREE = {"structures": {"blood_pool": 1, "myocardium": 2, "right_ventricle": 3}}
-TWO = {"structures": {"blood_pool": 1, "myocardium": 2}}
+THREE = {"structures": {"blood_pool": 1, "myocardium": 2, "right_ventricle": 3}, "partial_labels": "ignore"}
+TWO = {"structures": {"blood_pool": 1, "myocardium": 2}, "partial_labels": "ignore"}
 LABELS = LabelMap.load("cardiac")
 
 

@@ -12,8 +12,8 @@ from tasks.segmentation import build
 from tasks.segmentation.judge import dices
 from tasks.segmentation.partial import ANY_OF, code, may_be, seen_for
 
-THREE = {"structures": {"blood_pool": 1, "myocardium": 2, "right_ventricle": 3}}
-MARGINAL = THREE | {"partial_labels": "marginal"}
+MARGINAL = {"structures": {"blood_pool": 1, "myocardium": 2, "right_ventricle": 3}}
+IGNORING = MARGINAL | {"partial_labels": "ignore"}
 
 
 def test_a_code_names_what_a_voxel_may_be_and_255_says_nothing():
@@ -53,7 +53,7 @@ def test_labels_that_are_whole_have_the_same_loss_and_gradient_to_the_bit():
     target = torch.randint(0, 4, (3, 12, 12), generator=generator)
     target[0, :3] = UNKNOWN
     found = []
-    for settings in (THREE, MARGINAL):
+    for settings in (IGNORING, MARGINAL):
         output = torch.randn(3, 4, 12, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
         loss = build(settings).loss(output, target)
         loss.sum().backward()
@@ -75,7 +75,7 @@ def test_from_a_case_to_the_view(toy_heart):
     whole = toy_heart()
     cavity = np.where(whole.mask == 1, 1, 0).astype(np.uint8)
     partly = Case("p", (replace(whole, mask=cavity, annotated=(1,)),))
-    ignoring, using = build(THREE), build(MARGINAL)
+    ignoring, using = build(IGNORING), build(MARGINAL)
     assert ignoring.hash != using.hash
     before, arrays = ignoring.prepare(partly), using.prepare(partly)
     silent = ANY_OF + 0b110
@@ -94,7 +94,7 @@ def test_a_structure_is_judged_where_its_border_was_looked_at(toy_heart):
     cavity = np.where(whole.mask == 1, 1, 0).astype(np.uint8)
     partly = replace(whole, mask=cavity, annotated=(1,))
     found = []
-    for settings, volume in ((THREE, partly), (MARGINAL, partly), (THREE, whole)):
+    for settings, volume in ((IGNORING, partly), (MARGINAL, partly), (IGNORING, whole)):
         task = build(settings)
         torch.manual_seed(0)
         found.append(dices(task.model(), task.settings, task.prepare(Case("p", (volume,)))))
