@@ -20,18 +20,21 @@ from fl_server.registry import inferer, looks
 from fl_server.registry.card import Card, page
 from fl_server.registry.learned import Learned
 from tasks import case
-from tasks.segmentation import infer, look, prepare
+from tasks.segmentation import infer, look, partial, prepare
 from tasks.segmentation.export import export_torchscript
 from tasks.segmentation.settings import Settings
 from tasks.segmentation.task import SegmentationTask
 from tasks.weights import save
 
 META_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-COPIED: tuple[ModuleType, ...] = (case, look, prepare, infer, looks, inferer)
+COPIED: tuple[ModuleType, ...] = (case, look, partial, prepare, infer, looks, inferer)
 IMPORTS = (
     (r"^from tasks\.segmentation\.settings import Settings$", "from .looks import Looks as Settings"),
     (r"^from tasks\.task import Arrays$", "from .looks import Arrays"),
-    (r"^from (?:tasks\.segmentation|fl_server\.registry|tasks)\.(case|look|prepare|infer|looks) import", r"from .\1 import"),
+    (
+        r"^from (?:tasks\.segmentation|fl_server\.registry|tasks)\.(case|look|partial|prepare|infer|looks) import",
+        r"from .\1 import",
+    ),
 )
 """What a copied file imports from konsil, and what it imports in a bundle."""
 _OF_KONSIL = re.compile(r"^\s*(?:from|import) (?:tasks|conf|fl_server|fl_client|simulation)\b.*", re.MULTILINE)

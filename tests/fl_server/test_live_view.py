@@ -24,6 +24,9 @@ from fl_server.rounds import run
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
 
+LISTENING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+"""Runs a command that hears Ctrl-C, which a shell makes everything ignore that it starts in the background, tests too."""
+
 
 class Terminal:
     """A program in a pseudo-terminal of a size."""
@@ -33,7 +36,12 @@ class Terminal:
         fcntl.ioctl(outside, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "", "LINES": "", "PYTHONIOENCODING": "utf-8"}
         self.process = subprocess.Popen(
-            command, stdin=outside, stdout=outside, stderr=outside, env=environment, start_new_session=True
+            [sys.executable, "-c", LISTENING, *command],
+            stdin=outside,
+            stdout=outside,
+            stderr=outside,
+            env=environment,
+            start_new_session=True,
         )
         os.close(outside)
         self.said = ""
