@@ -38,20 +38,10 @@ def page(options: argparse.Namespace) -> int:
     import uvicorn  # here: the other commands serve nobody
 
     from fl_server.page.app import page_app
+    from fl_server.page.serving import configured
 
     door, listening = opened(options.folder, options.runs, options.port)
-    config = uvicorn.Config(
-        page_app(door),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=100,
-        timeout_keep_alive=10,
-        timeout_graceful_shutdown=2,
-        lifespan="off",
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configured(page_app(door)))
     if options.parent is not None:
         threading.Thread(target=_end_with, args=(server, options.parent), daemon=True).start()
     with listening:

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, StreamingResponse
@@ -16,9 +16,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from fl_server.page import curves, files, matrix, views
 from fl_server.page.course import Course, Shelf
+from fl_server.page.forms import form_of
 from fl_server.page.guard import POLICY, Door, Guard, Session, Sessions
 
-LARGEST_FORM = 4 * 1024  # bytes
 LARGEST_SETTINGS = 256 * 1024  # letters, as many as a study may have bytes
 AGAIN_S, SOON_S = 10, 2
 """After so many seconds the browser asks again: while a study runs, and while a record is being read."""
@@ -58,20 +58,7 @@ def _house(request: Request) -> House:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """What a form of ours brings. 413 for more than any of ours holds, 403 without the value that only our pages know."""
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > LARGEST_FORM:
-            raise HTTPException(413, f"a form of this page has at most {LARGEST_FORM} bytes")
-    try:
-        sent = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=10))
-    except ValueError:
-        raise HTTPException(400, "this is no form of this page") from None
-    session: Session | None = request.scope.get("session")
-    if session is None or not _house(request).sessions.is_ours(session, sent.get("csrf", "")):
-        raise HTTPException(403, "this form is too old; go back, load the page again and repeat it")
-    return sent
+    return await form_of(request, _house(request).sessions)
 
 
 Sent = Annotated[dict[str, str], Depends(_form)]

@@ -77,6 +77,7 @@ def _serve(deck: Deck, folder: Path, port: int) -> int:
     from fl_client.sharing import make_folder
     from fl_server.commands.page import listen
     from fl_server.page.guard import Door, ensure_token, token, token_path
+    from fl_server.page.serving import configured
     from simulation.reading.page import page_app
 
     for place, why in deck.left_out.items():
@@ -97,18 +98,7 @@ def _serve(deck: Deck, folder: Path, port: int) -> int:
         book = answers.Answers(folder, deck.reading)
         print(f"{len(deck.scans)} scans, half of them real: http://{door.host}:{door.port}/", flush=True)
         print(f"log in with a name or code of each reader's own, and the token in {path}", flush=True)
-        config = uvicorn.Config(
-            page_app(door, deck, book),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=100,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=2,
-            lifespan="off",
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(configured(page_app(door, deck, book))).run(sockets=[listening])
         book.close()
     return 0
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qsl
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fl_server.page.forms import form_of
 from fl_server.page.guard import HEADERS, POLICY, Door, Session, Sessions
 from simulation.reading.answers import Answers
 from simulation.reading.deck import Deck
 
 HERE = Path(__file__).parent
-LARGEST_FORM = 4 * 1024  # bytes
 OWN = f"{HEADERS[POLICY]}; script-src 'self'"
 """As the guard's, and the keys' script beside."""
 
@@ -69,20 +68,7 @@ def house_of(request: Request) -> House:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """What a form of ours brings. 413 for more than any of ours holds, 403 without the value that only our pages know."""
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > LARGEST_FORM:
-            raise HTTPException(413, f"a form of this page has at most {LARGEST_FORM} bytes")
-    try:
-        sent = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=10))
-    except ValueError:
-        raise HTTPException(400, "this is no form of this page") from None
-    session: Session | None = request.scope.get("session")
-    if session is None or not house_of(request).sessions.is_ours(session, sent.get("csrf", "")):
-        raise HTTPException(403, "this form is too old; go back, load the page again and repeat it")
-    return sent
+    return await form_of(request, house_of(request).sessions)
 
 
 Sent = Annotated[dict[str, str], Depends(_form)]

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from fl_server.record import Record
 from fl_server.report.statistics import mean
 from simulation.report import words
 from simulation.report.results import ROLES, Run
@@ -31,9 +32,8 @@ ROWS = {"patient": "A test patient of this hospital", "sketch": "The drawn patie
 
 
 def is_one(folder: Path) -> bool:
-    """Whether the run in this folder learned a generator."""
-    path = folder / "record.json"
-    return path.exists() and Run(folder).record.study.get("task", {}).get("name") == TASK
+    """Whether the run in this folder learned a generator. Raises `FileNotFoundError` for a folder without a record."""
+    return bool(Record.read(folder / "record.json").study.get("task", {}).get("name") == TASK)
 
 
 def page(folder: Path) -> str:

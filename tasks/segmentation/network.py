@@ -44,6 +44,16 @@ class SegmentationNet(nn.Module):
         return logits
 
 
+def norm_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters of all group norms."""
+    return {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.GroupNorm)
+        for name, _ in module.named_parameters()
+    }
+
+
 def trainable(model: nn.Module, settings: Settings) -> list[str]:
     """Names of the parameters that `settings.trainable` lets move.
 
@@ -58,10 +68,5 @@ def trainable(model: nn.Module, settings: Settings) -> list[str]:
         return head
     if settings.trainable == "decoder":
         return [name for name in names if name in head or _UPWARD.match(name)]
-    norms = {
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if isinstance(module, nn.GroupNorm)
-        for name, _ in module.named_parameters()
-    }
+    norms = norm_parameters(model)
     return [name for name in names if name in norms or name in head]

@@ -37,7 +37,7 @@ def prepare(case: Case, settings: Settings) -> Arrays:
         known = (classes_of(volume, settings) != UNKNOWN).reshape(len(mask), -1).any(axis=1)
         images.append(image[known].astype(np.float16))
         masks.append(mask[known])
-        centres.append(np.repeat(_centre_mm(mask, settings)[None], known.sum(), axis=0))
+        centres.append(np.repeat(centre_mm_of(mask, settings)[None], known.sum(), axis=0))
         numbers.append(np.full(known.sum(), number, np.uint8))
     mask = np.concatenate(masks)
     if not len(mask):
@@ -119,7 +119,7 @@ def _to_working(
     return result[:, 0].numpy()
 
 
-def _centre_mm(mask: npt.NDArray[np.uint8], settings: Settings) -> npt.NDArray[np.float64]:
+def centre_mm_of(mask: npt.NDArray[np.uint8], settings: Settings) -> npt.NDArray[np.float64]:
     """Middle of the located structures of one volume, (d,), NaN if there are none."""
     where = np.argwhere(np.isin(mask, settings.located))[:, -settings.spatial_dims :]
     if not len(where):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tasks.segmentation.network import norm_parameters
 from tasks.synthesis.settings import Settings
 
 
@@ -50,10 +51,5 @@ def trainable(model: nn.Module, settings: Settings) -> list[str]:
         return head
     if settings.trainable == "up":
         return [name for name in names if name in head or name.startswith("body.up_blocks.")]
-    norms = {
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if isinstance(module, nn.GroupNorm)
-        for name, _ in module.named_parameters()
-    }
+    norms = norm_parameters(model)
     return [name for name in names if name in norms or name in head]

@@ -109,7 +109,7 @@ class Settings(Frozen):
         """Its size from border to border."""
         return tuple(n * mm / of for n, mm, of in zip(self.canvas, self.field_mm, self.voxels, strict=True))
 
-    @functools.cached_property
+    @property
     def looks(self) -> Looks:
         """The segmentation task's settings that bring a case onto the working grid."""
         return Looks(

@@ -11,7 +11,7 @@ import torch
 
 from tasks.case import Case, Volume
 from tasks.segmentation.look import box, sample
-from tasks.segmentation.prepare import classes_of, image_size_mm, working_image, working_mask
+from tasks.segmentation.prepare import centre_mm_of, classes_of, image_size_mm, working_image, working_mask
 from tasks.synthesis.diffusion import drawn
 from tasks.synthesis.prepare import facts
 from tasks.synthesis.settings import Settings
@@ -59,7 +59,7 @@ def _volume(
 ) -> Volume:
     dims = settings.spatial_dims
     looks = settings.looks
-    centre = _centre_mm(working_mask(volume, looks), settings)
+    centre = np.nan_to_num(centre_mm_of(working_mask(volume, looks), looks))  # the image's own middle where nothing was drawn
 
     def look(source: npt.NDArray[np.floating], size_mm: Sequence[float], *, nearest: bool) -> torch.Tensor:
         return sample(
@@ -98,18 +98,6 @@ def _volume(
         values[mask.reshape(shape).numpy()],
         volume.annotated,
     )
-
-
-def _centre_mm(stored: npt.NDArray[np.uint8], settings: Settings) -> npt.NDArray[np.float64]:
-    """Middle of the located structures from the middle of the image, (d,); the image's own where there are none."""
-    dims = settings.spatial_dims
-    where = np.argwhere(np.isin(stored, settings.looks.located))[:, -dims:]
-    if not len(where):
-        return np.zeros(dims)
-    middle: npt.NDArray[np.float64] = ((where.mean(axis=0) + 0.5) / np.array(settings.looks.working_voxels) - 0.5) * np.array(
-        settings.looks.working_field_mm
-    )
-    return middle
 
 
 def _affine(volume: Volume, centre_mm: npt.NDArray[np.float64], settings: Settings) -> npt.NDArray[np.float64]:
