@@ -30,6 +30,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from fl_client.heap import give_back
 from fl_client.privacy import Event, Ledger, calibrate, clipped_sum, noised, os_noise, require_private
 from fl_client.privacy.clip import places_for
 from fl_client.privacy.engine.trial import engine_for
@@ -277,7 +278,7 @@ def measured(name: str, device: str, repeats: int, *, memory: bool, ways: tuple[
     result: dict[str, object] = {
         "ratio_to_plain": ratio("ours", "ordinary"),
         "ratio_opacus_hooks_to_ours": ratio("opacus_hooks", "ours"),
-        "peak_memory_ratio": round(peak["ours"] / peak["ordinary"], 2) if memory else None,
+        "peak_memory_ratio": round(peak["ours"] / peak["ordinary"], 2) if peak.get("ordinary", 0) >= 1 else None,
         "relative_error": errors["ours"],
         "engine": engine.name,
         "engine_why": engine.why,
@@ -307,7 +308,7 @@ def measured(name: str, device: str, repeats: int, *, memory: bool, ways: tuple[
 
 
 def peak_mb(name: str, way: str, device: str) -> float:
-    """What two steps need beyond the built network, MiB: a process of its own on a CPU, torch's own count on a GPU."""
+    """What steps need beyond the built network, MiB: a process of its own on a CPU, torch's own count on a GPU."""
     if device != "cpu":
         step = Prepared(CASES[name], device).way(way)
         torch.cuda.synchronize()
@@ -325,6 +326,7 @@ def own_peak_mb(name: str, way: str) -> float:
     """In the process of its own."""
     step = Prepared(CASES[name], "cpu").way(way)
     step()  # chooses the engine, and whatever else happens once
+    give_back()  # what the C library kept of it would hide that the next steps need it
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = _status("VmRSS")
     step()
@@ -356,23 +358,29 @@ def calibrate_s() -> float:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cases", default=",".join(CASES), help="networks and batches; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=5, help="turns that each way is timed (5)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--ways", default=",".join(WAYS), help="default: %(default)s; ordinary and ours are always among them")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which takes a process for each way")
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "WAY"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    cases, asked = chosen.cases.split(","), chosen.ways.split(",")
+    for what, known, names in (("case", tuple(CASES), cases), ("way", WAYS, asked)):
+        if unknown := [name for name in names if name not in known]:
+            parser.error(f"no {what} named {unknown[0]!r}; there are {', '.join(known)}")
+    if chosen.repeats < 1:
+        parser.error(f"--repeats {chosen.repeats} times nothing")
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # Opacus warns about torch's backward hooks at every call
     if chosen.peak:
         print(own_peak_mb(*chosen.peak))
         return
     load = os.getloadavg()[0]
-    memory, ways = not chosen.no_memory, tuple(chosen.ways.split(","))
-    networks = {
-        name: measured(name, chosen.device, chosen.repeats, memory=memory, ways=ways) for name in chosen.cases.split(",")
-    }
+    ways = tuple(way for way in WAYS if way in asked or way in ("ordinary", "ours"))
+    networks = {name: measured(name, chosen.device, chosen.repeats, memory=not chosen.no_memory, ways=ways) for name in cases}
     result = {
         "device": torch.cuda.get_device_name() if chosen.device == "cuda" else "cpu, one thread",
         "torch": torch.__version__,
