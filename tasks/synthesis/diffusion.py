@@ -24,7 +24,7 @@ BRIGHTEST = 1.5
 """Largest value of a prepared image (`tasks.segmentation.prepare.working_image`)."""
 
 JUDGED_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Noise levels, of 1, at which a generator is judged."""
+"""Noise levels, of the one that drawing begins at, at which a generator is judged."""
 
 
 def example(
@@ -32,7 +32,8 @@ def example(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`views` noisy looks at one patient: input (views, channels, *voxels) float32 and velocity (views, *voxels).
 
-    Each image is taken once before any comes twice, and the noise levels of a patient's views are spread evenly.
+    Each image is taken once before any comes twice, and the noise levels of a patient's views are spread evenly, up to
+    `settings.begin`.
     """
     dims, count = settings.spatial_dims, len(arrays["image"])
     rounds = [rng.permutation(count) for _ in range(-(-views // count))]
@@ -45,7 +46,7 @@ def example(
     half = np.array(settings.field_mm) / 2 * (1 + within(settings.scale, 1))
     matrix = rotations(within(np.deg2rad(settings.rotation_deg), dims * (dims - 1) // 2), dims) * half[:, None, :]
     image, classes = look(arrays, item, settings, shift_mm=shift, matrix=matrix)
-    level = (rng.permutation(views) + rng.random(views)) / views
+    level = settings.begin * (rng.permutation(views) + rng.random(views)) / views
     noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
     return noisy(image, classes, torch.from_numpy(arrays["facts"][item]), level, noise, settings)
 
@@ -106,7 +107,7 @@ def composed(
 
 @torch.inference_mode()
 def explained(model: torch.nn.Module, arrays: Mapping[str, npt.NDArray[Any]], settings: Settings) -> dict[float, float]:
-    """Share of the velocity's power that the model tells, at each of `JUDGED_AT`; 1 is all of it, 0 what silence has.
+    """Share of the velocity's power that the model tells, by `JUDGED_AT`; 1 is all of it, 0 what silence has.
 
     Of all images of one prepared case, under noise that is the same for every case.
     """
@@ -116,7 +117,7 @@ def explained(model: torch.nn.Module, arrays: Mapping[str, npt.NDArray[Any]], se
     found = {}
     for number, level in enumerate(JUDGED_AT):
         noise = torch.from_numpy(np.random.default_rng([7, number]).standard_normal(image.shape, np.float32))
-        rows, velocity = noisy(image, classes, facts, np.full(len(image), level), noise, settings)
+        rows, velocity = noisy(image, classes, facts, np.full(len(image), settings.begin * level), noise, settings)
         told = model(rows.to(device)).cpu()
         found[level] = 1 - float((told - velocity).square().sum() / velocity.square().sum())
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -12,18 +14,21 @@ from tasks.synthesis.settings import Settings
 class SynthesisNet(nn.Module):
     """Input (rows, channels, *voxels), see `diffusion.composed` -> velocity (rows, *voxels) (Salimans and Ho 2022).
 
-    The last channel of the input is the noise level, 0 to 1, the same everywhere.
+    The last channel of the input is the noise level, 0 to 1, the same everywhere. With `settings.patch` above 1 the body
+    works on patches of so many voxels a side (Hoogeboom et al. 2023, arXiv 2301.11093).
     """
 
     def __init__(self, settings: Settings) -> None:
         from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet  # seconds
 
         super().__init__()
-        self.levels = settings.levels
+        self.levels, self.dims, self.patch = settings.levels, settings.spatial_dims, settings.patch
+        self.varied = 1 + len(settings.structures) + 1  # channels that differ from voxel to voxel
+        folded = self.patch**self.dims
         self.body = DiffusionModelUNet(
             spatial_dims=settings.spatial_dims,
-            in_channels=1 + len(settings.structures) + 1 + settings.facts,
-            out_channels=1,
+            in_channels=self.varied * folded + settings.facts,
+            out_channels=folded,
             num_res_blocks=settings.res_blocks,
             channels=settings.channels,
             attention_levels=settings.attention,
@@ -33,9 +38,17 @@ class SynthesisNet(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """The velocity at the rows' noise levels."""
+        from monai.networks.utils import pixelshuffle, pixelunshuffle
+
         level = rows[:, -1].flatten(1)[:, 0] * self.levels
-        velocity: torch.Tensor = self.body(rows[:, :-1], level)
-        return velocity[:, 0]
+        varied, same = rows[:, : self.varied], rows[:, self.varied : -1]
+        if self.patch == 1:
+            velocity = self.body(torch.cat([varied, same], dim=1), level)
+        else:
+            folded = pixelunshuffle(varied, self.dims, self.patch)
+            told = same.flatten(2)[:, :, :1].reshape(*same.shape[:2], *[1] * self.dims).expand(-1, -1, *folded.shape[2:])
+            velocity = pixelshuffle(self.body(torch.cat([folded, told], dim=1), level), self.dims, self.patch)
+        return cast("torch.Tensor", velocity[:, 0])
 
 
 def trainable(model: nn.Module, settings: Settings) -> list[str]:

@@ -43,6 +43,7 @@ class Settings(Frozen):
     scale: Annotated[float, Field(ge=0, lt=0.9)] = 0.1
     shift_mm: Annotated[float, Field(ge=0)] = 6.0
 
+    patch: Annotated[int, Field(ge=1)] = 1  # voxels on a side that the network sees as one with as many channels
     channels: tuple[Annotated[int, Field(ge=1)], ...] = (16, 32, 48)
     attention: tuple[bool, ...] = (False, False, True)  # at which of these levels, beside the middle
     res_blocks: Annotated[int, Field(ge=1)] = 1  # at each level
@@ -52,7 +53,7 @@ class Settings(Frozen):
 
     levels: Annotated[int, Field(ge=10)] = 1000  # of noise, along a cosine
     begin: Annotated[float, Field(gt=0, le=1)] = (
-        1.0  # level that drawing begins at; below 1 the case's own image is noised to it
+        1.0  # level that drawing begins at, and none above it is learned; below 1 the case's own image is noised to it
     )
     draw_steps: Annotated[int, Field(ge=1)] = 20  # from level 1 to an image; fewer from below
     coherence: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of the first noise that all slices of a volume have in common
@@ -76,11 +77,12 @@ class Settings(Frozen):
     def _fits_together(self) -> Self:
         if len(self.attention) != len(self.channels):
             raise ValueError(f"attention needs a yes or no for each of {len(self.channels)} levels, not {list(self.attention)}")
-        halved = 2 ** (len(self.channels) - 1)
+        halved = self.patch * 2 ** (len(self.channels) - 1)
         for name, voxels in (("voxels", self.voxels), ("drawn_voxels", self.canvas)):
             if len(voxels) != self.spatial_dims or any(n < halved or n % halved for n in voxels):
                 raise ValueError(
-                    f"{name} {list(voxels)} must be {self.spatial_dims} multiples of {halved}, which the levels halve them by"
+                    f"{name} {list(voxels)} must be {self.spatial_dims} multiples of {halved}, which patch and levels divide "
+                    "them by"
                 )
         for count in self.channels:
             if count % self.groups:

@@ -110,7 +110,7 @@ EXAMPLES = {
     "synthesis": [
         Example(DRAWN, {"conditions": {"sex": ["F", "M"]}}, ball(drawn=True), ball(drawn=False)),
         Example(
-            DRAWN | {"spatial_dims": 3, "voxels": [4, 16, 16], "working_mm": [6, 2, 2]},
+            DRAWN | {"spatial_dims": 3, "voxels": [4, 16, 16], "working_mm": [6, 2, 2], "patch": 2},
             {"working_mm": 3},
             ball(drawn=True),
             ball(drawn=False),

@@ -127,6 +127,29 @@ def test_a_patients_views_take_each_image_once_and_spread_the_noise_levels(task)
     assert sorted((rows[:, -1, 0, 0] * 20 + 1e-4).int().tolist()) == list(range(20))
 
 
+def test_no_noise_is_learned_from_beyond_the_level_that_drawing_begins_at():
+    task = build(SMALL | {"begin": 0.5})
+    rows, _ = task.example(task.prepare(patient()), 10, np.random.default_rng(0))
+    assert sorted((rows[:, -1, 0, 0] * 20 + 1e-4).int().tolist()) == list(range(10))
+
+
+class Echo(torch.nn.Module):
+    """Gives back as many channels as a patch has voxels: those that the noisy image came as."""
+
+    def forward(self, rows, level):
+        return rows[:, : 2 ** (rows.ndim - 2)]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_patches_come_back_to_where_they_were(dims):
+    task = build(SMALL | {"spatial_dims": dims, "patch": 2, "voxels": 16, "field_mm": 64, "working_mm": 4})
+    model = task.model()
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 11, *[16] * dims)).astype(np.float32))
+    assert model(rows).shape == (2, *[16] * dims)
+    model.body = Echo()
+    assert torch.equal(model(rows), rows[:, 0])
+
+
 def test_a_case_is_drawn_where_its_masks_lie_and_without_a_look_at_its_images(task):
     case, model = patient(), task.model()
     torch.nn.init.normal_(model.body.out[2].conv.weight, std=0.1)  # a new network's last layer is 0
@@ -213,6 +236,7 @@ def test_unknown_voxels_stay_unknown_and_a_case_without_masks_is_refused(task):
         ({"attention": [True]}, "attention needs a yes or no for each of 2 levels"),
         ({"voxels": 33}, r"voxels \[33, 33\] must be 2 multiples of 2"),
         ({"drawn_voxels": 45}, r"drawn_voxels \[45, 45\] must be 2 multiples of 2"),
+        ({"patch": 5}, r"voxels \[32, 32\] must be 2 multiples of 10, which patch and levels divide them by"),
         ({"groups": 5}, "groups is 5, which doesn't divide 8 channels"),
         ({"head_channels": 5}, "head_channels is 5, which doesn't divide 16 channels of level 1"),
         ({"draw_steps": 101}, "draw_steps is 101, and there are 100 levels"),
