@@ -30,7 +30,8 @@ Books
   audit-log       what was asked, decided, admitted, and every message that left
   support-bundle  a zip for whoever helps, without any identity
 Models
-  segment         MODEL --out FOLDER: masks of a trained model, for this hospital's own eyes
+  segment         MODEL --out FOLDER: masks of a trained model, where it is unsure, and whom to look at first
+  calibrate       MODEL: learn from held-back patients how sure a model may be, for segment and return
   return          MODEL: masks and a report back to the archive, research use only
   features        --study STUDY --out TABLE.parquet: the cohort's radiomic features, to look at here
   personalise     STUDY MODEL --steps N: a model for this hospital alone, trained further on its own patients
@@ -66,6 +67,7 @@ from fl_client.commands import (
     reference,
     returning,
     studies,
+    uncertainty,
     user_name,
 )
 from fl_client.intake.incoming import InUse
@@ -86,6 +88,7 @@ MODULES = (
     ledger,
     returning,
     personalising,
+    uncertainty,
     reference,
     daemon,
     page,

@@ -27,7 +27,7 @@ from fl_client.intake.incoming import clean_folder, only_one
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.original import NoWayBack, under_original_names
 from fl_client.intake.report_page import Drawn, Report, draw
-from fl_client.intake.research import Author, Names, Originals, research_pdf, research_seg
+from fl_client.intake.research import Author, Names, Originals, research_heat_map, research_pdf, research_seg
 from fl_client.intake.returned import Returned
 from fl_client.intake.send import NoLine, destination, knock, send
 from fl_client.intake.series import SeriesRules
@@ -39,10 +39,13 @@ from fl_client.reference_values import kept, placed
 from fl_client.segmenting import SOME_REFUSED, progress_bars, require_meanings
 from fl_client.site import Archive, Site
 from fl_client.trained import Trained, load_trained
+from fl_client.uncertainty import Jury, convene, other_models
 from fl_client.withdrawal import PSEUDONYM, pseudonym_of
-from tasks.case import Case, Volume
+from tasks.case import Volume
 from tasks.reference_values.place import Place
 from tasks.reference_values.values import ReferenceValues
+from tasks.uncertainty.examine import Examined
+from tasks.uncertainty.views import MEMBERS
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Exam:
 
     study: str  # UID in the clean store
     segs: Mapping[str, Names]  # by series
+    heat_maps: Mapping[str, Names]  # by series, where they were asked for
     report: Names
 
 
@@ -66,6 +70,8 @@ class Desk:
     rules: SeriesRules
     way_back: WayBack
     values: ReferenceValues | None  # that patients are compared with, if the hospital has any
+    jury: Jury
+    heat_maps: bool  # whether they go back, too
 
 
 def give_back(
@@ -79,12 +85,17 @@ def give_back(
     rules: Path | None = None,
     dry_run: bool = False,
     pause_s: float = 2.0,
+    members: int = MEMBERS,
+    also: Sequence[Path] = (),
+    heat_maps: bool = False,
 ) -> int:
     """Segment patients of the clean store and send a DICOM SEG per series and one report per examination to the archive.
 
-    `patients` are pseudonyms or the hospital's numbers; none means all. `dry_run` makes the objects and sends nothing. Returns
-    0, or 3 if something was refused or not taken. Raises `ValueError` and `OSError` in words, before anything is made or sent,
-    for a site without an archive, a user who may not see identities, and a model that no record knows.
+    `patients` are pseudonyms or the hospital's numbers; none means all. `members` look at each image and `also` are further
+    models among them, as in `segmenting.segment`; `heat_maps` sends where they are unsure as a Parametric Map. `dry_run` makes
+    the objects and sends nothing. Returns 0, or 3 if something was refused or not taken. Raises `ValueError` and `OSError` in
+    words, before anything is made or sent, for a site without an archive, a user who may not see identities, and a model that
+    no record knows.
     """
     if site.archive is None:
         raise ValueError("this site names no archive: results go back only to the peer of a section archive in its settings")
@@ -101,7 +112,10 @@ def give_back(
     require_meanings(trained.task.settings.structures, meanings, labels or site.arrivals.labels or "cardiac")
     author = Author(trained.study_name, trained.study_hash, trained.fingerprint)
     chosen_rules = series_rules(rules or site.arrivals.series_rules)
-    desk = Desk(site, site.archive, trained, author, meanings, chosen_rules, way_back, kept(site))
+    jury = convene(site, trained, model, count=members, also=other_models(also, study, site))
+    if heat_maps:
+        jury.require_maps()
+    desk = Desk(site, site.archive, trained, author, meanings, chosen_rules, way_back, kept(site), jury, heat_maps)
     people = _people(site, patients)
     counts: Counter[str] = Counter()
     (site.identity_folder / "returned").mkdir(mode=0o700, exist_ok=True)
@@ -209,7 +223,7 @@ def _patient(desk: Desk, pseudonym: str, counts: Counter[str], *, dry_run: bool,
                 _forget(returned)
                 return
             if dry_run:
-                names = [*(names.instance for names in exam.segs.values()), report]
+                names = [*(names.instance for names in (*exam.segs.values(), *exam.heat_maps.values())), report]
                 waiting = [name for name in names if returned.is_waiting(name)]
                 counts["made"] += len(waiting)
                 print(f"  {pseudonym}: {len(waiting)} objects wait in {returned.folder}")
@@ -224,6 +238,8 @@ def _exams(desk: Desk, visitor: Visitor) -> list[Exam]:
         for name, value in desk.trained.task.settings.structures.items()
     ]
     by_study: dict[str, dict[str, Names]] = {}
+    heat_maps: dict[str, Names] = {}
+    asked = [str(len(desk.jury.members)), *desk.jury.models]
     for series, frames in visitor.series.items():
         images = []
         for frame in frames:
@@ -233,10 +249,14 @@ def _exams(desk: Desk, visitor: Visitor) -> list[Exam]:
             images.append(f"{original}#{frame.number}")
         names = Names.of("seg", desk.author, *codes, *images)
         by_study.setdefault(str(frames[0].header.StudyInstanceUID), {})[series] = names
-    return [
-        Exam(study, segs, Names.of("pdf", desk.author, study, *(names.instance for names in segs.values())))
-        for study, segs in by_study.items()
-    ]
+        if desk.heat_maps:
+            heat_maps[series] = Names.of("heat map", desk.author, *asked, *images)
+    exams = []
+    for study, segs in by_study.items():
+        heats = {series: heat_maps[series] for series in segs if series in heat_maps}
+        made_of = [names.instance for names in (*segs.values(), *heats.values())]
+        exams.append(Exam(study, segs, heats, Names.of("pdf", desk.author, study, *made_of)))
+    return exams
 
 
 def _make(desk: Desk, visitor: Visitor, exam: Exam, returned: Returned, counts: Counter[str]) -> bool:
@@ -244,13 +264,15 @@ def _make(desk: Desk, visitor: Visitor, exam: Exam, returned: Returned, counts: 
     drawn: list[Drawn] = []
     originals: list[Originals] = []
     segs: list[Names] = []
+    heat_maps: list[Names] = []
     refused: dict[str, str] = {}
     for series, names in exam.segs.items():
         try:
             volume, clean_headers = visitor.read(series)
             if clean_headers is None:
                 raise GeometryRefused("its frames lie in several multi-frame images, and no SEG can refer to all of them")
-            mask = desk.trained.task.segment(desk.trained.model, Case(visitor.patient, (volume,)))[series].mask
+            found = desk.jury.examine(volume)
+            mask = found.mask
             source = under_original_names(clean_headers, desk.way_back)
             if mask.any():
                 returned.put(
@@ -258,6 +280,10 @@ def _make(desk: Desk, visitor: Visitor, exam: Exam, returned: Returned, counts: 
                     research_seg(mask, source, desk.labels, series=series, author=desk.author, names=names),
                 )
                 segs.append(names)
+            if series in exam.heat_maps:
+                own, entropy = exam.heat_maps[series], found.entropy(desk.jury.temperature)
+                returned.put(own.instance, research_heat_map(entropy, source, series=series, author=desk.author, names=own))
+                heat_maps.append(own)
         except OSError:
             raise
         except ValueError as reason:  # its geometry, an image without contrast, a header that a SEG can't refer to
@@ -265,15 +291,23 @@ def _make(desk: Desk, visitor: Visitor, exam: Exam, returned: Returned, counts: 
         except Exception as error:  # highdicom copies headers, and what is odd in them ends here
             refused[series] = f"no DICOM SEG can refer to these images ({type(error).__name__})"
         else:
-            drawn.append(Drawn(series, volume.image, mask, volume.spacing_mm))
+            drawn.append(Drawn(series, volume.image, mask, volume.spacing_mm, _sure(desk.jury, found)))
             originals.append(source)
     for series, words in refused.items():
         _say(counts, f"{visitor.patient} {series}", "refused", words)
     if drawn:
         page = draw(_report(desk, visitor.patient, exam, drawn, refused))
-        document = research_pdf(page, originals, segs, author=desk.author, names=exam.report)
+        document = research_pdf(page, originals, segs, author=desk.author, names=exam.report, heat_maps=heat_maps)
         returned.put(exam.report.instance, document)
     return bool(drawn)
+
+
+def _sure(jury: Jury, found: Examined) -> dict[str, str]:
+    """How sure the model is, by structure, in figures; nothing of one member."""
+    if jury.calibration is None:
+        return {name: f"{value:.2f}" for name, value in found.agreement.items()}
+    low = jury.calibration.low(found.agreement)
+    return {name: f"{value:.2f} (≥ {low[name]:.2f})" for name, value in jury.calibration.expected(found.agreement).items()}
 
 
 def _report(desk: Desk, patient: str, exam: Exam, drawn: Sequence[Drawn], refused: Mapping[str, str]) -> Report:
@@ -293,7 +327,9 @@ def _report(desk: Desk, patient: str, exam: Exam, drawn: Sequence[Drawn], refuse
         *((f"{series} not drawn", reason[:90]) for series, reason in refused.items()),
     ]
     places = _places(desk, patient, drawn)
-    return Report("Outlines by a trained model", lines, desk.trained.task.settings.structures, drawn, desk.values, places)
+    structures = desk.trained.task.settings.structures
+    title = "Expected Dice (nine in ten)" if desk.jury.calibration else "Agreement of members"
+    return Report("Outlines by a trained model", lines, structures, drawn, desk.values, places, title, desk.jury.told)
 
 
 def _places(desk: Desk, patient: str, drawn: Sequence[Drawn]) -> list[Place]:
@@ -316,7 +352,8 @@ def _places(desk: Desk, patient: str, drawn: Sequence[Drawn]) -> list[Place]:
 
 def _send(desk: Desk, exam: Exam, returned: Returned, counts: Counter[str], pseudonym: str, *, pause_s: float) -> None:
     """The masks, and when the archive has them all, the report that names them. Raises `NoLine`."""
-    masks = [names.instance for names in exam.segs.values() if returned.is_waiting(names.instance)]
+    made = (*exam.segs.values(), *exam.heat_maps.values())
+    masks = [names.instance for names in made if returned.is_waiting(names.instance)]
     for instances in (masks, [exam.report.instance]):
         for answer in send(desk.archive, [returned.place(instance) for instance in instances], pause_s=pause_s):
             if not answer.is_taken:

@@ -2,7 +2,8 @@
 
     <out>/<pseudonym>/<series>.nii.gz     the mask on the image's own grid
     <out>/<pseudonym>/<series>.seg.dcm    the same as DICOM SEG, where the images came as DICOM; names the patient again
-    <out>/masks.csv                       what was found in millilitres, and who was refused, why
+    <out>/<pseudonym>/<series>.entropy.nii.gz, .disagreement.nii.gz, .unsure.dcm    with --heat-maps: where the model is unsure
+    <out>/masks.csv                       what was found in millilitres, how sure, whom to look at first, who was refused, why
 
 Nothing of this is a release: no ledger is asked, and the files stay in the hospital. Each series' files appear whole or not
 at all.
@@ -24,13 +25,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fl_client.admission import key_of, label_map, series_rules, tell_left_out
 from fl_client.cohort import CaseUnreadable, Cohort
+from fl_client.intake.heat_map import write_heat_map
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.visitors import Originals, visitors
 from fl_client.intake.volume import GeometryRefused
 from fl_client.intake.write_back import NOTE, write_nifti, write_seg
 from fl_client.site import Site
 from fl_client.trained import Trained, load_trained
-from tasks.case import Case, Volume
+from fl_client.uncertainty import Jury, convene, other_models
+from tasks.case import Volume
+from tasks.uncertainty import triage
+from tasks.uncertainty.views import MEMBERS
 
 Mask = npt.NDArray[np.uint8]
 SOME_REFUSED = 3
@@ -55,6 +60,11 @@ class Row:
     series: str
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
     refused: str = ""
+    spread_ml: Mapping[str, float] = field(default_factory=dict)
+    agreement: Mapping[str, float] = field(default_factory=dict)  # of the members, by structure; empty: of one member
+    expected: Mapping[str, float] = field(default_factory=dict)  # Dice, where there is a calibration
+    low: Mapping[str, float] = field(default_factory=dict)  # Dice that nine patients in ten reach
+    sureness: float | None = None
 
 
 def segment(
@@ -67,13 +77,20 @@ def segment(
     patients: Sequence[str] = (),
     labels: str = "cardiac",
     rules: Path | None = None,
+    members: int = MEMBERS,
+    also: Sequence[Path] = (),
+    heat_maps: bool = False,
 ) -> int:
     """Write a mask for every patient and series that the model reads: of a folder of DICOM, or (None) of the site's cohort.
 
-    `patients` are pseudonyms; none means all. Returns 0, or 3 if somebody was refused. Raises `ValueError` and `OSError` in
-    words, before anything is written, for a model, study, label map or folder that won't do.
+    `patients` are pseudonyms; none means all. `members` look at each image: the model and those of `also` as they are, and then
+    views of them; one tells no doubt. `heat_maps` writes where they are unsure. Returns 0, or 3 if somebody was refused. Raises
+    `ValueError` and `OSError` in words, before anything is written, for a model, study, label map or folder that won't do.
     """
     trained = load_trained(model, study, site)
+    jury = convene(site, trained, model, count=members, also=other_models(also, study, site))
+    if heat_maps:
+        jury.require_maps()
     _require_new(out, inside=(site.cohort_folder, *([folder] if folder else [])))
     meanings = None
     if folder is not None:
@@ -92,13 +109,15 @@ def segment(
         rows = [Row(patient, "", refused=reason) for patient, reason in source.refused.items()]
         for done, ((patient, series), read) in enumerate(source.images.items(), 1):
             try:
-                rows.append(_one(trained, patient, series, read, out, meanings))
+                rows.append(_one(jury, patient, series, read, out, meanings, trained.name, heat_maps))
             except GeometryRefused as reason:
                 rows.append(Row(patient, series, refused=str(reason)))
             advance("segmenting", done, len(source.images))
     rows.sort(key=lambda row: (row.patient, row.series))
-    _write_table(rows, trained.task.settings.structures, out)
+    first = triage.order(_by_patient(rows))
+    _write_table(rows, trained.task.settings.structures, [patient for patient, _ in first], out)
     _tell(rows, source, out, trained)
+    _tell_first(first, jury)
     return SOME_REFUSED if any(row.refused for row in rows) else 0
 
 
@@ -171,67 +190,119 @@ def _only(source: Source, patients: Sequence[str], place: str) -> Source:
 
 
 def _one(
-    trained: Trained,
+    jury: Jury,
     patient: str,
     series: str,
     read: Callable[[], tuple[Volume, Originals | None]],
     out: Path,
     labels: LabelMap | None,
+    name: str,
+    heat_maps: bool,
 ) -> Row:
     """Segment one series and write what was found. Raises `GeometryRefused` with the reason, having written nothing."""
     volume, originals = read()
     try:
-        mask = trained.task.segment(trained.model, Case(patient, (volume,)))[series].mask
-    except ValueError as error:  # an image without contrast
+        found = jury.examine(volume)
+    except ValueError as error:  # an image without contrast, an answer without numbers
         raise GeometryRefused(str(error)) from None
-    place = out / patient
+    place, mask = out / patient, found.mask
     place.mkdir(mode=0o700, exist_ok=True)
-    parts = {place / f".{series}.part.nii.gz": place / f"{series}.nii.gz"}
+    parts: dict[Path, Path] = {}
+
+    def part(ending: str) -> Path:
+        made = place / f".{series}.part.{ending}"
+        parts[made] = place / f"{series}.{ending}"
+        return made
+
     try:
-        _write_nifti(mask, volume, next(iter(parts)))
-        if originals is not None and labels is not None and mask.any():
-            part = place / f".{series}.part.dcm"
-            parts[part] = place / f"{series}.seg.dcm"
-            _write_seg(mask, originals, part, labels, trained.name)
-        for part, finished in parts.items():
-            part.replace(finished)
+        _write_nifti(mask, volume, part("nii.gz"))
+        if heat_maps and found.disagreement is not None:
+            _write_nifti(found.entropy(jury.temperature), volume, part("entropy.nii.gz"))
+            _write_nifti(found.disagreement, volume, part("disagreement.nii.gz"))
+        if originals is not None and labels is not None:
+            if mask.any():
+                with _words_for_dicom("SEG"):
+                    write_seg(mask, originals, part("seg.dcm"), labels, algorithm=name)
+            if heat_maps:
+                with _words_for_dicom("Parametric Map"):
+                    write_heat_map(found.entropy(jury.temperature), originals, part("unsure.dcm"), algorithm=name)
+        for made, finished in parts.items():
+            made.replace(finished)
     finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+        for made in parts:
+            made.unlink(missing_ok=True)
         if not any(place.iterdir()):
             place.rmdir()
     voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
-    structures = trained.task.settings.structures
-    return Row(patient, series, {name: voxel_ml * int((mask == value).sum()) for name, value in structures.items()})
+    return Row(
+        patient,
+        series,
+        {name: voxel_ml * int((mask == value).sum()) for name, value in jury.settings.structures.items()},
+        spread_ml=found.spread_ml,
+        agreement=found.agreement,
+        expected=jury.calibration.expected(found.agreement) if jury.calibration else {},
+        low=jury.calibration.low(found.agreement) if jury.calibration else {},
+        sureness=jury.sureness(found),
+    )
 
 
-def _write_nifti(mask: Mask, volume: Volume, path: Path) -> None:
+def _write_nifti(values: Mask | npt.NDArray[np.float32], volume: Volume, path: Path) -> None:
     try:
-        write_nifti(mask, volume, path)
+        write_nifti(values, volume, path)
     except RuntimeError:  # SimpleITK's text is a page long
         raise OSError(f"{path.parent} takes no NIfTI file; is the disk full, or read-only?") from None
 
 
-def _write_seg(mask: Mask, originals: Originals, path: Path, labels: LabelMap, name: str) -> None:
+@contextmanager
+def _words_for_dicom(kind: str) -> Iterator[None]:
     try:
-        write_seg(mask, originals, path, labels, algorithm=name)
+        yield
     except OSError:
         raise
     except ValueError as error:
-        raise GeometryRefused(f"no DICOM SEG can refer to these images: {error}") from None
+        raise GeometryRefused(f"no DICOM {kind} can refer to these images: {error}") from None
     except Exception as error:  # highdicom copies headers, and what is odd in them ends here
-        raise GeometryRefused(f"no DICOM SEG can refer to these images ({type(error).__name__})") from None
+        raise GeometryRefused(f"no DICOM {kind} can refer to these images ({type(error).__name__})") from None
 
 
-def _write_table(rows: Sequence[Row], structures: Collection[str], out: Path) -> None:
+def _by_patient(rows: Sequence[Row]) -> dict[str, list[float | None]]:
+    found: dict[str, list[float | None]] = {}
+    for row in rows:
+        if not row.refused:
+            found.setdefault(row.patient, []).append(row.sureness)
+    return found
+
+
+def _write_table(rows: Sequence[Row], structures: Collection[str], first: Sequence[str], out: Path) -> None:
+    """A line for each row. `first`: patients, who should be looked at first to whom last."""
+    columns: dict[str, Callable[[Row], Mapping[str, float]]] = {
+        "ml": lambda row: row.volumes_ml,
+        "ml_sd": lambda row: row.spread_ml,
+        "agreement": lambda row: row.agreement,
+        "expected_dice": lambda row: row.expected,
+        "expected_dice_low": lambda row: row.low,
+    }
+    place = {patient: number for number, patient in enumerate(first, 1)}
     part = out / ".masks.part.csv"
     with open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["patient", "series", *(f"{name}_ml" for name in structures), "refused"])
+        named = [f"{name}_{what}" for what in columns for name in structures]
+        writer.writerow(["patient", "series", *named, "look", "refused"])
         for row in rows:
-            volumes = [f"{row.volumes_ml[name]:.3f}" if name in row.volumes_ml else "" for name in structures]
-            writer.writerow([row.patient, row.series, *volumes, row.refused])
+            known = [(take(row), name) for take in columns.values() for name in structures]
+            numbers = [f"{values[name]:.3f}" if name in values else "" for values, name in known]
+            writer.writerow([row.patient, row.series, *numbers, "" if row.refused else place.get(row.patient, ""), row.refused])
     part.replace(out / "masks.csv")
+
+
+def _tell_first(first: Sequence[tuple[str, float]], jury: Jury) -> None:
+    """Whom a person should look at first, and what that is told by."""
+    if first:
+        what = "expected Dice" if jury.calibration else "agreement"
+        some = first[: triage.first_of(len(first))]
+        print(f"Look first at: {', '.join(f'{patient} ({what} {value:.2f})' for patient, value in some)}. {jury.told}")
+    else:
+        print(jury.told)
 
 
 def _tell(rows: Sequence[Row], source: Source, out: Path, trained: Trained) -> None:

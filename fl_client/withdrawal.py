@@ -2,7 +2,7 @@
 
     1. the pseudonym goes on the list of those who don't take part     3. originals, quarantine and the way back
     2. case, prepared arrays, quality, clean files, catalog, log      4. a line in the audit log, without the pseudonym
-       lines, answers kept for a repetition, personalised models
+       lines, answers kept for a repetition, personalised models, calibrations
 
 A kill in between leaves a patient who is excluded already; asking again removes the rest. Trained models are not unlearned:
 what they learned from this patient was bounded, and covered by noise, before it left.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from fl_client import personalise, sent
+from fl_client import personalise, sent, uncertainty
 from fl_client.admission import key_of
 from fl_client.audit import AuditLog
 from fl_client.catalog import Catalog
@@ -39,6 +39,7 @@ class Withdrawal:
     originals: int  # files removed from the identity zone
     unknown: int  # files there that nobody can attribute
     models: int = 0  # that were trained further on them, for this house alone
+    calibrations: int = 0  # that were learned from them
 
 
 def pseudonym_of(site: Site, patient: str) -> str:
@@ -55,6 +56,7 @@ def withdraw(site: Site, patient: str, *, who: str) -> Withdrawal:
     inside = cohort.withdraw(pseudonym)
     sent.forget(site)  # an answer that was kept may never have left
     models = personalise.forget(site, pseudonym)
+    calibrations = uncertainty.forget(site, pseudonym)
     store = site.folder / "clean"
     if (store / pseudonym).exists():
         (store / pseudonym).rename(store / f".{pseudonym}.{uuid4().hex}.part")  # no half of it is ever read
@@ -69,7 +71,7 @@ def withdraw(site: Site, patient: str, *, who: str) -> Withdrawal:
     if site.identity_folder.exists():
         originals, unknown = forget_identity(site.identity_folder, pseudonym, names=Pseudonyms(key_of(site)))
     AuditLog(site.folder / "audit.jsonl").append("withdrawn", who=who)
-    return Withdrawal(pseudonym, inside, originals, unknown, models)
+    return Withdrawal(pseudonym, inside, originals, unknown, models, calibrations)
 
 
 def tell(done: Withdrawal, site: Site) -> list[str]:
@@ -81,6 +83,10 @@ def tell(done: Withdrawal, site: Site) -> list[str]:
     lines.append(f"removed: case, prepared arrays, quality, clean files, catalog and log lines; {done.originals} originals")
     if done.models:
         lines.append(f"removed: {done.models} models of this house's own that were trained on them (konsil-site personalise)")
+    if done.calibrations:
+        lines.append(
+            f"removed: {done.calibrations} calibrations that were learned from them; konsil-site calibrate makes new ones"
+        )
     if done.unknown:
         lines.append(f"LOOK: {done.unknown} files in {site.identity_folder} say of no patient whose they are; they stayed")
     lines.append(

@@ -8,6 +8,7 @@ import getpass
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -24,6 +25,28 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
         return int(said)
 
     return read
+
+
+MEMBERS = 8
+"""As `tasks.uncertainty.views.MEMBERS`, which takes seconds to import."""
+
+
+def add_members(command: argparse.ArgumentParser) -> None:
+    """Options that say who looks at an image beside the model itself."""
+    command.add_argument(
+        "--members",
+        type=whole(1),
+        default=MEMBERS,
+        help=f"how many looks at each image tell how sure the model is (default: {MEMBERS}; 1: none of that)",
+    )
+    command.add_argument(
+        "--also", type=Path, action="append", default=[], help="another model of the same task, asked too; several times"
+    )
+
+
+def add_heat_maps(command: argparse.ArgumentParser) -> None:
+    """The option that asks for maps, too."""
+    command.add_argument("--heat-maps", action="store_true", help="where the model is unsure, too, as a DICOM Parametric Map")
 
 
 def user_name() -> str:

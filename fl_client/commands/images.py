@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fl_client.commands import Commands, whole
+from fl_client.commands import Commands, add_heat_maps, add_members, whole
 from fl_client.commands.studies import study_of
 from fl_client.site import Site
 
@@ -41,6 +41,8 @@ def add(commands: Commands) -> None:
     masks.add_argument("--patient", action="append", default=[], help="pseudonym; may be given several times (default: all)")
     masks.add_argument("--series-rules", type=Path, help="YAML file that says which DICOM series is which")
     masks.add_argument("--labels", default="cardiac", help="label map with the codes for DICOM SEG (default: cardiac)")
+    add_members(masks)
+    add_heat_maps(masks)
     masks.set_defaults(run=_segment)
     model = commands.add_parser("add-model", help="keep a trained model that studies lean on")
     model.add_argument("file", type=Path, help="model.pt of a run, or the run's folder")
@@ -102,6 +104,9 @@ def _segment(site: Site, options: argparse.Namespace) -> int:
         patients=options.patient,
         labels=options.labels,
         rules=options.series_rules,
+        members=options.members,
+        also=options.also,
+        heat_maps=options.heat_maps,
     )
 
 

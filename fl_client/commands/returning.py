@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fl_client.commands import Commands
+from fl_client.commands import Commands, add_heat_maps, add_members
 from fl_client.site import Site
 
 
@@ -21,6 +21,8 @@ def add(commands: Commands) -> None:
     back.add_argument("--labels", help="label map with the codes for DICOM SEG (default: arrivals.labels, else cardiac)")
     back.add_argument("--dry-run", action="store_true", help="make the objects, to look at them; send nothing")
     back.add_argument("--who", help="who sends them, for the audit log (default: the user's name)")
+    add_heat_maps(back)
+    add_members(back)
     back.set_defaults(run=_return)
 
 
@@ -36,4 +38,7 @@ def _return(site: Site, options: argparse.Namespace) -> int:
         labels=options.labels,
         rules=options.series_rules,
         dry_run=options.dry_run,
+        members=options.members,
+        also=options.also,
+        heat_maps=options.heat_maps,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any
 
@@ -41,6 +41,7 @@ class Drawn:
     image: Image
     mask: Mask
     spacing_mm: tuple[float, float, float]
+    sure: Mapping[str, str] = field(default_factory=dict)  # how sure the model is, by structure, in figures
 
     def millilitres(self, value: int) -> float:
         """Volume of all voxels with this value."""
@@ -57,6 +58,8 @@ class Report:
     drawn: Sequence[Drawn]
     values: ReferenceValues | None = None  # what `places` are among
     places: Sequence[Place] = ()
+    sure: str = ""  # what the figures in `drawn` are
+    told: str = ""  # and what they were learned by
 
 
 def draw(report: Report) -> bytes:
@@ -75,6 +78,7 @@ def draw(report: Report) -> bytes:
             _say(figure, 0.25, height, which, family="DejaVu Sans Mono" if len(which) == 64 else "DejaVu Sans")  # a hash
             height -= 0.0165
         height = _table(figure, report, height - 0.012)
+        height = _sureness(figure, report, height - 0.008)
         _montage(figure, report, height - 0.015)
         _say(figure, 0.5, 0.022, "RESEARCH USE ONLY", size=14, weight="bold", color="#b00020", ha="center")
         page = io.BytesIO()
@@ -135,6 +139,22 @@ def _table(figure: Figure, report: Report, top: float) -> float:
             said = f"{drawn.millilitres(value):.1f}" if (drawn.mask == value).any() else "not found"
             _say(figure, left + width * (column + 1) - 0.03, height, said, ha="right")
     return top - 0.0165 * (len(report.structures) + 1)
+
+
+def _sureness(figure: Figure, report: Report, top: float) -> float:
+    """How sure the model is per structure and series, where that can be told, and by what; gives where it ends."""
+    lines = wrap(report.told, 118)
+    if any(drawn.sure for drawn in report.drawn):
+        _say(figure, 0.07, top, report.sure, weight="bold")
+        for row, name in enumerate(report.structures, 1):
+            _say(figure, 0.09, top - 0.0165 * row, name.replace("_", " "))
+            for column, drawn in enumerate(report.drawn[:MOST_SERIES]):
+                said = drawn.sure.get(name, "can't be told")
+                _say(figure, 0.25 + 0.17 * (column + 1) - 0.03, top - 0.0165 * row, said, ha="right")
+        top -= 0.0165 * (len(report.structures) + 1)
+    for number, line in enumerate(lines):
+        _say(figure, 0.07, top - 0.0155 * number, line, size=8, color="#333333")
+    return top - 0.0155 * len(lines)
 
 
 def _montage(figure: Figure, report: Report, top: float) -> None:

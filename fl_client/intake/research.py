@@ -1,4 +1,5 @@
-"""What goes back to the archive about one examination: a DICOM SEG per series and one encapsulated PDF, for research use only.
+"""What goes back to the archive about one examination, for research use only: a DICOM SEG per series and one encapsulated PDF,
+and where a person asks for it a heat map per series.
 
 Each is a series of its own in the original study. UIDs follow from the model and the images alone, so that a repeat is known
 for what it is; other images, or another model, give other objects. Source: PS3.3 A.51 (Segmentation), A.45.1 (Encapsulated
@@ -19,6 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, EncapsulatedPDFStorage, ExplicitVRLittleEndian, generate_uid
 
 from fl_client.intake.deidentify import discreet
+from fl_client.intake.heat_map import STORAGE, make_heat_map
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.multiframe import Chosen
 from fl_client.intake.write_back import COPIED, NOTE, filled, make_seg
@@ -74,8 +76,29 @@ def research_seg(
         return _as_bytes(seg)
 
 
-def research_pdf(page: bytes, originals: Sequence[Originals], segs: Sequence[Names], *, author: Author, names: Names) -> bytes:
-    """The page as an encapsulated PDF file that names the images and masks it was made of."""
+def research_heat_map(
+    entropy: npt.NDArray[np.float32], originals: Originals, *, series: str, author: Author, names: Names
+) -> bytes:
+    """Where the model is unsure as a DICOM Parametric Map that refers to the originals. Raises what `make_heat_map` raises."""
+    with discreet():
+        made = make_heat_map(entropy, originals, algorithm=f"konsil {author.study_name}")
+        made.SeriesInstanceUID = names.series
+        made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = names.instance
+        made.SeriesDescription = _described(author, f"unsure {series}")
+        _mark(made, author)
+        return _as_bytes(made)
+
+
+def research_pdf(
+    page: bytes,
+    originals: Sequence[Originals],
+    segs: Sequence[Names],
+    *,
+    author: Author,
+    names: Names,
+    heat_maps: Sequence[Names] = (),
+) -> bytes:
+    """The page as an encapsulated PDF file that names the images, masks and heat maps it was made of."""
     with discreet():
         images = [image for some in originals for image in ([some.image] if isinstance(some, Chosen) else some)]
         first, now = filled(images[0]), datetime.now()
@@ -102,6 +125,7 @@ def research_pdf(page: bytes, originals: Sequence[Originals], segs: Sequence[Nam
         document.EncapsulatedDocument = page + b"\0" * (len(page) % 2)
         made_of = {str(image.SOPInstanceUID): str(image.SOPClassUID) for image in images}
         made_of |= {seg.instance: "1.2.840.10008.5.1.4.1.1.66.4" for seg in segs}
+        made_of |= {one.instance: STORAGE for one in heat_maps}
         document.SourceInstanceSequence = [_reference(*pair) for pair in made_of.items()]
         _mark(document, author)
         return _as_bytes(document)

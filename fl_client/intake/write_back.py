@@ -54,16 +54,17 @@ def sitk_image(array: npt.NDArray[np.generic], affine: npt.NDArray[np.float64]) 
     return image
 
 
-def write_nifti(mask: npt.NDArray[np.integer], volume: Volume, path: Path | str) -> None:
+def write_nifti(mask: npt.NDArray[np.integer | np.floating], volume: Volume, path: Path | str) -> None:
     """Write a mask with the shape of `volume.image` as NIfTI on the volume's grid (`path` ends in .nii or .nii.gz).
 
-    Raises `ValueError` for another shape.
+    Numbers that aren't whole are written as 32-bit floating point. Raises `ValueError` for another shape.
     """
     if mask.shape != volume.image.shape:
         raise ValueError(
             f"the mask has shape {mask.shape}, the image {volume.image.shape}; a mask goes back on its own image's grid"
         )
-    sitk.WriteImage(sitk_image(mask.astype(np.uint8), volume.affine), str(path))
+    kind = np.float32 if np.issubdtype(mask.dtype, np.floating) else np.uint8
+    sitk.WriteImage(sitk_image(mask.astype(kind), volume.affine), str(path))
 
 
 def write_seg(
@@ -93,11 +94,7 @@ def make_seg(
     that isn't the series', an empty mask, and a value that the label map doesn't know.
     """
     with discreet():
-        images = [filled(source.image)] if isinstance(source, Chosen) else _in_order(source)
-        count = len(source.numbers) if isinstance(source, Chosen) else len(images)
-        shape = (count, int(images[0].Rows), int(images[0].Columns))
-        if mask.shape != shape:
-            raise ValueError(f"the mask has shape {mask.shape}, the series {shape}; a mask goes back on its own images' grid")
+        images, places = images_of(source, mask.shape, "mask")
         values = [int(value) for value in np.unique(mask) if value != 0]
         if not values:
             raise ValueError("the mask is empty; a DICOM SEG needs at least one segment")
@@ -112,9 +109,6 @@ def make_seg(
             mask.astype(np.uint8).tobytes().hex(),
             *([str(source.numbers)] if isinstance(source, Chosen) else []),
         ]
-        places = None
-        if isinstance(source, Chosen):
-            places = [hd.PlanePositionSequence("PATIENT", position) for position in source.positions.tolist()]
         seg = hd.seg.Segmentation(
             source_images=images,
             pixel_array=segments,
@@ -134,14 +128,31 @@ def make_seg(
             plane_positions=places,
         )
         if isinstance(source, Chosen):
-            _name_frames(seg, source)
+            name_frames(seg, source)
     return seg
 
 
-def _name_frames(seg: hd.seg.Segmentation, source: Chosen) -> None:
+def images_of(
+    source: Path | Sequence[Dataset] | Chosen, shape: tuple[int, ...], what: str
+) -> tuple[list[Dataset], list[hd.PlanePositionSequence] | None]:
+    """The images that `what` (slices, rows, columns) belongs to, and for frames of a multi-frame image where each lies.
+
+    Raises `ValueError` for another shape than theirs.
+    """
+    images = [filled(source.image)] if isinstance(source, Chosen) else _in_order(source)
+    count = len(source.numbers) if isinstance(source, Chosen) else len(images)
+    own = (count, int(images[0].Rows), int(images[0].Columns))
+    if shape != own:
+        raise ValueError(f"the {what} has shape {shape}, the series {own}; a {what} goes back on its own images' grid")
+    if not isinstance(source, Chosen):
+        return images, None
+    return images, [hd.PlanePositionSequence("PATIENT", position) for position in source.positions.tolist()]
+
+
+def name_frames(made: Dataset, source: Chosen) -> None:
     """Refer to the chosen frames alone: highdicom names all frames at a position, such as every phase of a cine."""
     positions = source.positions
-    for groups in seg.PerFrameFunctionalGroupsSequence:
+    for groups in made.PerFrameFunctionalGroupsSequence:
         place = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float)
         number = source.numbers[int(np.linalg.norm(positions - place, axis=1).argmin())]
         for derivation in groups.DerivationImageSequence:
