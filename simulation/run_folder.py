@@ -22,9 +22,10 @@ RESULTS = (
     *("model.pt", "model.ts.pt", "model.ts.json", "models", "radiomics.json"),
     *("reference_values.json", "reference_facts.json"),
     *("clinical.json", "clinical_report.html", "clinical_report.pdf"),
+    *("uncertainty.json", "calibration.json", "gate.json"),
 )
 """What a run makes of its arms, anew at every call."""
-NO_DIFFERENCE = {"workers", "runs_folder", "clinical", "audit"}
+NO_DIFFERENCE = {"workers", "runs_folder", "clinical", "uncertainty", "audit"}
 """Settings that don't determine any result."""
 
 

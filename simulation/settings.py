@@ -174,6 +174,7 @@ class Simulation(Frozen):
     evaluate_every: Annotated[int, Field(ge=1)] = 1  # rounds between two looks at the test patients
     full_scores: Literal["all", "federation", "none"] = "all"  # whose final models get distances and volumes beside Dice
     clinical: bool = False  # ask the model about each test patient again, for the clinician's report: doubt, a second scan, ...
+    uncertainty: bool = False  # ask how sure the model is of each test patient, and whether that can be believed
     engine: Literal["inprocess", "ray"] = "inprocess"
     workers: Annotated[int, Field(ge=0)] | None = None  # None: one per core; 0: everything in this process
     privacy: Privacy

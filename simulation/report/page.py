@@ -18,6 +18,7 @@ from markupsafe import Markup
 from fl_server.report.statistics import Estimate, Values, agreement, difference, mean
 from simulation.report import comparison, drawing, figures, pictures, words
 from simulation.report.results import ARMS, PLAIN, ROLES, Run
+from simulation.report.uncertainty import sureness
 
 HERE = Path(__file__).parent
 VOLUME_ERRORS = ("volume_error_ml", "volume_ml_error")
@@ -68,6 +69,7 @@ def page(run: Run) -> str:
         "refused": words.refused(record, "real"),
         "examples": list(pictures.examples(run.overlays, cardiac="myocardium" in run.structures)),
         "scanners": pictures.scanners(run.overlays / "scanners.npz"),
+        "sureness": sureness(run.folder, cardiac="myocardium" in run.structures),
         "agreements": agreements(run),
         "phases": phases(run),
         "settings": json.dumps(record.study, indent=2),

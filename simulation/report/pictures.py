@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import contourpy
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
@@ -40,6 +41,16 @@ class Example:
     arm: str
     dice: dict[str, float]
     slices: list[tuple[str, Markup]]  # (where, drawing)
+
+
+@dataclass(frozen=True)
+class Unsure:
+    """A patient's slices as they were outlined, and where the model is unsure."""
+
+    hospital: str
+    patient: str
+    series: str
+    slices: list[tuple[str, Markup, Markup]]  # (where, outlined, heat)
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,36 @@ def scanners(path: Path) -> list[View]:
     return views
 
 
+def unsure(path: Path, *, cardiac: bool) -> Unsure | None:
+    """The patient who is looked at first: contours, and beside them where the model is unsure. None without the file."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        image, mask, prediction = arrays["image"], arrays["mask"], arrays["prediction"]
+        entropy = arrays["entropy"].astype(np.float32)
+        spacing = tuple(float(step) for step in arrays["spacing_mm"])
+        words = {key: str(arrays[key]) for key in ("hospital", "patient", "series")}
+    labelled = _objects(mask) | (prediction > 0)
+    window = _crop(np.asarray(labelled.any(0)), spacing[1:], VIEW_MM)
+    grey = _grey(image[(slice(None), *window)], labelled[(slice(None), *window)])
+    slices = []
+    for where, z in _levels(labelled, cardiac=cardiac):
+        about = f"slice {z + 1} of {len(image)} ({where}) of patient {words['patient']}"
+        lines = [(mask[z][window], READER), (prediction[z][window], MODEL)]
+        outlined = _drawing(grey[z], lines, spacing[1:], alt=f"{about.capitalize()}: contours of reader and model.")
+        alt = f"{about.capitalize()}: where the model is unsure, with its own contour."
+        slices.append((where, outlined, _drawing(_heated(grey[z], entropy[z][window]), lines[1:], spacing[1:], alt=alt)))
+    return Unsure(slices=slices, **words)
+
+
+def _heated(grey: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """A grey slice under colours where `heat` (0..1) is high: dark red at a third, yellow at 1. (rows, columns, 3)"""
+    colour = mpl.colormaps["hot"](0.25 + 0.6 * heat)[..., :3] * 255
+    share = np.clip(heat * 2, 0, 0.85)[..., None]
+    mixed: npt.NDArray[np.uint8] = np.round((1 - share) * grey[..., None] * 0.8 + share * colour).astype(np.uint8)
+    return mixed
+
+
 def _drawing(
     grey: npt.NDArray[np.uint8],
     lines: Sequence[tuple[npt.NDArray[Any], str]],
@@ -109,9 +150,9 @@ def _drawing(
     bar_mm: float = 20,
     text: float = 0.042,
 ) -> Markup:
-    """An `<svg>` of a grey slice (rows, columns), contours of label images by class, and a scale bar.
+    """An `<svg>` of a slice, grey (rows, columns) or in colours (rows, columns, 3), with contours of label images by class.
 
-    The bar's text is `text` of the width high.
+    The scale bar's text is `text` of the width high.
     """
     dy, dx = spacing_mm
     height, width = grey.shape[0] * dy, grey.shape[1] * dx

@@ -370,6 +370,42 @@ def test_a_checker_that_konsil_did_not_write_finds_no_error(clinic, run):
         assert [line for line in told.splitlines() if line.startswith("Error")] == []
 
 
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian package dicom3tools) is not installed")
+def test_heat_maps_go_back_where_they_were_asked_for_and_the_report_names_them(clinic, run, images):
+    connect(clinic, 1)
+    who = pseudonym(clinic, "first")
+    assert back(clinic, run, "--dry-run", "--patient", who) == 0
+    without = {path.stem for path in waiting(clinic)}
+    assert back(clinic, run, "--dry-run", "--patient", who, "--heat-maps", "--members", 3) == 0
+    made = {path.stem: path for path in waiting(clinic) if path.stem not in without}
+    with discreet():
+        objects = {uid: pydicom.dcmread(path) for uid, path in made.items()}
+    kinds = sorted(str(one.Modality) for one in objects.values())
+    assert kinds == ["DOC", "OT", "OT"]  # the masks are those of before; the report names other objects, so it is another one
+    (report,) = (one for one in objects.values() if one.Modality == "DOC")
+    named = {item.ReferencedSOPInstanceUID: item.ReferencedSOPClassUID for item in report.SourceInstanceSequence}
+    for uid, one in objects.items():
+        if one.Modality == "OT":
+            assert named[uid] == one.SOPClassUID == "1.2.840.10008.5.1.4.1.1.30"
+            assert one.PatientID == Identity.invent("first").patient_id
+            assert one.SeriesDescription.startswith("RESEARCH USE ONLY konsil pilot unsure cine_e")
+            assert (one.ContentQualification, one.ContributingEquipmentSequence[0].Manufacturer) == ("RESEARCH", "konsil")
+            said = subprocess.run(["dciodvfy", str(made[uid])], capture_output=True, text=True).stderr.splitlines()
+            assert said[0] == "ParametricMap"
+            assert [line for line in said if line.startswith("Error")] == []
+    told = words(report.EncapsulatedDocument[: report.EncapsulatedDocumentLength])
+    assert "Agreement of members" in told
+    said = "No calibration is here (konsil-site calibrate): agreement of 3 members ranks patients, and is no Dice."
+    assert said in told
+
+
+def test_one_member_tells_no_doubt_and_sends_no_heat_map(clinic, run, capsys):
+    connect(clinic, 1)
+    assert back(clinic, run, "--dry-run", "--members", 1, "--heat-maps") == 1
+    assert "there are no heat maps of it" in capsys.readouterr().err
+    assert waiting(clinic) == []
+
+
 def test_a_repeat_sends_nothing_new_and_the_audit_log_tells_of_objects_and_no_patient(sent, orthanc, capsys):
     (line,) = returned_lines(sent.clinic)
     weights = fingerprint(torch.load(sent.run / "model.pt", weights_only=True))
