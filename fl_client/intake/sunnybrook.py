@@ -9,7 +9,7 @@ The files don't say where they count from. It is from one, as in Matlab: over th
 brightness falls most steeply across the endocardium a pixel (1.4 mm) to the left of and above where counting from zero puts it.
 
 Experts drew both contours at end-diastole and the endocardium alone at end-systole, so a frame with an epicardial contour is
-end-diastolic. At end-systole nobody said where the myocardium ends: everything outside the cavity is unknown there.
+end-diastolic. At end-systole nobody looked for the myocardium: what lies outside the cavity is anything but the cavity there.
 """
 
 from __future__ import annotations
@@ -141,12 +141,12 @@ def _drawn(volume: Volume, stems: Sequence[str], endo: dict[str, Path], epi: dic
     empty = np.zeros(shape, bool)
     cavity = np.stack([fill(read_contour(endo[stem]), shape) if stem in endo else empty for stem in stems])
     epicardium = np.stack([fill(read_contour(epi[stem]), shape) if stem in epi else empty for stem in stems])
-    # without an epicardial contour, what isn't cavity may be myocardium or not
     mask = np.full(volume.image.shape, UNKNOWN, np.uint8)
-    mask[epicardium.any(axis=(1, 2))] = 0
+    mask[(epicardium | cavity).any(axis=(1, 2))] = 0
     mask[epicardium] = labels.of_source(EPI)
     mask[cavity] = labels.of_source(ENDO)
-    drawn = Volume(volume.series, volume.image, volume.affine, mask)
+    sought = [labels.of_source(ENDO), *([labels.of_source(EPI)] if epi else [])]
+    drawn = Volume(volume.series, volume.image, volume.affine, mask, tuple(sorted(sought)))
     check_volume(drawn, labels, epicardium=epicardium, cavity=cavity)
     return drawn
 
