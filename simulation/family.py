@@ -22,7 +22,12 @@ class Family:
 
 HEARTS = Family("hearts", ("cine_ed", "cine_es", "lge"), GENERATOR)
 BRAINS = Family("brains", ("t1",), ("simulation/brain.py", "simulation/brain_tissue.py", "simulation/brain_scan.py"))
-FAMILIES = (HEARTS, BRAINS)
+LUNGS = Family(
+    "lungs",
+    ("ct",),
+    ("simulation/lung.py", "simulation/lung_tree.py", "simulation/lung_tissue.py", "simulation/lung_scan.py"),
+)
+FAMILIES = (HEARTS, BRAINS, LUNGS)
 
 
 def family_of(series: Sequence[str]) -> Family:

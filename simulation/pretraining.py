@@ -1,6 +1,6 @@
 """Ordinary training on patients drawn freely, from scanners of no hospital: the start of every arm.
 
-The series say of which family the patients are (`simulation.family`): hearts as generated hospitals have them, or brains.
+The series say of which family the patients are (`simulation.family`): hearts as generated hospitals have them, brains, lungs.
 No hospital's data take part, so it costs no privacy; the DP steps that follow only have to bridge from drawn scans to the
 hospitals'. The result is kept in the cache under the hash of everything that determines it, and training that was
 interrupted goes on from its last checkpoint.
@@ -22,8 +22,9 @@ import torch
 from fl_client.cohort import Cohort
 from fl_server.weights import State
 from simulation.brain_scan import brain_case
-from simulation.family import BRAINS, family_of
+from simulation.family import BRAINS, LUNGS, family_of
 from simulation.hospital_case import patient_case
+from simulation.lung_scan import nodule_case
 from simulation.machine import unordered
 from simulation.reader import Reader
 from simulation.scanner import Series, random_scanner
@@ -133,8 +134,11 @@ def free_cohort(settings: Pretraining, series: tuple[str, ...], *, cache: Path, 
 
 
 def _draw_free(place: Path, seed: int, series: tuple[str, ...], oversampling: int, subslices: int) -> int:
-    if family_of(series) is BRAINS:
+    family = family_of(series)
+    if family is BRAINS:
         case = brain_case(seed, oversampling=oversampling)
+    elif family is LUNGS:
+        case = nodule_case(seed, oversampling=oversampling)
     else:
         case = patient_case(
             seed,

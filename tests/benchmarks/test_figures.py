@@ -131,3 +131,15 @@ def test_real_patients_who_are_not_there_are_missed_before_anything_is_trained(r
     status, printed, said = run("sim_to_real", f"real.folder={tmp_path}/nowhere", *TINY)
     assert (status, printed) == (2, [])
     assert f"real.folder: there is no folder {tmp_path}/nowhere" in said
+
+
+def test_nodules_that_were_not_learned_from_are_segmented_and_counted_by_kind(run):
+    few = ["pretraining.patients=2", "pretraining.steps=1", "pretraining.batch_patients=2", "pretraining.oversampling=1"]
+    status, printed, _ = run("nodules", "--test", "4", *few, *TINY)
+    figures = json.loads(printed[-1])
+    kinds = [figures[key] for key in figures if key.startswith("dice_") and key not in ("dice_sd", "dice_lowest")]
+    assert status == 0
+    assert (figures["test_nodules"], figures["training_nodules"], figures["steps"]) == (4, 2, 1)
+    assert kinds
+    assert min(kinds) <= figures["dice"] <= max(kinds)
+    assert figures["crop_cpu_s"] > 0

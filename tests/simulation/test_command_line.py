@@ -176,7 +176,7 @@ def two_folders(tmp_path_factory):
 
 
 def test_label_maps_that_are_not_there_are_found_before_anything_is_written(capsys, rehearsed, two_folders):
-    known = "no label map nope; conf/labels holds cardiac, hippocampus, sunnybrook"
+    known = "no label map nope; conf/labels holds cardiac, hippocampus, nodule, sunnybrook"
     assert refused(capsys, "real.labels=nope") == f"real.labels: {known}"
     assert refused(capsys, *two_folders, "hospitals.labels=nope") == f"hospitals.labels: {known}"
     assert rehearsed == []

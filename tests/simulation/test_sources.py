@@ -97,10 +97,16 @@ def test_code_that_draws_other_families_or_learns_other_tasks_leaves_pretrained_
     assert trainings() == 1
 
 
-@pytest.mark.parametrize("name", ["simulation/brain.py", "simulation/brain_tissue.py", "simulation/brain_scan.py"])
-def test_brains_drawn_by_other_code_are_drawn_again(tree, name):
+@pytest.mark.parametrize(
+    ("series", "name"),
+    [
+        *(("t1", f"simulation/brain{part}.py") for part in ("", "_tissue", "_scan")),
+        *(("ct", f"simulation/lung{part}.py") for part in ("", "_tree", "_tissue", "_scan")),
+    ],
+)
+def test_another_family_s_patients_drawn_by_other_code_are_drawn_again(tree, series, name):
     def key():
-        return pretraining._key(("t1",))
+        return pretraining._key((series,))
 
     before = key()
     tree("simulation/heart.py")
