@@ -34,7 +34,7 @@ def study_of(
         if not registered:
             raise ValueError("no hospital is registered yet: konsil-study join-token NAME; or name them: sites=[a,b]")
         given["sites"] = registered
-    given = _with_keys(given, keys or {})
+    given = with_keys(given, keys or {})
     study = Study.from_json(json.dumps({"konsil_version": version("konsil"), **given}))
     study = study.model_copy(update={"task": settled(study.task)})
     load_for(study, models=models)
@@ -53,7 +53,11 @@ def filtering_by(references: Path | None, settings: Mapping[str, Any]) -> Mappin
     return {**settings, "strategy": {**strategy, "references_sha256": found}}
 
 
-def _with_keys(given: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+def with_keys(given: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """The settings, with the hospitals' public keys (by name) if they ask for secure aggregation and bring none.
+
+    Raises `ValueError` naming the hospitals whose key is missing.
+    """
     privacy = given.get("privacy")
     secure = privacy.get("secure") if isinstance(privacy, Mapping) else None
     if not isinstance(privacy, Mapping) or not isinstance(secure, Mapping) or secure.get("keys"):

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,23 +128,42 @@ def _row(noise: Noise, *, here: bool) -> str:
 
 
 def _study(options: argparse.Namespace) -> Study | None:
-    from conf.study import Study
+    """The study in the file. Public keys of hospitals, which are known when it is started, may be missing."""
+    if options.file is None:
+        return None
+    from conf.study import Study, settings_in
+    from fl_server.start import with_keys
+    from tasks.task import settled
 
-    return None if options.file is None else Study.read(options.file)
+    settings = settings_in(options.file)
+    sites = settings.get("sites")
+    if sites is None:
+        raise ValueError("the study names no sites, and what it takes depends on how many there are")
+    names = [name for name in sites if isinstance(name, str)] if isinstance(sites, list) else []
+    given = {"konsil_version": version("konsil"), **settings}
+    if names:
+        given = with_keys(given, dict.fromkeys(names, "known at the start"))
+    study = Study.from_json(json.dumps(given))
+    return study.model_copy(update={"task": settled(study.task)})
 
 
 def _learned(study: Study) -> Learned:
     from fl_server.plan.utility import Learned
+    from tasks.segmentation import build
 
-    structures = study.task.get("structures") if study.task.get("name") == "segmentation" else None
-    names = frozenset(structures) if isinstance(structures, dict) else frozenset[str]()
-    return Learned(names, study.strategy.name, str(study.task.get("trainable", "all")))
+    if study.task.get("name") != "segmentation":
+        return Learned(frozenset(), study.strategy.name, "all")
+    chosen = build({name: value for name, value in study.task.items() if name != "name"}).settings
+    return Learned(frozenset(chosen.structures), study.strategy.name, chosen.trainable)
 
 
 def _asked(options: argparse.Namespace, study: Study | None) -> Asked:
     from fl_server.plan.noise import Asked, asked_of
 
-    sizes = dict(_size(said) for said in options.size)
+    sized = [_size(said) for said in options.size]
+    sizes = dict(sized)
+    if twice := [name for name in sizes if sum(name == other for other, _ in sized) > 1]:
+        raise ValueError(f"--size names {twice[0]} twice")
     given = {name: getattr(options, name) for name in _DEFAULTS if getattr(options, name) is not None}
     if study is not None:
         everybody = dict.fromkeys(study.sites, options.patients) if options.patients is not None else {}

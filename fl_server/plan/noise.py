@@ -40,10 +40,11 @@ class Asked:
         for name, size in self.sizes.items():
             if size < 1:
                 raise ValueError(f"{name} declares {size} patients; at least 1 is needed")
-        checks = (("epsilon", self.epsilon, math.inf), ("delta", self.delta, 0.1), ("sample_rate", self.sample_rate, 1.000001))
-        for word, value, below in checks:
+        for word, value, below in (("epsilon", self.epsilon, math.inf), ("delta", self.delta, 0.1)):
             if not 0 < value < below:
                 raise ValueError(f"{word} must lie above 0 and below {below:.3g}, not be {value:g}")
+        if not 0 < self.sample_rate <= 1:
+            raise ValueError(f"sample_rate must lie above 0 and be 1 at most, not {self.sample_rate:g}")
         for word, count in (("rounds", self.rounds), ("steps", self.steps)):
             if count < 1:
                 raise ValueError(f"{word} must be 1 or more, not {count}")

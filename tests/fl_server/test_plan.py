@@ -96,6 +96,7 @@ def test_a_ledger_stands_where_its_releases_and_the_study_s_bring_it():
         ({"epsilon": 0.0}, "epsilon must lie above 0"),
         ({"delta": 0.2}, "delta must lie above 0 and below 0.1, not be 0.2"),
         ({"rounds": 0}, "rounds must be 1 or more"),
+        ({"sample_rate": 1.5}, "sample_rate must lie above 0 and be 1 at most, not 1.5"),
         ({"secure": True, "steps": 2}, "rounds of one step over all patients, not of 2"),
         ({"secure": True, "sizes": {"a": 5, "b": 5}}, "a threshold of 3 and 1 that may collude is no secure aggregation of 2"),
     ],
@@ -201,12 +202,20 @@ def test_the_command_tells_the_plan_and_prints_it_for_scripts(tmp_path, capsys):
 
 def test_the_command_reads_a_study_and_options_change_it(tmp_path, capsys):
     path = tmp_path / "study.json"
-    path.write_text(study(privacy={"epsilon": 2.0, "evaluation_share": 0.2}).to_json())
+    count = {"name": "count", "tables": [{"axes": [{"field": "mask.lge"}]}]}
+    path.write_text(study(privacy={"epsilon": 2.0}, task=count).to_json())
     assert main(["plan", str(path), "--patients", "30", "--size", "b=50", "--rounds", "5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["asked"]["sizes"] == {"a": 30, "b": 50}
-    assert (found["asked"]["epsilon"], found["asked"]["rounds"], found["asked"]["scores_share"]) == (2.0, 5, 0.2)
+    assert (found["asked"]["epsilon"], found["asked"]["rounds"]) == (2.0, 5)
     assert (found["dice"], found["dice_words"]) == ([], ["no Dice: the study draws no contours"])
+    path.write_text(study(privacy={"epsilon": 3.0, "evaluation_share": 0.2}, sites=[*"abcdef"]).to_json())
+    assert main(["plan", str(path), "--patients", "40", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["asked"]["scores_share"] == 0.2
+    assert {tuple(row["structures"]) for row in found["dice"]} == {
+        ("blood_pool", "myocardium", "right_ventricle")
+    }  # by default
     hearts = {
         "name": "segmentation",
         "structures": {"blood_pool": 1, "myocardium": 2, "right_ventricle": 3},
@@ -222,10 +231,30 @@ def test_the_command_reads_a_study_and_options_change_it(tmp_path, capsys):
     assert (row["structures"], row["strategy"], row["trainable"]) == (sorted(hearts["structures"]), "fedadam", "norm")
 
 
+def test_a_study_under_masks_is_planned_before_its_hospitals_are_registered(tmp_path, capsys):
+    path = tmp_path / "study.json"
+    settings = {"name": "pilot", "sites": [*"abcdef"], "rounds": 16, "task": {"name": "segmentation"}}
+    path.write_text(json.dumps({**settings, "privacy": {"epsilon": 3, "secure": {"patients": 400, "colluding": 2}}}))
+    assert main(["plan", str(path), "--patients", "40", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["asked"]["secure"], found["asked"]["colluding"]) == (True, 2)
+    assert found["epsilon_if_it_fails"] > 3
+    path.write_text(json.dumps({**settings, "privacy": {"epsilon": 3, "secure": {"patients": 400, "coluding": 2}}}))
+    assert main(["plan", str(path), "--patients", "40"]) == 1
+    assert "privacy.secure.coluding" in capsys.readouterr().err
+    path.write_text(json.dumps({**settings, "task": {"name": "segmentation", "trainabel": "all"}}))
+    assert main(["plan", str(path), "--patients", "40"]) == 1
+    assert "trainabel" in capsys.readouterr().err
+    path.write_text(json.dumps({**settings, "sites": None}))
+    assert main(["plan", str(path), "--patients", "40"]) == 1
+    assert "names no sites" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--size", "north"], "such as north=40, not 'north'"),
+        (["--size", "north=4", "--size", "north=5"], "--size names north twice"),
         (["--sites", "3"], "--sites 3 needs --patients N"),
         ([], "no hospital is named"),
         (["--size", "a=4", "--ledger", "b"], "such as north=ledger.json, not 'b'"),
