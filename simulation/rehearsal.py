@@ -108,7 +108,8 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
                 measured = clinical.collect(simulation, folder, final.study.hash, world.roles)
         if simulation.uncertainty:
             with meter.phase("uncertainty"):
-                uncertainty.measure(simulation, folder, world.roles, cache=cache, pool=pool, advance=screen.advance)
+                tested = uncertainty.examinees(world.roles)
+                uncertainty.measure(simulation, folder, tested, cache=cache, pool=pool, advance=screen.advance)
         return _finish(study_record(simulation, arms, world, folder, meter), folder, meter, pool, measured)
 
 

@@ -42,6 +42,26 @@ Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Examinee:
+    """A patient who is tested, in what role the hospital is, and where the patient lies."""
+
+    role: str
+    hospital: str
+    cohort: Path
+    patient: str
+
+
+def examinees(roles: Iterable[tuple[str, Hospital]]) -> list[Examinee]:
+    """Test patients of a rehearsal's hospitals. Real images are large, and are left out."""
+    return [
+        Examinee(role, hospital.name, hospital.cohort_folder, patient)
+        for role, hospital in roles
+        if role != "real"
+        for patient in hospital.test_patients
+    ]
+
+
+@dataclass(frozen=True)
 class Job:
     """A patient and where everything lies: a pool's worker is told no more."""
 
@@ -55,7 +75,7 @@ class Job:
 def measure(
     simulation: Simulation,
     folder: Path,
-    roles: Iterable[tuple[str, Hospital]],
+    tested: Sequence[Examinee],
     *,
     cache: Path,
     pool: Executor,
@@ -78,14 +98,13 @@ def measure(
         (folder / BESIDE).write_text(calibration.model_dump_json(indent=1))
     except ValueError as error:
         trouble = str(error)
-    tested = [(role, hospital, patient) for role, hospital in roles if role != "real" for patient in hospital.test_patients]
-    jobs = [Job(simulation.task, weights, hospital.cohort_folder, patient, members) for _, hospital, patient in tested]
+    jobs = [Job(simulation.task, weights, one.cohort, one.patient, members) for one in tested]
     found = _all(jobs, pool, lambda done: advance("how sure: test patients", done, len(jobs)))
     rows, judged = list[Ranked](), list[Judged]()
-    for job, (role, hospital, patient) in zip(jobs, tested, strict=True):
-        series = found[job.cohort, job.patient]
+    for one in tested:
+        series = found[one.cohort, one.patient]
         judged += series
-        if row := _tested(hospital.name, role, patient, series, calibration):
+        if row := _ranked(one, series, calibration):
             rows.append(row)
     if not rows:
         return None
@@ -103,7 +122,7 @@ def measure(
         after=_table(judged, temperature),
     )
     (folder / FILE).write_text(unsure.model_dump_json(indent=1))
-    cohorts = {hospital.name: hospital.cohort_folder for _, hospital, _ in tested}
+    cohorts = {one.hospital: one.cohort for one in tested}
     _picture(folder / "overlays" / PICTURE, unsure, simulation.task, weights, cohorts[rows[0].hospital], temperature)
     return unsure
 
@@ -165,16 +184,16 @@ def _all(jobs: Sequence[Job], pool: Executor, advance: Callable[[int], None]) ->
     return found
 
 
-def _tested(hospital: str, role: str, patient: str, series: Sequence[Judged], calibration: Calibration | None) -> Ranked | None:
+def _ranked(examinee: Examinee, series: Sequence[Judged], calibration: Calibration | None) -> Ranked | None:
     """The mean over the patient's series; None for a patient whom no mask can judge."""
     sure = [value for one in series if (value := triage.sureness(one.agreement, calibration)) is not None]
     dice = _means([one.dice for one in series])
     if not sure or not dice:
         return None
     return Ranked(
-        hospital=hospital,
-        role=role,
-        patient=patient,
+        hospital=examinee.hospital,
+        role=examinee.role,
+        patient=examinee.patient,
         agreement=_means([one.agreement for one in series]),
         expected=_means([calibration.expected(one.agreement) for one in series]) if calibration else {},
         low=_means([calibration.low(one.agreement) for one in series]) if calibration else {},

@@ -41,14 +41,16 @@ def measured_report(simulation: Simulation, folder: Path, *, patients: int, work
     from simulation.report import write_report
     from simulation.run_folder import to_itself
     from simulation.screen import Screen
-    from simulation.uncertainty import measure
+    from simulation.uncertainty import examinees, measure
     from simulation.uncertainty.found import FILE
 
     screen, cache = Screen(simulation), folder.parent / "cache"
     with to_itself(folder), screen, executor(workers) as pool:
         sites, held_out, real = open_hospitals(simulation, cache, pool, screen)
         every = [(role, h) for role, group in (("site", sites), ("held_out", held_out), ("real", real)) for h in group.values()]
-        found = measure(simulation, folder, every, cache=cache, pool=pool, advance=screen.advance, learned_from=patients)
+        found = measure(
+            simulation, folder, examinees(every), cache=cache, pool=pool, advance=screen.advance, learned_from=patients
+        )
         if found is None:
             raise ValueError("no model that draws masks lies there, or nobody to test it on: there is nothing to be unsure of")
         report = write_report(folder)
