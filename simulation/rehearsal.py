@@ -18,10 +18,11 @@ from fl_server.record import Outcome, Record, Round
 from fl_server.report.measured import FILE as measured_file
 from fl_server.report.measured import Measured
 from fl_server.weights import State
-from simulation import clinical, starting, tables, uncertainty
+from simulation import clinical, gate, starting, tables, uncertainty
 from simulation import hospital as hospitals_module
 from simulation.arms import Arm, train, train_by_itself, write_line
 from simulation.faults.plan import NO_FAULTS
+from simulation.gate import draws_scans
 from simulation.hospital import Hospital
 from simulation.machine import Meter, executor, one_thread, unordered
 from simulation.report import summary_lines, write_report
@@ -100,6 +101,10 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
             final = final_arm(arms)
             export_model(simulation, final, folder)
             save_pictures(simulation, final, world, folder)
+        if draws_scans(simulation.task) and (folder / "model.pt").exists():
+            with meter.phase("gate"):
+                look = partial(screen.advance, "gate")
+                gate.measure(simulation, final.state(), start, list(sites.values()), folder, pool=pool, advance=look)
         with meter.phase("test patients"):
             if simulation.clinical:
                 look = partial(screen.advance, "test patients")

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from fl_client.cohort import Cohort
+from simulation.gated import in_a_line, read
 from simulation.hospital_case import patient_case
 from simulation.pretraining import CASE_MIX
 from simulation.reader import Reader
@@ -44,6 +45,11 @@ def free_case(number: int, series: Sequence[str], facts: Mapping[str, Any]) -> C
     kinds = cast("tuple[Series, ...]", tuple(series))
     case = patient_case(seed, random_scanner(seed), Reader(), CASE_MIX, kinds, oversampling=1, subslices=2)
     return dataclasses.replace(case, scanner={**case.scanner, **facts})
+
+
+def told_of(scanner: Mapping[str, Any]) -> dict[str, Any]:
+    """What a case knows of a hospital's scanner, out of the simulation's settings of it."""
+    return {name: scanner[name] for name in ("manufacturer", "field_strength_t") if name in scanner}
 
 
 def gallery(
@@ -110,8 +116,7 @@ def fill(run: Path, out: Path, *, patients: int, hospital: str | None = None, se
     cohort = Cohort(out)
     there = set(cohort.patients)
     for number in range(patients):
-        style = sites[names[number % len(names)]]["scanner"]
-        facts = {name: style[name] for name in ("manufacturer", "field_strength_t") if name in style}
+        facts = told_of(sites[names[number % len(names)]]["scanner"])
         pseudonym = f"G{FIRST_SEED + number:08d}"
         if pseudonym in there:
             continue
@@ -119,6 +124,7 @@ def fill(run: Path, out: Path, *, patients: int, hospital: str | None = None, se
         cohort.admit(task.synthetic(model, case, np.random.default_rng([seed, number])))
         print(f"patient {number + 1} of {patients}", end="\r", file=sys.stderr, flush=True)
     print(f"{patients} patients in {out}")
+    print(in_a_line(read(run)))
 
 
 if __name__ == "__main__":

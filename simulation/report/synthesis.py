@@ -1,6 +1,6 @@
 """The report of a rehearsed study of a generator: what it draws beside what it was learned from, and how much it has learned.
 
-Reads `record.json`, `scores.jsonl` and `overlays/synthetic.npz` of a run's folder.
+Reads `record.json`, `scores.jsonl`, `gate.json` and `overlays/synthetic.npz` of a run's folder.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from PIL import Image
 
 from fl_server.record import Record
 from fl_server.report.statistics import mean
+from simulation import gated
 from simulation.report import words
 from simulation.report.results import ROLES, Run
 
@@ -52,6 +53,7 @@ def page(folder: Path) -> str:
         begin=run.record.study.get("task", {}).get("begin", 1.0),
         tables=[table for role in ROLES if (table := _table(run, role))],
         hospitals=_gallery(run),
+        gate=gated.read(folder),
     )
 
 
@@ -67,6 +69,7 @@ def summary_lines(folder: Path) -> list[str]:
     for name in run.sites:
         if run.epsilon(name) is not None:
             lines.append(f"  {name}  ε {words.epsilon(run.epsilon(name))}")
+    lines.append(f"  {gated.in_a_line(gated.read(folder))}")
     return [*lines, f"Report: {folder / 'report.html'}"]
 
 

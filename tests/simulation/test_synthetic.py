@@ -1,6 +1,7 @@
 """A rehearsal of a generator: it is learned under a promise, draws, is reported on, and fills cohorts."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,13 @@ import torch
 
 from fl_client.cohort import Cohort
 from simulation.__main__ import main, settings_of
+from simulation.gate import measure
+from simulation.gated import in_a_line, read
+from simulation.machine import Immediately
+from simulation.rehearsal import open_hospitals
 from simulation.report import summary_lines
+from simulation.screen import Screen
+from simulation.settings import Simulation
 from simulation.synthetic import FIRST_SEED, free_case
 from simulation.synthetic import main as draw
 from tasks.task import load
@@ -68,8 +75,69 @@ def test_the_report_shows_a_patient_and_what_each_model_draws_at_every_hospital(
     assert not any("Dice" in line for line in told)
 
 
+def test_the_gate_is_asked_of_the_run_and_stays_shut_where_too_few_were_held_back(learned):
+    found = read(learned)
+    assert found["passed"] is False
+    assert [one["passed"] for one in found["findings"]] == [None] * 5
+    assert "2 patients were held back, and it takes 20" in found["findings"][0]["words"]
+    assert "6 patients were trained on, and it takes 20; 2 patients were held back" in found["findings"][2]["words"]
+    page = (learned / "report.html").read_text()
+    assert page.count('<span class="answer open">can&#39;t tell</span>') == 5
+    assert "Not yet: scans may leave when" in page
+    assert any("The gate is shut: there were too few patients to tell." in line for line in summary_lines(learned))
+
+
+def test_with_enough_patients_scans_are_drawn_and_every_question_but_their_use_is_answered(learned, tmp_path, monkeypatch):
+    monkeypatch.setattr("simulation.gate.FEWEST", 2)
+    monkeypatch.setattr("tasks.synthesis.gate.FEWEST", 2)
+    settings = Simulation.model_validate_json((learned / "settings.json").read_text())
+    hospitals, _, _ = open_hospitals(settings, learned.parent / "cache", Immediately(), Screen(settings))
+    sites = [
+        SimpleNamespace(
+            name=name,
+            cohort=one.cohort,
+            cohort_folder=one.cohort_folder,
+            training_patients=list(one.cohort.patients)[:2],
+            test_patients=list(one.cohort.patients)[2:],
+        )
+        for name, one in hospitals.items()
+    ]
+    model, start = (torch.load(learned / name, weights_only=True) for name in ("model.pt", "start.pt"))
+    heard = []
+
+    def advance(done, of):
+        heard.append((done, of))
+
+    measure(settings, model, start, sites, tmp_path, pool=Immediately(), advance=advance)
+    found = read(tmp_path)
+    figures = [one["words"] for one in found["findings"]]
+    assert heard == [(done, 12) for done in range(1, 13)]  # 4 trained on, 4 held back, 4 drawn
+    assert "drawn and real patients are" in figures[0]
+    assert "of 4 drawn patients" in figures[1]
+    assert "The attack's AUC is" in figures[2]
+    assert "at least half of what was wanted was made" in figures[3]
+    assert figures[4] == "It wasn't measured."
+    assert in_a_line(found).startswith("The gate is shut: ")
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (None, "The gate was not asked"),
+        ([True, None, True], "The gate is shut: there were too few"),
+        ([True, False, True], "The gate is shut: Question 1? See"),
+        ([True, True, True], "The gate is open"),
+    ],
+)
+def test_what_the_gate_said_in_a_line(answers, words):
+    findings = [{"question": f"Question {n}?", "passed": one} for n, one in enumerate(answers or [])]
+    said = None if answers is None else {"passed": all(answers), "findings": findings}
+    assert in_a_line(said).startswith(words)
+
+
 def test_a_cohort_is_filled_with_patients_in_the_hospitals_styles_and_gone_on_with(learned, tmp_path, capsys):
     assert draw([str(learned), str(tmp_path / "made"), "--patients", "2"]) == 0
+    assert "The gate is shut" in capsys.readouterr().out
     cohort = Cohort(tmp_path / "made")
     assert list(cohort.patients) == [f"G{FIRST_SEED}", f"G{FIRST_SEED + 1}"]
     cases = [cohort.case(name) for name in cohort.patients]
@@ -109,6 +177,6 @@ def test_a_folder_without_a_generator_is_refused_in_words(tiny, tmp_path, capsys
 
 
 def test_what_suits_hearts_at_a_small_size_is_not_told_to_a_generator():
-    assert settings_of(["study=synthesis"]).task["channels"] == [16, 32, 48]
+    assert settings_of(["study=synthesis"]).task["channels"] == [32, 48, 64]
     assert settings_of([]).task["channels"] == [12, 24, 48, 96]
     assert settings_of(["size=standard"]).task["channels"] == [16, 32, 64, 128]
