@@ -1,6 +1,6 @@
 """What it costs that nobody sees one hospital's numbers: secure sums against plain ones, in seconds and bytes.
 
-    .venv/bin/python benchmarks/secure_aggregation.py                          # about four CPU-minutes
+    .venv/bin/python benchmarks/secure_aggregation.py                          # half a CPU-minute
     .venv/bin/python benchmarks/secure_aggregation.py --sites 3 6 --sizes 10000 2000000
     .venv/bin/python benchmarks/secure_aggregation.py --network                # whole rounds over TLS, seven minutes
 
@@ -102,6 +102,10 @@ def main() -> int:
             parser.error(f"over the network there are models of {sorted(CHANNELS)} bytes, not of {unknown}")
         print(json.dumps({"network": _network(options.sizes, rounds=options.rounds, turns=options.turns)}))
         return 0
+    if min(options.sites) < FEWEST:
+        parser.error(f"a secure sum needs at least {FEWEST} hospitals, not {min(options.sites)}")
+    if min(options.sizes) < 4:
+        parser.error(f"a vector holds one number of 4 bytes at least, not {min(options.sizes)} bytes")
     rows = []
     for size in options.sizes:
         for count in options.sites:

@@ -419,6 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bugs", nargs="+", default=[""], help="parts of names of bugs; default: all")
     parser.add_argument("--every", action="store_true", help="show each bug to every check, also after one has caught it")
     options = parser.parse_args(arguments)
+    if unknown := [part for part in options.bugs if not any(part in name for name in BUGS)]:
+        parser.error(f"no bug's name holds {unknown[0]!r}; there are {', '.join(BUGS)}")
     torch.set_num_threads(1)
     began = time.process_time()
     alarms, cost = list[str](), dict[str, float]()

@@ -25,6 +25,7 @@ import csv
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -362,7 +363,7 @@ def _options() -> argparse.Namespace:
         help="default: table",
     )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--patients", nargs="*", type=int, default=[20, 40, 200], help="that each hospital declares")
+    parser.add_argument("--patients", nargs="*", type=_patients, default=[20, 40, 200], help="that each hospital declares")
     parser.add_argument("--epsilons", nargs="*", type=_epsilon, default=[None, 8.0, 3.0, 1.0], help="none, or numbers")
     parser.add_argument("--csv", type=Path, help="write what `konsil-study plan` reads (fl_server/plan/utility.csv)")
     parser.add_argument("--workers", type=int, default=2, help="processes (2); the numbers don't depend on it")
@@ -370,7 +371,15 @@ def _options() -> argparse.Namespace:
 
 
 def _epsilon(text: str) -> float | None:
+    if text != "none" and not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"an epsilon is none or a positive number, not {text}")
     return None if text == "none" else float(text)
+
+
+def _patients(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a hospital declares at least one patient, not {text}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,17 @@ def test_over_the_network_there_are_models_of_a_few_sizes(monkeypatch, capsys):
     assert "there are models of [10000, 2000000, 30000000] bytes, not of [4000]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"), [(("--sites", "3", "2"), "at least 3 hospitals, not 2"), (("--sizes", "0"), "4 bytes at least, not 0")]
+)
+def test_what_is_no_secure_sum_is_refused_in_words(monkeypatch, capsys, words, said):
+    monkeypatch.setattr(sys, "argv", [PROGRAM.name, *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_rounds_over_the_network_are_measured_with_and_without_masks(monkeypatch, capsys):

@@ -67,3 +67,13 @@ def test_the_table_of_the_plan_is_written_of_finished_arms(tmp_path, capsys, mon
     for row in rows:
         assert (row.epsilon, row.patients, row.sites, row.seeds) == (3.0, 40, 6, 2)
         assert (row.dice, row.sd, row.without_privacy) == pytest.approx((0.61, 0.0141, 0.7))
+
+
+@pytest.mark.parametrize("words", [("--epsilons", "3", "-1"), ("--epsilons", "nan"), ("--patients", "20", "0")])
+def test_what_no_study_promises_is_refused_before_a_patient_is_drawn(monkeypatch, capsys, utility, words):
+    monkeypatch.setattr(sys, "argv", ["utility.py", *words])
+    monkeypatch.setitem(utility["main"].__globals__, "prepare", lambda *_, **__: pytest.fail("was drawn"))
+    with pytest.raises(SystemExit) as ended:
+        utility["main"]()
+    assert ended.value.code == 2
+    assert f"not {words[-1]}" in capsys.readouterr().err

@@ -24,6 +24,13 @@ def test_every_bug_is_caught_and_nothing_is_found_without_one(program, capsys):
     assert figures["bugs"] == len(program["BUGS"])
 
 
+def test_a_bug_that_there_is_not_is_refused_and_not_counted_as_caught(program, capsys):
+    with pytest.raises(SystemExit) as ended:
+        program["main"](["--bugs", "per layer", "per row"])
+    assert ended.value.code == 2
+    assert "no bug's name holds 'per row'; there are slices clipped, not patients" in capsys.readouterr().err
+
+
 def test_the_page_names_every_bug(program):
     text = DOCS.read_text()
     assert [name for name in program["BUGS"] if f"| {name} |" not in text] == []
