@@ -48,7 +48,7 @@ from tasks.task import Arrays, GradientTask, gradient_task, load
 POWER = 2.5
 PATIENTS = 40
 PRETRAINING = Pretraining(
-    patients=48, steps=600, batch_patients=6, views=2, learning_rate=1e-3, ema_decay=0.99, oversampling=1, subslices=2
+    patients=48, steps=1200, batch_patients=6, views=2, learning_rate=1e-3, ema_decay=0.995, oversampling=1, subslices=2
 )
 ROUNDS, VIEWS = 16, 2
 RATES = {"norm": 0.02, "all": 0.003}
