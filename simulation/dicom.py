@@ -20,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.write_back import write_seg
+from simulation.cine import Cine
 from tasks.case import Case, Volume
 
 INVENTED = "Invented: this person does not exist, and no scanner made this image; drawn by konsil to try it out"
@@ -117,8 +118,42 @@ def _stored(volume: Volume) -> npt.NDArray[np.uint16] | npt.NDArray[np.int16]:
     return volume.image.astype(np.int16) if kind is np.int16 else volume.image.astype(np.uint16)
 
 
-def _header(case: Case, volume: Volume, person: Identity, study: str, number: int, index: int) -> Dataset:
-    """Everything but the pixels of slice `index`, after PS3.3 A.4 (MR Image IOD)."""
+def write_cine(
+    case: Case, cine: Cine, folder: Path, *, identity: Identity | None = None, labels: LabelMap | None = None
+) -> None:
+    """Write a whole cine as one series `cine` of MR Image Storage, slice after slice with all its phases, as scanners do.
+
+    `TriggerTime` counts from the R wave. Masks of end-diastole and end-systole are DICOM SEGs beside it, as a reader leaves
+    them, and the case's endpoints go into endpoints.csv; its volumes are not written.
+    """
+    person = identity or Identity.invent(case.patient)
+    label_map = labels or LabelMap.load("cardiac")
+    study = generate_uid(entropy_srcs=["study", person.patient_id, person.study_date])
+    place = Path(folder) / person.patient_id / "cine"
+    place.mkdir(parents=True, exist_ok=True)
+    phases, slices = cine.image.shape[:2]
+    headers: dict[int, list[Dataset]] = {cine.end_diastole: [], cine.end_systole: []}
+    for index, phase in np.ndindex(slices, phases):
+        volume = Volume("cine", cine.image[phase], cine.affine)
+        instance = index * phases + phase
+        dataset = _header(case, volume, person, study, 1, index, instance)
+        dataset.ScanOptions, dataset.TriggerTime = "CG", _ds(float(cine.trigger_times_ms[phase]))
+        dataset.NominalInterval, dataset.CardiacNumberOfImages = round(cine.cycle_ms), phases
+        dataset.HeartRate = round(60000 / cine.cycle_ms)
+        _add_pixels(dataset, cine.image[phase, index])
+        dataset.save_as(place / f"IM{instance + 1:04d}.dcm", enforce_file_format=True)
+        if phase in headers:
+            headers[phase].append(dataset)
+    for name, phase in (("ed", cine.end_diastole), ("es", cine.end_systole)):
+        write_seg(cine.mask[phase], headers[phase], place.with_name(f"cine-{name}-mask.dcm"), label_map, algorithm=None)
+    _append_endpoints(Path(folder) / "endpoints.csv", person.patient_id, case.endpoints)
+
+
+def _header(
+    case: Case, volume: Volume, person: Identity, study: str, number: int, index: int, instance: int | None = None
+) -> Dataset:
+    """Everything but the pixels of slice `index`, after PS3.3 A.4 (MR Image IOD); `instance` counts the series from 0."""
+    instance = index if instance is None else instance
     steps = volume.affine[:3, :3]
     spacing = volume.spacing_mm
     normal = np.cross(steps[:, 2] / spacing[2], steps[:, 1] / spacing[1])
@@ -129,7 +164,7 @@ def _header(case: Case, volume: Volume, person: Identity, study: str, number: in
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = MRImageStorage
-    dataset.SOPInstanceUID = generate_uid(entropy_srcs=["instance", *uid, str(index)])
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=["instance", *uid, str(instance)])
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.SpecificCharacterSet = "ISO_IR 192"
 
@@ -153,7 +188,7 @@ def _header(case: Case, volume: Volume, person: Identity, study: str, number: in
 
     dataset.Modality, dataset.BodyPartExamined = "MR", "HEART"
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["series", *uid])
-    dataset.SeriesNumber, dataset.InstanceNumber, dataset.AcquisitionNumber = number, index + 1, 1
+    dataset.SeriesNumber, dataset.InstanceNumber, dataset.AcquisitionNumber = number, instance + 1, 1
     dataset.PatientPosition, dataset.PositionReferenceIndicator = "HFS", ""
     dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame", *uid])
     dataset.Manufacturer = str(case.scanner.get("manufacturer", "konsil"))

@@ -126,8 +126,11 @@ def _noise(rng: np.random.Generator, levels: Floats, smooth: float, spacing_mm: 
     return np.asarray(field[below] * (1 - part) + field[below + 1] * part, np.float32)
 
 
-def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float) -> Contours:
-    """Contours at the heights `z_mm` (levels,) below the diastolic valve plane; phase 0 is end-diastole, 1 end-systole."""
+def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float, right_phase: float | None = None) -> Contours:
+    """Contours at the heights `z_mm` (levels,) below the diastolic valve plane; phase 0 is end-diastole, 1 end-systole.
+
+    In between it is the share of the stroke volume that has left; the right ventricle's is the left one's unless given.
+    """
     z = np.asarray(z_mm, np.float32)
     rng = np.random.default_rng([patient.seed, 11])
     length = patient.length_mm * shortening(patient, phase)
@@ -155,7 +158,8 @@ def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float) -> Contours:
     depth = patient.trabeculation_mm * (0.30 + 0.8 * np.clip(zn, 0, 1))[:, None] * (1 + 0.3 * phase)
     depth = depth * (0.35 + 0.65 * (0.5 + 0.5 * np.cos(THETA[None] + 0.4)))
     cavity = np.maximum(endo - sectors * spikes * depth * closed, 0.3 * endo)
-    right, right_cavity, right_wall = _right_ventricle(patient, zn, epi, phase, _noise(rng, z, 7.0, 9.0))
+    beside = phase if right_phase is None else right_phase
+    right, right_cavity, right_wall = _right_ventricle(patient, zn, epi, beside, _noise(rng, z, 7.0, 9.0))
     right_wall = np.maximum(right_wall, epi + 1.6 * (1 - closed))  # above the valve plane the atrium has a thin wall
     hull = np.maximum(right_wall, epi + 0.2)
     hull = np.maximum(ndimage.gaussian_filter1d(hull, 15.0, axis=1, mode="wrap"), hull)

@@ -151,10 +151,10 @@ _RINGS = np.array(
 )
 
 
-def anatomy(patient: Patient, grid: Grid, phase: float) -> Anatomy:
-    """Tissue labels of the patient on this grid at a cardiac phase (0 end-diastole, 1 end-systole)."""
+def anatomy(patient: Patient, grid: Grid, phase: float, right_phase: float | None = None) -> Anatomy:
+    """Tissue labels of the patient on this grid at a cardiac phase (0 end-diastole, 1 end-systole), as `contours` has it."""
     levels = grid.sub_levels_mm
-    tables = contours(patient, levels.ravel(), phase)
+    tables = contours(patient, levels.ravel(), phase, right_phase)
     pericardium = tables.fat + 1.4
     place = polar(patient, grid, float(pericardium.max()) + 1, grid.oversampling)
     surroundings = thorax.labels(patient, grid, tables)
@@ -277,9 +277,9 @@ class Truth:
     aha: Labels
 
 
-def truth(patient: Patient, grid: Grid, phase: float) -> Truth:
+def truth(patient: Patient, grid: Grid, phase: float, right_phase: float | None = None) -> Truth:
     """Mask, lesions and segments on the image's own grid, from the contours at each slice's centre."""
-    tables = contours(patient, grid.levels_mm, phase)
+    tables = contours(patient, grid.levels_mm, phase, right_phase)
     place = polar(patient, grid, float(tables.right.max()) + 1, 1)
     shape = (len(grid.levels_mm), *grid.shape)
     mask, lesion = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)

@@ -106,9 +106,9 @@ def scan(patient: Patient, scanner: Scanner, series: Series, *, seed: int, overs
     if series == "lge":
         table, ecv_axis, ecv_signal, ti_ms = _late_enhancement(patient, scanner, rng)
     else:
-        table, ecv_axis, ecv_signal, ti_ms = *_cine(scanner, rng), None
+        table, ecv_axis, ecv_signal, ti_ms = *cine_contrast(scanner, rng), None
     signed = series == "lge" and scanner.psir
-    image = _render(tissues, table, ecv_axis, ecv_signal, grid)
+    image = render(tissues, table, ecv_axis, ecv_signal, grid)
     image = textured(image, drawn, scanner, rng, blood=series != "lge")
     place = affine(patient, grid)
     image *= sensitivity(patient, grid, place, scanner.coil_bias)
@@ -173,7 +173,7 @@ def affine(patient: Patient, grid: Grid) -> npt.NDArray[np.float64]:
 # -- contrast ------------------------------------------------------------------------------------------------------------
 
 
-def _cine(scanner: Scanner, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
+def cine_contrast(scanner: Scanner, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
     """Signal of each tissue (16,), and of myocardium over its ECV, in balanced SSFP."""
     t1, t2, density, _ = tissue.relaxation(scanner.field_strength_t)
     t1 = t1 * rng.lognormal(0, 0.05, t1.shape).astype(np.float32)
@@ -222,7 +222,7 @@ def _late_enhancement(patient: Patient, scanner: Scanner, rng: np.random.Generat
     return table, axis, signal, ti_ms
 
 
-def _render(tissues: Anatomy, table: Floats, ecv_axis: Floats, ecv_signal: Floats, grid: Grid) -> Floats:
+def render(tissues: Anatomy, table: Floats, ecv_axis: Floats, ecv_signal: Floats, grid: Grid) -> Floats:
     """Signal averaged over sub-slices and fine pixels: partial volume, (slices, rows, columns)."""
     signal = table[tissues.thorax]
     heart = table[tissues.heart]
