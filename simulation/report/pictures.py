@@ -136,7 +136,7 @@ def unsure(path: Path, *, cardiac: bool) -> Unsure | None:
 def _heated(grey: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """A grey slice under colours where `heat` (0..1) is high: dark red at a third, yellow at 1. (rows, columns, 3)"""
     colour = mpl.colormaps["hot"](0.25 + 0.6 * heat)[..., :3] * 255
-    share = np.clip(heat * 2, 0, 0.85)[..., None]
+    share = np.clip(1.4 * heat - 0.2, 0, 0.75)[..., None]  # what is nearly sure stays grey
     mixed: npt.NDArray[np.uint8] = np.round((1 - share) * grey[..., None] * 0.8 + share * colour).astype(np.uint8)
     return mixed
 

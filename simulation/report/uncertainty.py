@@ -19,7 +19,7 @@ from simulation.report.drawing import INK, MARKERS, MUTED, PAPER, STYLE, colour,
 from simulation.uncertainty.found import PICTURE, Ranked, Unsure, read
 from tasks.uncertainty import triage
 
-SHOWN = 12
+SHOWN = 8
 """Patients at the head of the triage order who are listed."""
 
 
