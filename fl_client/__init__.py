@@ -6,6 +6,8 @@ The names below are for other Flower apps, too (docs/flower_plugin.md); they are
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from conf.threads import wait_briefly
+
 if TYPE_CHECKING:
     from fl_client.mod import ledger_mod as ledger_mod
     from fl_client.privacy import BudgetSpent as BudgetSpent
@@ -21,6 +23,8 @@ _HOME = {"ledger_mod": "fl_client.mod"} | dict.fromkeys(
     ("BudgetSpent", "Event", "Ledger", "calibrate", "epsilon", "noisy_sum", "os_noise", "require_private"),
     "fl_client.privacy",
 )
+
+wait_briefly()  # before anything here imports torch
 
 
 def __getattr__(name: str) -> Any:

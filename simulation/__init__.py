@@ -6,8 +6,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from conf.threads import wait_briefly
+
 if TYPE_CHECKING:
     from simulation.grid import InProcessGrid as InProcessGrid
+
+wait_briefly()  # before anything here imports torch
 
 
 def __getattr__(name: str) -> Any:
