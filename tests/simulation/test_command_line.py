@@ -134,7 +134,7 @@ def test_a_quorum_of_the_federation_does_not_bind_a_hospital_that_trains_alone()
         ("hospitals.sites.isar.relative_size=0.1", "hospitals: isar would have 1 patients; one to train on and one to test on"),
         (
             "hospitals=three_scanners",
-            "hospitals: no such choice as three_scanners; hospitals is one of five_scanners, heart_disease, hippocampus, six",
+            "hospitals: no such choice as three_scanners; hospitals is one of five_scanners, heart_disease, hippocampus, no",
         ),
         ("size=large", "size: no such choice as large; size is one of small, standard"),
         ("rounds=1,2", "rounds=1,2: several values; -m before it makes one run of each"),

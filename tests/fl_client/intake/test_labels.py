@@ -60,7 +60,7 @@ def test_a_map_that_contradicts_itself_is_refused(tmp_path: Path, change: str, m
 
 
 def test_a_missing_map_is_answered_with_those_there_are() -> None:
-    with pytest.raises(FileNotFoundError, match="cardiac, hippocampus, sunnybrook"):
+    with pytest.raises(FileNotFoundError, match="cardiac, hippocampus, nodule, sunnybrook"):
         LabelMap.load("liver")
 
 
