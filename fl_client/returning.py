@@ -274,22 +274,24 @@ def _make(desk: Desk, visitor: Visitor, exam: Exam, returned: Returned, counts: 
             found = desk.jury.examine(volume)
             mask = found.mask
             source = under_original_names(clean_headers, desk.way_back)
+            seg = heat_map = None  # both are made before either waits: what waits is sent
             if mask.any():
-                returned.put(
-                    names.instance,
-                    research_seg(mask, source, desk.labels, series=series, author=desk.author, names=names),
-                )
+                seg = research_seg(mask, source, desk.labels, series=series, author=desk.author, names=names)
+            if own := exam.heat_maps.get(series):
+                entropy = found.entropy(desk.jury.temperature)
+                heat_map = research_heat_map(entropy, source, series=series, author=desk.author, names=own)
+            if seg is not None:
+                returned.put(names.instance, seg)
                 segs.append(names)
-            if series in exam.heat_maps:
-                own, entropy = exam.heat_maps[series], found.entropy(desk.jury.temperature)
-                returned.put(own.instance, research_heat_map(entropy, source, series=series, author=desk.author, names=own))
+            if own and heat_map is not None:
+                returned.put(own.instance, heat_map)
                 heat_maps.append(own)
         except OSError:
             raise
-        except ValueError as reason:  # its geometry, an image without contrast, a header that a SEG can't refer to
+        except ValueError as reason:  # its geometry, an image without contrast, a header that no DICOM object can refer to
             refused[series] = str(reason)
         except Exception as error:  # highdicom copies headers, and what is odd in them ends here
-            refused[series] = f"no DICOM SEG can refer to these images ({type(error).__name__})"
+            refused[series] = f"no DICOM object can refer to these images ({type(error).__name__})"
         else:
             drawn.append(Drawn(series, volume.image, mask, volume.spacing_mm, _sure(desk.jury, found)))
             originals.append(source)

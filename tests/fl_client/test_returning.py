@@ -30,6 +30,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 
 from conf.study import Study
+from fl_client import returning
 from fl_client.__main__ import main
 from fl_client.audit import AuditLog
 from fl_client.cohort import Cohort
@@ -397,6 +398,25 @@ def test_heat_maps_go_back_where_they_were_asked_for_and_the_report_names_them(c
     assert "Agreement of members" in told
     said = "No calibration is here (konsil-site calibrate): agreement of 3 members ranks patients, and is no Dice."
     assert said in told
+
+
+def test_a_series_without_its_heat_map_is_refused_and_its_mask_does_not_wait(clinic, run, monkeypatch, capsys):
+    made = returning.research_heat_map
+
+    def only_the_first(entropy, originals, *, series, **names):
+        if series == "cine_es":
+            raise AttributeError("an odd header")
+        return made(entropy, originals, series=series, **names)
+
+    monkeypatch.setattr(returning, "research_heat_map", only_the_first)
+    connect(clinic, 1)
+    who = pseudonym(clinic, "first")
+    assert back(clinic, run, "--dry-run", "--patient", who, "--heat-maps", "--members", 2) == 3
+    assert f"{who} cine_es refused: no DICOM object can refer to these images (AttributeError)" in capsys.readouterr().out
+    with discreet():
+        objects = [pydicom.dcmread(path) for path in waiting(clinic)]
+    assert sorted(str(one.Modality) for one in objects) == ["DOC", "OT", "SEG"]
+    assert all("cine_es" not in one.SeriesDescription for one in objects)
 
 
 def test_one_member_tells_no_doubt_and_sends_no_heat_map(clinic, run, capsys):
