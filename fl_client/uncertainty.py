@@ -106,7 +106,8 @@ def calibrate(
 ) -> Calibration:
     """Learn from this hospital's patients who are held back from every training, and keep it here for this model.
 
-    Raises `ValueError` and `OSError` in words, having kept nothing, if too few of them have a reader's mask.
+    Raises `ValueError` and `OSError` in words, having kept nothing, if too few of them have a reader's mask, and if one of them
+    withdraws meanwhile.
     """
     trained = load_trained(model, study, site)
     others = other_models(also, study, site)
@@ -128,6 +129,8 @@ def calibrate(
                     judged.append(judge(examine(members, settings, volume), patient, volume, settings))
         except (CaseUnreadable, ValueError) as error:
             reasons.append(f"{patient}: {error}")
+        except KeyError:
+            reasons.append(f"{patient} withdrew meanwhile")
         progress("examining", done, len(held_back))
     try:
         found = learn(
@@ -139,14 +142,19 @@ def calibrate(
     except ValueError as error:
         why = f"; {reasons[0]}" if reasons else ""
         raise ValueError(f"{site.name}, {len(held_back)} patients held back from training: {error}{why}") from None
-    _keep(site, Own(patients=tuple(dict.fromkeys(one.patient for one in judged)), calibration=found))
+    own = Own(patients=tuple(dict.fromkeys(one.patient for one in judged)), calibration=found)
+    _keep(site, own)
+    if away := cohort.withdrawn.intersection(own.patients):  # asked last: whoever withdraws from here on finds the file
+        for patient in away:
+            forget(site, patient)
+        raise ValueError(f"{site.name}: one of these patients withdrew meanwhile, so nothing was kept; calibrate again")
     return found
 
 
 def forget(site: Site, pseudonym: str) -> int:
     """Take away the calibrations that were learned from this patient; how many there were."""
     gone = 0
-    for path in sorted(_folder(site).glob("*.json")):
+    for path in sorted(_folder(site).glob("*")):  # what a kill left half written, too
         try:
             theirs = pseudonym in json.loads(path.read_text())["patients"]
         except (KeyError, OSError, TypeError, ValueError):  # it says nothing, and counts as about everybody

@@ -194,6 +194,38 @@ def test_a_patient_who_withdraws_takes_the_calibration_along(clinic, run):
     assert list((site.folder / "calibrations").iterdir()) == []
 
 
+@pytest.mark.parametrize("turn", [0, -1], ids=["who is looked at", "whose turn has not come"])
+def test_who_withdraws_while_it_is_learned_is_in_no_calibration(clinic, run, turn, monkeypatch, capsys):
+    site = Site.load(clinic)
+    cohort = Cohort(site.cohort_folder)
+    held_back = list(cohort.split("test", test_fraction=0.5))
+    judge, gone = uncertainty.judge, held_back.pop(turn)
+
+    def once(*said):
+        monkeypatch.setattr(uncertainty, "judge", judge)
+        judged = judge(*said)
+        cohort.withdraw(gone)
+        return judged
+
+    monkeypatch.setattr(uncertainty, "judge", once)
+    if turn == 0:
+        assert konsil(clinic, "calibrate", run, "--members", 2) == 1
+        assert "withdrew meanwhile, so nothing was kept; calibrate again" in capsys.readouterr().err
+        assert list((site.folder / "calibrations").iterdir()) == []
+    assert konsil(clinic, "calibrate", run, "--members", 2) == 0
+    (kept,) = (site.folder / "calibrations").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert json.loads(kept.read_text())["patients"] == held_back
+
+
+def test_what_a_kill_left_half_written_goes_with_any_patient(clinic):
+    site = Site.load(clinic)
+    (site.folder / "calibrations").mkdir()
+    (site.folder / "calibrations" / "0123-8.part").write_text('{"patients": ["p3-')
+    assert uncertainty.forget(site, "p3-1") == 1
+    assert list((site.folder / "calibrations").iterdir()) == []
+
+
 def test_a_withdrawal_tells_of_the_calibration(clinic, run):
     site = Site.load(clinic)
     (site.folder / "calibrations").mkdir()
