@@ -55,7 +55,8 @@ def personalise(site: Site, study: Study, file: Path, *, steps: int) -> Personal
 
     The loop, its bound on one patient's gradient and its learning rate are the study's; there is no noise. This hospital's own
     parameters (`training.personal`) stand in the place of those in the file; what is frozen stays. Raises `ValueError` in
-    words for a task without a network, weights of another network, no patient to learn from, and fewer steps than one.
+    words for a task without a network, weights of another network, no patient to learn from, fewer steps than one, and a
+    patient who withdraws meanwhile.
     """
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, not {steps}")
@@ -96,6 +97,10 @@ def personalise(site: Site, study: Study, file: Path, *, steps: int) -> Personal
         note(site, patient=patient, left_out=reason)
     losses = [float(np.mean(step)) for step in report.losses if step]
     folder = _write(site, study, model, steps=steps, patients=patients, made_of=fingerprint(state))
+    if away := cohort.withdrawn.intersection(patients):  # asked last: whoever withdraws from here on finds the model
+        for patient in away:
+            forget(site, patient)
+        raise ValueError(f"{site.name}: one of these patients withdrew meanwhile, so no model was kept; personalise again")
     scored.append(_mean_scores(task, model, cohort, held_back))
     scores = {name: (value, scored[1][name]) for name, value in scored[0].items() if name in scored[1]}
     first, last = (losses[0], losses[-1]) if losses else (np.nan, np.nan)

@@ -63,7 +63,10 @@ class Jury:
     def require_maps(self) -> None:
         """Raise `ValueError` if there is nobody to disagree."""
         if len(self.members) == 1:
-            raise ValueError("one member alone can't disagree: there are no heat maps of it; take --members 8")
+            raise ValueError(
+                "one member alone can't disagree: there are no heat maps of it; take --members 8, or where a study "
+                "trained without augmentation another model beside it (--also)"
+            )
 
     @property
     def temperature(self) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from conf.study import Frozen
 from fl_client.cohort import Cohort
 from fl_client.uncertainty import BESIDE
 from simulation.hospital import Hospital
@@ -95,7 +96,7 @@ def measure(
     try:
         learned = _free(simulation, weights, cache, pool, advance, learned_from, members)
         calibration = calibrate(learned, models=[model], members=members, of="generated patients")
-        (folder / BESIDE).write_text(calibration.model_dump_json(indent=1))
+        _write(folder / BESIDE, calibration)
     except ValueError as error:
         trouble = str(error)
     jobs = [Job(simulation.task, weights, one.cohort, one.patient, members) for one in tested]
@@ -121,7 +122,7 @@ def measure(
         before=_table(judged, 1.0),
         after=_table(judged, temperature),
     )
-    (folder / FILE).write_text(unsure.model_dump_json(indent=1))
+    _write(folder / FILE, unsure)
     cohorts = {one.hospital: one.cohort for one in tested}
     _picture(folder / "overlays" / PICTURE, unsure, simulation.task, weights, cohorts[rows[0].hospital], temperature)
     return unsure
@@ -209,6 +210,12 @@ def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _table(judged: Sequence[Judged], temperature: float) -> tuple[tuple[tuple[float, float, int], ...], ...]:
     return tuple(tuple(rows) for rows in reliability(judged, temperature))
+
+
+def _write(path: Path, found: Frozen) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(found.model_dump_json(indent=1))
+    part.replace(path)
 
 
 def _settings(task: dict[str, Any]) -> Settings:

@@ -99,7 +99,10 @@ def calibrate(judged: Sequence[Judged], *, models: Sequence[str], members: int, 
     """
     patients = sorted({one.patient for one in judged})
     if members < 2:
-        raise ValueError("one member can't disagree with itself: there is nothing to calibrate; take --members 8")
+        raise ValueError(
+            "one member can't disagree with itself: there is nothing to calibrate; take --members 8, or where a study trained "
+            "without augmentation another model beside it (--also)"
+        )
     if len(patients) < FEWEST:
         raise ValueError(f"{len(patients)} patients can be learned from, and a calibration needs {FEWEST}")
     fold = {patient: number % FOLDS for number, patient in enumerate(patients)}  # pseudonyms say nothing: any order will do

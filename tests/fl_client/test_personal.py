@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_client import app as hospital
 from fl_client import personal
+from fl_client import personalise as personalising
 from fl_client.__main__ import main
 from fl_client.approval import Approvals
 from fl_client.cohort import Cohort
@@ -292,6 +293,21 @@ def test_who_withdraws_takes_along_the_models_that_were_trained_on_them(house, f
     note.write_text(json.dumps(told | {"patients": [*told["patients"], pseudonym]}))
     assert withdraw(site, pseudonym, who="Dr. Alpha").models == 1
     assert list((site.models_folder / "personalised").iterdir()) == []
+
+
+def test_who_withdraws_while_a_model_is_trained_on_them_is_in_none(house, finished, monkeypatch, capsys):
+    cohort = Cohort(house.site("a").cohort_folder)
+    train = personalising.dp_sgd
+
+    def and_one_withdraws(*said, **more):
+        report = train(*said, **more)
+        cohort.withdraw(cohort.patients[0])
+        return report
+
+    monkeypatch.setattr(personalising, "dp_sgd", and_one_withdraws)
+    assert personalise(house, *finished, "--steps", "1") == 1
+    assert "withdrew meanwhile, so no model was kept; personalise again" in capsys.readouterr().err
+    assert list((house.site("a").models_folder / "personalised").iterdir()) == []
 
 
 @pytest.mark.parametrize(("steps", "words"), [("0", "--steps must be at least 1"), ("2", "is not a model of study rehearsal")])
