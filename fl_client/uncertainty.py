@@ -24,6 +24,7 @@ from fl_client.sharing import file_mode, make_folder
 from fl_client.site import Site
 from fl_client.trained import Trained, load_trained
 from tasks.case import Volume
+from tasks.fingerprint import fingerprint
 from tasks.segmentation.settings import Settings
 from tasks.uncertainty import triage
 from tasks.uncertainty.calibration import Calibration
@@ -80,7 +81,7 @@ def convene(site: Site, trained: Trained, model: Path, *, count: int, also: Sequ
     Raises `ValueError` in words for another model of another task, for fewer members than models, and for a calibration that
     can't be read.
     """
-    members, models = _members(trained, also, count), tuple(one.fingerprint for one in (trained, *also))
+    members, models = _members(trained, also, count), _known_as(trained, *also)
     calibration = None
     if len(members) == 1:
         told = "One member alone can't disagree: how sure the model is can't be told."
@@ -138,7 +139,7 @@ def calibrate(
     try:
         found = learn(
             judged,
-            models=[one.fingerprint for one in (trained, *others)],
+            models=_known_as(trained, *others),
             members=len(members),
             of=f"held back at {site.name}",
         )
@@ -191,6 +192,11 @@ def _members(trained: Trained, also: Sequence[Trained], count: int) -> list[nn.M
         if other.task.settings != trained.task.settings:
             raise ValueError(f"{other.name} has other settings than {trained.name}: members answer the same question")
     return members_of([one.model for one in (trained, *also)], trained.task.settings, count)
+
+
+def _known_as(*several: Trained) -> tuple[str, ...]:
+    """Fingerprints; of weights in a number type that has none, of the network that they were loaded into."""
+    return tuple(one.fingerprint or fingerprint(one.model.state_dict()) for one in several)
 
 
 def _has_study(path: Path) -> bool:

@@ -162,6 +162,19 @@ def test_what_came_with_the_model_is_used_where_it_fits_and_the_house_goes_first
     assert "holds no calibration that this konsil can read" in capsys.readouterr().err
 
 
+def test_weights_of_a_number_type_without_a_fingerprint_are_told_apart(clinic, run, hospitals, tmp_path, capsys):
+    other = a_run(tmp_path / "other", hospitals.study(name="pilot"), seed=4)
+    for folder in (run, other):
+        state = torch.load(folder / "model.pt", weights_only=True)
+        torch.save({name: tensor.bfloat16() for name, tensor in state.items()}, folder / "model.pt")
+        (folder / "record.json").write_text(json.dumps({"study": hospitals.study(name="pilot").model_dump(mode="json")}))
+    assert konsil(clinic, "calibrate", run, "--members", 2) == 0
+    for folder, words in ((run, "Expected Dice as learned from"), (other, "No calibration is here")):
+        capsys.readouterr()
+        assert konsil(clinic, "segment", folder, "--out", tmp_path / f"{folder.name} masks", "--members", 2) == 0
+        assert words in capsys.readouterr().out
+
+
 def test_another_model_can_be_asked_too(clinic, run, hospitals, tmp_path, capsys):
     other = a_run(tmp_path / "second", hospitals.study(name="second"), seed=4)
     assert konsil(clinic, "segment", run, "--out", tmp_path / "out", "--also", other, "--members", 2) == 0
