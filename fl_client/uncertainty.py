@@ -123,19 +123,7 @@ def calibrate(
             f"{site.name} holds nobody back from training (test_fraction {site.test_fraction:g}, {len(cohort)} patients): on "
             "those whom a model has seen it looks surer than it is"
         )
-    judged: list[Judged] = []
-    reasons: list[str] = []
-    for done, patient in enumerate(held_back, 1):
-        try:
-            case = cohort.case(patient)
-            for volume in case.volumes:
-                if volume.series in settings.series and volume.mask is not None:
-                    judged.append(judge(examine(members, settings, volume), patient, volume, settings))
-        except (CaseUnreadable, ValueError) as error:
-            reasons.append(f"{patient}: {error}")
-        except KeyError:
-            reasons.append(f"{patient} withdrew meanwhile")
-        progress("examining", done, len(held_back))
+    judged, reasons = _judged(cohort, held_back, members, settings, progress)
     try:
         found = learn(
             judged,
@@ -192,6 +180,28 @@ def _members(trained: Trained, also: Sequence[Trained], count: int) -> list[nn.M
         if other.task.settings != trained.task.settings:
             raise ValueError(f"{other.name} has other settings than {trained.name}: members answer the same question")
     return members_of([one.model for one in (trained, *also)], trained.task.settings, count)
+
+
+def _judged(
+    cohort: Cohort,
+    patients: Sequence[str],
+    members: Sequence[nn.Module],
+    settings: Settings,
+    progress: Callable[[str, int, int], None],
+) -> tuple[list[Judged], list[str]]:
+    """What members draw of these patients beside a reader's masks, and why not of some of them."""
+    judged, reasons = list[Judged](), list[str]()
+    for done, patient in enumerate(patients, 1):
+        try:
+            for volume in cohort.case(patient).volumes:
+                if volume.series in settings.series and volume.mask is not None:
+                    judged.append(judge(examine(members, settings, volume), patient, volume, settings))
+        except (CaseUnreadable, ValueError) as error:
+            reasons.append(f"{patient}: {error}")
+        except KeyError:
+            reasons.append(f"{patient} withdrew meanwhile")
+        progress("examining", done, len(patients))
+    return judged, reasons
 
 
 def _known_as(*several: Trained) -> tuple[str, ...]:

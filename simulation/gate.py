@@ -95,9 +95,12 @@ def _write(path: Path, verdict: Verdict) -> None:
 
 
 def _evenly(groups: dict[str, tuple[Path, Sequence[str]]]) -> Chosen:
-    """At most `MOST` patients of all hospitals together, as many from each as from the others as far as it has them."""
-    share = MOST // max(len(groups), 1)
-    return {name: (place, list(patients[:share])) for name, (place, patients) in groups.items()}
+    """At most `MOST` patients of all hospitals together, as many from each as from the others as far as it has them.
+
+    Of more hospitals than that one patient each, of the first `MOST`.
+    """
+    share = max(1, MOST // max(len(groups), 1))
+    return {name: (place, list(patients[:share])) for name, (place, patients) in list(groups.items())[:MOST]}
 
 
 def _each(chosen: Chosen) -> list[tuple[Path, str]]:

@@ -9,7 +9,7 @@ import torch
 
 from fl_client.cohort import Cohort
 from simulation.__main__ import main, settings_of
-from simulation.gate import measure
+from simulation.gate import MOST, _evenly, measure
 from simulation.gated import in_a_line, read
 from simulation.machine import Immediately
 from simulation.rehearsal import open_hospitals
@@ -118,6 +118,14 @@ def test_with_enough_patients_scans_are_drawn_and_every_question_but_their_use_i
     assert "at least half of what was wanted was made" in figures[3]
     assert figures[4] == "It wasn't measured."
     assert in_a_line(found).startswith("The gate is shut: ")
+
+
+@pytest.mark.parametrize(("hospitals", "each", "together"), [(3, 26, 78), (60, 1, 60), (100, 1, MOST)])
+def test_the_gate_looks_at_as_many_of_each_hospital_and_at_no_more_than_it_can(tmp_path, hospitals, each, together):
+    patients = [f"p{n}" for n in range(100)]
+    chosen = _evenly({f"h{n}": (tmp_path, patients) for n in range(hospitals)})
+    assert {len(some) for _, some in chosen.values()} == {each}
+    assert sum(len(some) for _, some in chosen.values()) == together
 
 
 @pytest.mark.parametrize(
