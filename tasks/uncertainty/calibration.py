@@ -97,15 +97,14 @@ def calibrate(judged: Sequence[Judged], *, models: Sequence[str], members: int, 
 
     Raises `ValueError` in words for fewer than `FEWEST` patients, and for one member.
     """
-    patients = sorted({one.patient for one in judged})
+    fold = _folds(judged)
     if members < 2:
         raise ValueError(
             "one member can't disagree with itself: there is nothing to calibrate; take --members 8, or where a study trained "
             "without augmentation another model beside it (--also)"
         )
-    if len(patients) < FEWEST:
-        raise ValueError(f"{len(patients)} patients can be learned from, and a calibration needs {FEWEST}")
-    fold = {patient: number % FOLDS for number, patient in enumerate(patients)}  # pseudonyms say nothing: any order will do
+    if len(fold) < FEWEST:
+        raise ValueError(f"{len(fold)} patients can be learned from, and a calibration needs {FEWEST}")
     before, after = [], []
     for number in range(FOLDS):
         out = [one for one in judged if fold[one.patient] == number and one.truth.size]
@@ -113,31 +112,22 @@ def calibrate(judged: Sequence[Judged], *, models: Sequence[str], members: int, 
             temperature = _temperature([one for one in judged if fold[one.patient] != number])
             before.append(calibration_error(out, 1.0))
             after.append(calibration_error(out, temperature))
-    curves, misses, ranks = {}, list[float](), list[float]()
+    curves, misses, ranks = dict[str, Curve](), list[float](), list[float]()
     for name in dict.fromkeys(name for one in judged for name in one.dice):
         rows = [one for one in judged if name in one.dice and name in one.agreement]
         if len({one.patient for one in rows}) < FEWEST:
             continue
-        x, y = np.array([(one.agreement[name], one.dice[name]) for one in rows]).T
-        folds = np.array([fold[one.patient] for one in rows])
-        guess = np.empty(len(y))
-        for number in np.unique(folds):
-            guess[folds == number] = np.interp(x[folds == number], *_isotonic(x[folds != number], y[folds != number]))
-        below = float(np.clip(-np.quantile(y - guess, ONE_IN), 0, 1))
-        points, values = _isotonic(x, y)
-        curves[name] = Curve(
-            agreement=tuple(points), dice=tuple(values), below=below, patients=len({one.patient for one in rows})
-        )
-        misses.append(float(np.abs(y - guess).mean()))
-        if (rho := rank_correlation(x, y)) is not None:
-            ranks.append(rho)
+        curves[name], miss, rank = _learned(rows, name)
+        misses.append(miss)
+        if rank is not None:
+            ranks.append(rank)
     if not curves:
         raise ValueError(f"no structure was drawn by a reader in {FEWEST} patients: there is nothing to calibrate by")
     return Calibration(
         models=tuple(models),
         members=members,
         of=of,
-        patients=len(patients),
+        patients=len(fold),
         temperature=_temperature(judged),
         curves=curves,
         error_before=float(np.mean(before)),
@@ -145,6 +135,25 @@ def calibrate(judged: Sequence[Judged], *, models: Sequence[str], members: int, 
         miss=float(np.mean(misses)),
         rank=float(np.mean(ranks)) if ranks else None,
     )
+
+
+def _learned(rows: Sequence[Judged], name: str) -> tuple[Curve, float, float | None]:
+    """The curve of one structure, how far it misses patients who were not learned from, and the rank correlation."""
+    fold = _folds(rows)  # as even among these patients, however they lie among all
+    x, y = np.array([(one.agreement[name], one.dice[name]) for one in rows]).T
+    folds = np.array([fold[one.patient] for one in rows])
+    guess = np.empty(len(y))
+    for number in np.unique(folds):
+        guess[folds == number] = np.interp(x[folds == number], *_isotonic(x[folds != number], y[folds != number]))
+    below = max(0.0, min(1.0, -float(np.quantile(y - guess, ONE_IN))))
+    points, values = _isotonic(x, y)
+    curve = Curve(agreement=tuple(points), dice=tuple(values), below=below, patients=len(fold))
+    return curve, float(np.abs(y - guess).mean()), rank_correlation(x, y)
+
+
+def _folds(judged: Sequence[Judged]) -> dict[str, int]:
+    """Patients dealt out over the folds, in the order of their pseudonyms, which say nothing."""
+    return {patient: number % FOLDS for number, patient in enumerate(sorted({one.patient for one in judged}))}
 
 
 def _isotonic(x: Floats, y: Floats) -> tuple[list[float], list[float]]:

@@ -121,6 +121,24 @@ def test_a_structure_that_nobody_drew_has_no_curve():
         learned(nothing)
 
 
+def test_a_structure_of_every_fifth_patient_is_learned_as_if_there_were_no_others():
+    judged = [
+        replace(
+            one, **{what: {**told, "rare": told["heart"]} for what, told in (("agreement", one.agreement), ("dice", one.dice))}
+        )
+        if number % 5 == 0
+        else one
+        for number, one in enumerate(cohort(noise=0.02))
+    ]
+    some = judged[::5]
+    assert learned(judged).curves["rare"] == learned(some).curves["rare"]
+
+
+def test_patients_who_are_all_alike_leave_nothing_below():
+    found = learned([replace(one, agreement={"heart": 1.0}, dice={"heart": 1.0}) for one in cohort()])
+    assert (str(found.curves["heart"].below), found.rank) == ("0.0", None)
+
+
 def test_a_calibration_survives_the_disk_and_another_file_is_refused(tmp_path):
     found = learned(cohort())
     place = tmp_path / "calibration.json"
