@@ -17,6 +17,7 @@ Images and data
   cohort          every case expected, inside or not, and why; --study STUDY: whom it can use
   quality         image quality against a range; --patient: where one stands
   quarantine      what may not pass, and why; release: judge it again; drop: delete it
+  add-synthetic   FOLDER --origin TEXT: cases that are nobody's train beside the patients; synthetic: which; remove-synthetic
   count           --where FILE: how many patients fit a selection, exactly, for this hospital's own eyes
   withdraw        take a patient out, at once and for every later round
   deidentify      FOLDER --out FOLDER: copies of DICOM files for colleagues, without their patients
@@ -67,6 +68,7 @@ from fl_client.commands import (
     reference,
     returning,
     studies,
+    synthetic,
     uncertainty,
     user_name,
 )
@@ -78,6 +80,7 @@ from fl_client.site import Site
 MODULES = (
     house,
     images,
+    synthetic,
     deidentify,
     clinical,
     intake,

@@ -132,6 +132,7 @@ def last_round(site: Site) -> str:
             told = (
                 f"the last round (study {str(line['study'])[:12]}, round {line.get('round', 1)}) used {line['patients']} "
                 f"training patients and left out {len(left_out)}"
+                + (f"; beside them {line['synthetic']} synthetic cases" if line.get("synthetic") else "")
             )
             left_out = set()
         elif "scored" in line:

@@ -55,6 +55,7 @@ from fl_client.privacy import train as dp_sgd
 from fl_client.privacy.dp_sgd import one_sum
 from fl_client.sent import Asked, Kept
 from fl_client.site import Site
+from fl_client.training_cases import as_declared, with_synthetic
 from tasks.secure.noise import Bits, os_bits, seeded_bits
 from tasks.secure.plan import about_of, grid_of
 from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for, moving
@@ -130,10 +131,11 @@ def descend(question: Message, site: Site, study: Study, task: GradientTask, ask
     cost = round_event(site, study, task, number=asked.round).model_copy(update={"steps": steps})
     epsilon = pay(site, study, cost)
     patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
+    cases = with_synthetic(site, study, patients)
     noise, sampling = randomness(site, asked)
     report = dp_sgd(
         model,
-        patients,
+        cases,
         parameters=[parameters[name] for name in names],
         loss=task.loss,
         steps=cost.steps,
@@ -159,6 +161,7 @@ def descend(question: Message, site: Site, study: Study, task: GradientTask, ask
         round=asked.round,
         loss=float(np.mean(losses)) if losses else None,
         patients=len(patients.patients),
+        synthetic=len(cases.synthetic),
         steps=cost.steps,
     )
     if own:
@@ -232,7 +235,7 @@ def train_masked(question: Message, context: Context, site: Site, study: Study, 
     require_approval(site, study, paid=rounds_paid(study, ledger_of(site).events), wanted=1)
     task = task_of(site, study)
     grid = grid_of(study, task)
-    bare: Callable[[], tuple[dict[str, npt.NDArray[Any]], int]]
+    bare: Callable[[], tuple[dict[str, npt.NDArray[Any]], dict[str, int]]]
     if isinstance(task, CountingTask):
         came = received(question.content, first_state(task))
         bare = partial(bare_count, site, study, task)
@@ -246,29 +249,31 @@ def train_masked(question: Message, context: Context, site: Site, study: Study, 
     epsilon = pay(site, study, round_event(site, study, task, number=asked.round))
     total, took_part = bare()
     vector = grid.encode(total, patients=site.declared_size, bits=bits_of(site, asked))
-    note(site, study=study.hash, round=asked.round, patients=took_part, masked=True)
+    note(site, study=study.hash, round=asked.round, **took_part, masked=True)
     vector = secure.mask(site, study, context, vector, **where, about=about_of(task, came))
     work = release.masked(question, vector, declared_size=site.declared_size, epsilon=epsilon)
     return release.kept(site, this_try, work)
 
 
-def bare_count(site: Site, study: Study, task: CountingTask) -> tuple[dict[str, npt.NDArray[Any]], int]:
+def bare_count(site: Site, study: Study, task: CountingTask) -> tuple[dict[str, npt.NDArray[Any]], dict[str, int]]:
     """The sum over the training patients without noise, which only masks may cover, and how many took part."""
     cohort, patients = usable_patients(site, study, task, "train")
     vectors = vectors_of(site, patients, lambda patient: task.contribution(cohort.prepared(task, patient)))
-    return {"total": noisy_total(vectors, length=task.length, bound=1.0, noise_multiplier=0.0, noise=os_noise())}, len(patients)
+    total = noisy_total(vectors, length=task.length, bound=1.0, noise_multiplier=0.0, noise=os_noise())
+    return {"total": total}, {"patients": len(patients)}
 
 
 def bare_gradient(
     site: Site, study: Study, task: GradientTask, model: torch.nn.Module, names: Sequence[str], asked: Asked
-) -> tuple[dict[str, npt.NDArray[Any]], int]:
-    """The sum of clipped gradients over the training patients without noise, and how many took part: as `bare_count`."""
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, int]]:
+    """The sum of clipped gradients over training patients and synthetic cases without noise, and how many: as `bare_count`."""
     patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
+    cases = with_synthetic(site, study, patients)
     parameters = dict(model.named_parameters())
     _, sampling = randomness(site, asked)
     sums, failed = one_sum(
         model,
-        patients,
+        cases,
         parameters=[parameters[name] for name in names],
         loss=task.loss,
         views=study.training.views,
@@ -278,7 +283,10 @@ def bare_gradient(
     )
     for patient, reason in failed.items():
         note(site, patient=patient, left_out=reason)
-    return {name: gradient.cpu().numpy() for name, gradient in zip(names, sums, strict=True)}, len(patients.patients)
+    if cases.synthetic:
+        sums = as_declared(sums, longest=site.declared_size * study.privacy.max_grad_norm)
+    took_part = {"patients": len(patients.patients), "synthetic": len(cases.synthetic)}
+    return {name: gradient.cpu().numpy() for name, gradient in zip(names, sums, strict=True)}, took_part
 
 
 def part_of(question: Message, context: Context) -> tuple[Site, Study, dict[str, int]]:

@@ -18,6 +18,7 @@ from fl_client.patients import validates
 from fl_client.price import matrix_models, planned, validated_rounds
 from fl_client.privacy import BudgetSpent, Ledger, epsilon
 from fl_client.site import Site
+from fl_client.synthetic import batches
 from tasks.secure.plan import circle_of, grid_of
 from tasks.task import CountingTask, GradientTask, JudgedTask, load_for, released
 
@@ -131,7 +132,7 @@ def contract(site: Site, study: Study, *, days: int) -> Iterator[tuple[str, list
             *_time_boxed(study),
         ],
     )
-    yield "On whom", [_whom(study), *_held_back(site, study)]
+    yield "On whom", [_whom(study), *_synthetic(site, study), *_held_back(site, study)]
     try:
         sent = [str(one) for one in leaving(site, study)]
     except ValueError as error:
@@ -258,6 +259,15 @@ def price(site: Site, study: Study, *, rounds: int | None = None, scores: bool =
         f"{promised}; the ledger stands at {book.epsilon:.4g} and would stand at {after:.4g} of {budget.epsilon:g} "
         f"(delta {budget.delta:g}){over}"
     )
+
+
+def _synthetic(site: Site, study: Study) -> list[str]:
+    count = sum(len(batch.cases) for batch in batches(site))
+    if not count or study.strategy.name == "sum":
+        return []
+    return [
+        f"beside them the synthetic cases that you have added ({count}; konsil-site synthetic), as far as its task can use them"
+    ]
 
 
 def _whom(study: Study) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +18,9 @@ from fl_client.cohort import Cohort, Split
 from fl_client.sharing import file_mode, make_folder
 from fl_client.site import Site
 from tasks.task import GradientTask, Task
+
+if TYPE_CHECKING:
+    from fl_client.catalog import Catalog
 
 log = logging.getLogger("konsil.patients")
 
@@ -58,18 +63,30 @@ def chosen(site: Site, study: Study, task: Task, which: Split) -> tuple[Cohort, 
     cohort = Cohort(site.cohort_folder)
     held = site.validation_fraction if validates(study) else 0.0
     patients = cohort.split(which, test_fraction=site.test_fraction, validation_fraction=held)
+    return cohort, *taken(cohort, study, task, patients, catalog=partial(_catalog, site))
+
+
+def taken(
+    cohort: Cohort, study: Study, task: Task, patients: Sequence[str], *, catalog: Callable[[], Catalog]
+) -> tuple[Sequence[str], dict[str, str]]:
+    """Those of these patients whom the study takes, and the reason for each of the others; `catalog` is asked if it selects."""
     left_out: dict[str, str] = {}
     if study.selection is not None:
-        from fl_client.catalog import Catalog  # here: most studies select nobody
-        from fl_client.selection import unselected
+        from fl_client.selection import unselected  # here: most studies select nobody
 
-        left_out = unselected(Catalog.of(site), study.selection, patients)
+        left_out = unselected(catalog(), study.selection, patients)
     if study.quality is not None:
         from fl_client.quality.limits import outside  # here: image filters take time to import
 
         left_out |= outside(cohort, study.quality, [patient for patient in patients if patient not in left_out])
     usable, unusable = cohort.usable(task, [patient for patient in patients if patient not in left_out])
-    return cohort, usable, left_out | unusable
+    return usable, left_out | unusable
+
+
+def _catalog(site: Site) -> Catalog:
+    from fl_client.catalog import Catalog  # here: most studies select nobody
+
+    return Catalog.of(site)
 
 
 def validates(study: Study) -> bool:

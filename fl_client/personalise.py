@@ -32,6 +32,7 @@ from fl_client.privacy import train as dp_sgd
 from fl_client.sharing import file_mode, make_folder
 from fl_client.site import Site
 from fl_client.trained import read_weights
+from fl_client.training_cases import with_synthetic
 from tasks.fingerprint import fingerprint
 from tasks.scores import mean_scores
 from tasks.task import GradientTask, load_for, moving
@@ -72,18 +73,19 @@ def personalise(site: Site, study: Study, file: Path, *, steps: int) -> Personal
     cohort, patients = usable_patients(site, study, task, "train")
     if not patients:
         raise ValueError(f"{site.name} has no training patient whom study {study.name} can use")
+    cases = with_synthetic(site, study, TrainingPatients(task, cohort, patients))
     _, held_back = usable_patients(site, study, task, "test")
     scored = [_mean_scores(task, model, cohort, held_back)]
     parameters = dict(model.named_parameters())
     report = dp_sgd(
         model,
-        TrainingPatients(task, cohort, patients),
+        cases,
         parameters=[parameters[name] for name in moving(study, task, model)],
         loss=task.loss,
         steps=steps,
         sample_rate=study.training.sample_rate,
         views=study.training.views,
-        declared_size=len(patients),  # exact, since it stays here
+        declared_size=len(cases.patients),  # exact, since it stays here
         max_grad_norm=study.privacy.max_grad_norm,
         noise_multiplier=0.0,
         optimizer=study.training.optimizer,

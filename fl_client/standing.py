@@ -14,6 +14,7 @@ from fl_client.halt import halted
 from fl_client.privacy import Ledger, LedgerBroken
 from fl_client.site import Site
 from fl_client.supernode import runtime_folder
+from fl_client.synthetic import batches
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Standing:
     wrong: tuple[str, ...]  # what a person has to look at
     arriving: tuple[str, ...] = ()  # what waits in the identity zone, where this user may see it
     line: tuple[str, ...] = ()  # what is wrong with the line to the coordinator, or was when the SuperNode last dialled
+    synthetic: int = 0  # cases that train beside the patients
     crashing: tuple[str, ...] = ()  # parts that end by themselves again and again, as far as this user can see
 
 
@@ -74,6 +76,11 @@ def standing(site: Site) -> Standing:
         studies = approvals.studies
     except ValueError as error:
         wrong.append(f"a study in {approvals.studies_folder} can't be read: {error}")
+    synthetic = 0
+    try:
+        synthetic = sum(len(batch.cases) for batch in batches(site))
+    except (OSError, ValueError) as error:
+        wrong.append(str(error))
     here, others = running(site), elsewhere(site)
     return Standing(
         name=site.name,
@@ -95,6 +102,7 @@ def standing(site: Site) -> Standing:
         arriving=_arriving(site),
         line=tuple(_line(site, runs={*here, *others})),
         crashing=tuple(crashes.told(site).values()),
+        synthetic=synthetic,
     )
 
 
@@ -128,6 +136,8 @@ def told(now: Standing) -> list[str]:
         lines.append(f"running: {roles}" if roles else "nothing of it is running (konsil-site start)")
     lines += [f"the {role} {words}" for role, words in now.elsewhere.items()]
     lines.append(f"{now.patients} patients inside, {now.withdrawn} withdrawn; {now.refused} lines say what stayed outside")
+    if now.synthetic:
+        lines.append(f"{now.synthetic} synthetic cases train beside them and are no patients")
     waiting = "; ".join(f"konsil-site show {key[:12]}" for key in now.waiting)
     lines.append(f"{len(now.waiting)} studies wait for a decision: {waiting}" if waiting else "no study waits for a decision")
     if now.epsilon is not None:

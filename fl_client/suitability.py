@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from conf.study import Study
 from fl_client.patients import chosen
 from fl_client.site import Site
-from tasks.task import load_for
+from fl_client.training_cases import usable_cases
+from tasks.task import GradientTask, load_for
 
 TOLD = 10
 """So many patients are named with their reasons; the others are counted."""
@@ -23,7 +24,7 @@ TOLD = 10
 class Usable:
     """Whom a study can use here, in numbers and in words."""
 
-    count: int
+    count: int  # of patients
     left_out: Mapping[str, str]  # pseudonym: reason
     asked: tuple[str, ...]  # what the study asks of patients and images
     headline: str  # empty if the task can't be run here
@@ -45,9 +46,11 @@ def count_usable(site: Site, study: Study) -> Usable:
     if study.quality is not None:
         asked.append(f"study {study.name} asks for images with {study.quality}")
     _, usable, left_out = chosen(site, study, task, "train")
+    synthetic, unused = usable_cases(site, study, task) if isinstance(task, GradientTask) else ({}, {})
     headline = (
         f"{len(usable)} of {len(usable) + len(left_out)} training patients at {site.name} can be used for study {study.name}"
         + (f"; {len(left_out)} can't" if left_out else "")
+        + (f"; beside them {len(synthetic)} of {len(synthetic) + len(unused)} synthetic cases" if synthetic or unused else "")
     )
     warning = ""
     if not usable:
