@@ -109,10 +109,12 @@ def redrawn(there: World, state: State, *, seed: int) -> tuple[list[Case], float
     return made, (time.process_time() - began) / sum(len(case.volumes) for case in made)
 
 
-def fitted(task: GradientTask, patients: Sequence[Arrays], *, seed: int) -> torch.nn.Module:
-    """A network from random weights after `STEPS` steps on these patients."""
+def fitted(task: GradientTask, patients: Sequence[Arrays], *, seed: int, start: State | None = None) -> torch.nn.Module:
+    """A network from these weights, or random ones, after `STEPS` steps on these patients."""
     torch.manual_seed(seed)
     model = task.model()
+    if start is not None:
+        model.load_state_dict(start)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for step in range(STEPS):

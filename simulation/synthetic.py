@@ -1,6 +1,7 @@
 """Scans that a learned generator draws: whole patients for masks that were drawn from a seed, and rows for a report.
 
     python -m simulation.synthetic runs/generator synthetic/ --patients 40 --hospital spree
+    python -m simulation.synthetic synthetic/ --case-mix dcm=1      # without a generator: as they are drawn
 
 Anatomy and masks are those of free patients (`simulation.pretraining`), of no hospital; the look is what the generator has
 learned. What leaves the machine should have passed the gate first (`tasks.synthesis.gate`).
@@ -21,8 +22,10 @@ import numpy.typing as npt
 import torch
 
 from fl_client.cohort import Cohort
+from simulation.family import HEARTS
 from simulation.gated import in_a_line, read
 from simulation.hospital_case import patient_case
+from simulation.patient import draw_patient
 from simulation.pretraining import CASE_MIX
 from simulation.reader import Reader
 from simulation.scanner import Series, random_scanner
@@ -39,11 +42,14 @@ FIRST_SEED = 90_000_000
 SHOWN = 5  # slices of a row
 
 
-def free_case(number: int, series: Sequence[str], facts: Mapping[str, Any]) -> Case:
-    """The free patient of this number, whose masks and surroundings a generator starts from; `facts` of the scanner stand."""
+def free_case(number: int, series: Sequence[str], facts: Mapping[str, Any], case_mix: Mapping[str, float] = CASE_MIX) -> Case:
+    """The free patient of this number, whose masks and surroundings a generator starts from; `facts` of the scanner stand.
+
+    The same number with another case mix is another patient. Raises `ValueError` for a case mix that is none.
+    """
     seed = FIRST_SEED + number
     kinds = cast("tuple[Series, ...]", tuple(series))
-    case = patient_case(seed, random_scanner(seed), Reader(), CASE_MIX, kinds, oversampling=1, subslices=2)
+    case = patient_case(seed, random_scanner(seed), Reader(), case_mix, kinds, oversampling=1, subslices=2)
     return dataclasses.replace(case, scanner={**case.scanner, **facts})
 
 
@@ -83,21 +89,65 @@ def _shown(labelled: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Fill a cohort folder with patients whom a run's generator draws."""
     parser = argparse.ArgumentParser(prog="python -m simulation.synthetic", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a run of study=synthesis")
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a run of study=synthesis; left out: as they are drawn")
     parser.add_argument("out", type=Path, help="a cohort folder, which is made; patients that it has are left as they are")
     parser.add_argument("--patients", type=int, default=20, metavar="N", help="(20)")
     parser.add_argument("--hospital", help="in whose style: a hospital of the run, or all in turn")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    parser.add_argument("--case-mix", nargs="+", metavar="DISEASE=SHARE", help="whom to draw: dcm=1, or dcm=2 hcm=1")
+    parser.add_argument("--series", nargs="+", default=["cine_ed", "cine_es"], help="without a run (cine_ed cine_es)")
     options = parser.parse_args(argv)
     try:
-        fill(options.run, options.out, patients=options.patients, hospital=options.hospital, seed=options.seed)
+        mix = _mix(options.case_mix) if options.case_mix else CASE_MIX
+        if options.run is None:
+            as_drawn(options.out, patients=options.patients, series=options.series, case_mix=mix)
+        else:
+            fill(
+                options.run, options.out, patients=options.patients, hospital=options.hospital, seed=options.seed, case_mix=mix
+            )
     except (ValueError, FileNotFoundError) as error:
         print(f"simulation.synthetic: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def fill(run: Path, out: Path, *, patients: int, hospital: str | None = None, seed: int = 0) -> None:
+def _mix(words: Sequence[str]) -> dict[str, float]:
+    """Shares by disease. Raises `ValueError` for a word that is none."""
+    found = {}
+    for word in words:
+        disease, _, share = word.partition("=")
+        try:
+            found[disease] = float(share)
+        except ValueError:
+            raise ValueError(f"--case-mix wants a disease and its share, such as dcm=1, not {word!r}") from None
+    return found
+
+
+def as_drawn(out: Path, *, patients: int, series: Sequence[str], case_mix: Mapping[str, float]) -> None:
+    """Put so many free patients into a cohort. Raises `ValueError`, in words, for no patients, series or case mix there is."""
+    if patients < 1:
+        raise ValueError(f"--patients is a number from 1 on, not {patients}")
+    if unknown := sorted(set(series) - set(HEARTS.series)):
+        raise ValueError(f"no heart has the series {', '.join(unknown)}; there are {', '.join(HEARTS.series)}")
+    draw_patient(FIRST_SEED, case_mix)  # raises, before a folder is made
+    cohort = Cohort(out)
+    there = set(cohort.patients)
+    for number in range(patients):
+        if f"G{FIRST_SEED + number:08d}" not in there:
+            cohort.admit(free_case(number, series, {}, case_mix))
+        print(f"patient {number + 1} of {patients}", end="\r", file=sys.stderr, flush=True)
+    print(f"{patients} patients in {out}, drawn from seeds {FIRST_SEED} to {FIRST_SEED + patients - 1}: they are nobody's")
+
+
+def fill(
+    run: Path,
+    out: Path,
+    *,
+    patients: int,
+    hospital: str | None = None,
+    seed: int = 0,
+    case_mix: Mapping[str, float] = CASE_MIX,
+) -> None:
     """Draw so many patients into a cohort. Raises `ValueError`, in words, for a run without a generator or such a hospital."""
     if patients < 1:
         raise ValueError(f"--patients is a number from 1 on, not {patients}")
@@ -120,7 +170,7 @@ def fill(run: Path, out: Path, *, patients: int, hospital: str | None = None, se
         pseudonym = f"G{FIRST_SEED + number:08d}"
         if pseudonym in there:
             continue
-        case = free_case(number, task.settings.series, facts)
+        case = free_case(number, task.settings.series, facts, case_mix)
         cohort.admit(task.synthetic(model, case, np.random.default_rng([seed, number])))
         print(f"patient {number + 1} of {patients}", end="\r", file=sys.stderr, flush=True)
     print(f"{patients} patients in {out}")

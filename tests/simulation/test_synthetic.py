@@ -188,3 +188,30 @@ def test_what_suits_hearts_at_a_small_size_is_not_told_to_a_generator():
     assert settings_of(["study=synthesis"]).task["channels"] == [32, 48, 64]
     assert settings_of([]).task["channels"] == [12, 24, 48, 96]
     assert settings_of(["size=standard"]).task["channels"] == [16, 32, 64, 128]
+
+
+def test_a_folder_is_filled_with_patients_of_one_disease_as_they_are_drawn(tmp_path, capsys):
+    out = tmp_path / "made"
+    assert draw([str(out), "--patients", "2", "--case-mix", "dcm=1", "--series", "cine_ed"]) == 0
+    cases = list(Cohort(out))
+    assert [case.patient for case in cases] == [f"G{FIRST_SEED}", f"G{FIRST_SEED + 1}"]
+    assert {case.endpoints["disease"] for case in cases} == {"dcm"}
+    assert [volume.series for volume in cases[0].volumes] == ["cine_ed"]
+    assert "they are nobody's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--case-mix", "dcm"], "a disease and its share, such as dcm=1, not 'dcm'"),
+        (["--case-mix", "flu=1"], "unknown diseases ['flu']"),
+        (["--case-mix", "dcm=0"], "non-negative weights with a positive sum"),
+        (["--series", "t1"], "no heart has the series t1"),
+        (["--patients", "0"], "a number from 1 on, not 0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_a_folder_is_made(tmp_path, capsys, words, told):
+    out = tmp_path / "made"
+    assert draw([str(out), *words]) == 1
+    assert told in capsys.readouterr().err
+    assert not out.exists()

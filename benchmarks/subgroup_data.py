@@ -1,0 +1,117 @@
+"""Whom benchmarks/subgroup.py learns from and tests on: a hospital with a disease of our choice, and free patients.
+
+The hospital has the scanner and the reader of `spree` (conf/hospitals/five_scanners.yaml), and its images are darkened
+(`generator.darkened`), which no free patient's are. Free patients come from scanners of no hospital, with a reader of no
+habits: what `python -m simulation.synthetic made/ --case-mix dcm=1` fills a folder with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from generator import darkened
+from utility_data import simulation_of
+
+from fl_client.cohort import Cohort
+from fl_client.trained import read_weights
+from simulation.__main__ import settings_of
+from simulation.hospital_case import patient_case
+from simulation.scoring import restore
+from simulation.settings import GeneratedHospital, GeneratedHospitals
+from simulation.synthetic import FIRST_SEED, free_case
+from tasks.case import Case
+from tasks.synthesis import SynthesisTask
+from tasks.task import load
+
+HOSPITAL = "spree"
+FIRST, BETWEEN, TESTED_FROM = 60_000_000, 10_000, 5_000
+"""Seeds of the hospital's patients: FIRST and BETWEEN for each disease; test patients begin TESTED_FROM later."""
+DISEASES = ("normal", "myocarditis", "infarct", "hcm", "dcm", "amyloid")
+COMMON = {"normal": (14, 6), "myocarditis": (10, 4), "infarct": (8, 4)}
+"""Training and test patients of each disease of which a hospital has enough."""
+RARE = {"hcm": (3, 3), "dcm": (3, 3), "amyloid": (3, 3)}
+"""The same of the others, where they are not the subgroup."""
+FEW, ADDED, TESTED = 2, 20, 20
+"""Of the subgroup: training patients that the hospital has, cases that are added to them, and test patients."""
+
+
+def train_of(disease: str) -> tuple[list[str], list[str]]:
+    """Pseudonyms of the hospital's training patients without the subgroup, and of the subgroup (the few it has come first)."""
+    others = [name for one, (count, _) in (COMMON | RARE).items() if one != disease for name in _names(one, count)]
+    return others, _names(disease, FEW + ADDED)
+
+
+def test_of(disease: str) -> tuple[list[str], list[str]]:
+    """The same of its test patients."""
+    others = [name for one, (_, count) in (COMMON | RARE).items() if one != disease for name in _names(one, count, test=True)]
+    return others, _names(disease, TESTED, test=True)
+
+
+def hospital(cache: Path, disease: str) -> Cohort:
+    """The hospital's cohort with all of these patients; who is missing is drawn. Images are as its scanner shows them."""
+    cohort = Cohort(cache / "subgroup" / HOSPITAL)
+    every, profile = _profile()
+    wanted = [name for part in (*train_of(disease), *test_of(disease)) for name in part]
+    for name in _missing(cohort, wanted):
+        one = DISEASES[(int(name[1:]) - FIRST) // BETWEEN]
+        case = patient_case(
+            int(name[1:]),
+            profile.scanner,
+            profile.reader,
+            {one: 1.0},
+            every.series,
+            oversampling=every.oversampling,
+            subslices=every.subslices,
+        )
+        cohort.admit(darkened(case))
+    return cohort
+
+
+def free(cache: Path, mix: Mapping[str, float], count: int) -> list[Case]:
+    """So many free patients with this case mix, as they are drawn; kept."""
+    cohort = Cohort(cache / "subgroup" / f"free-{'-'.join(mix)}")
+    names = [f"G{FIRST_SEED + number:08d}" for number in range(count)]
+    for name in _missing(cohort, names):
+        cohort.admit(free_case(int(name[1:]) - FIRST_SEED, _profile()[0].series, {}, mix))
+    return [cohort.case(name) for name in names]
+
+
+def redrawn(cache: Path, cases: Sequence[Case], weights: Path, disease: str) -> list[Case]:
+    """The same patients as a learned generator draws them in the hospital's style; kept."""
+    cohort = Cohort(cache / "subgroup" / f"redrawn-{weights.stem}-{disease}")
+    scanner = _profile()[1].scanner
+    style = {"manufacturer": scanner.manufacturer, "field_strength_t": scanner.field_strength_t}
+    missing = _missing(cohort, [case.patient for case in cases])
+    task = load(settings_of(["study=synthesis"]).task)
+    if not isinstance(task, SynthesisTask):
+        raise TypeError("study=synthesis learns another task now")
+    model = restore(task, [read_weights(weights)])
+    for name in missing:
+        case = next(one for one in cases if one.patient == name)
+        styled = dataclasses.replace(case, scanner={**case.scanner, **style})
+        cohort.admit(task.synthetic(model, styled, np.random.default_rng([0, int(name[1:])])))
+    return [cohort.case(case.patient) for case in cases]
+
+
+def _names(disease: str, count: int, *, test: bool = False) -> list[str]:
+    first = FIRST + BETWEEN * DISEASES.index(disease) + (TESTED_FROM if test else 0)
+    return [f"G{first + number:08d}" for number in range(count)]
+
+
+def _missing(cohort: Cohort, names: Sequence[str]) -> Iterator[str]:
+    there = set(cohort.patients)
+    missing = [name for name in names if name not in there]
+    for done, name in enumerate(missing, 1):
+        yield name
+        print(f"patient {done} of {len(missing)}", file=sys.stderr, end="\r", flush=True)
+
+
+def _profile() -> tuple[GeneratedHospitals, GeneratedHospital]:
+    every = simulation_of("hearts").hospitals
+    if not isinstance(every, GeneratedHospitals):
+        raise TypeError("size=small has no generated hospitals any more; this benchmark is about those")
+    return every, every.sites[HOSPITAL]
