@@ -101,13 +101,9 @@ def scan(patient: Patient, scanner: Scanner, series: Series, *, seed: int, overs
         raise ValueError(f"no series named '{series}'; known are {', '.join(PHASE)}")
     grid = plan(patient, scanner, series, seed=seed, oversampling=oversampling, subslices=subslices)
     phase = PHASE[series]
-    rng = np.random.default_rng([patient.seed, seed, zlib.crc32(f"{scanner.name}/{series}".encode()), 33])
+    rng = scan_rng(patient, scanner, series, seed=seed)
     tissues, drawn = anatomy(patient, grid, phase), truth(patient, grid, phase)
-    if series == "lge":
-        table, ecv_axis, ecv_signal, ti_ms = _late_enhancement(patient, scanner, rng)
-    else:
-        table, ecv_axis, ecv_signal, ti_ms = *cine_contrast(scanner, rng), None
-    signed = series == "lge" and scanner.psir
+    table, ecv_axis, ecv_signal, ti_ms = contrast(patient, scanner, series, rng)
     image = render(tissues, table, ecv_axis, ecv_signal, grid)
     image = textured(image, drawn, scanner, rng, blood=series != "lge")
     place = affine(patient, grid)
@@ -117,7 +113,7 @@ def scan(patient: Patient, scanner: Scanner, series: Series, *, seed: int, overs
     beat_ms = 60000.0 / patient.heart_rate_per_min
     return Scan(
         series=series,
-        image=grey_values(received, scanner, reference, signed),
+        image=grey_values(received, scanner, reference, is_signed(scanner, series)),
         mask=drawn.mask,
         lesion=drawn.lesion,
         aha=drawn.aha,
@@ -127,6 +123,11 @@ def scan(patient: Patient, scanner: Scanner, series: Series, *, seed: int, overs
         grid=grid,
         phase=phase,
     )
+
+
+def scan_rng(patient: Patient, scanner: Scanner, series: str, *, seed: int) -> np.random.Generator:
+    """The chances of one scan: contrast, textures, ghosts and noise, in this order."""
+    return np.random.default_rng([patient.seed, seed, zlib.crc32(f"{scanner.name}/{series}".encode()), 33])
 
 
 def plan(patient: Patient, scanner: Scanner, series: str, *, seed: int, oversampling: int, subslices: int) -> Grid:
@@ -171,6 +172,20 @@ def affine(patient: Patient, grid: Grid) -> npt.NDArray[np.float64]:
 
 
 # -- contrast ------------------------------------------------------------------------------------------------------------
+
+
+def is_signed(scanner: Scanner, series: str) -> bool:
+    """Whether images of this series show where the signal is negative."""
+    return series == "lge" and scanner.psir
+
+
+def contrast(
+    patient: Patient, scanner: Scanner, series: str, rng: np.random.Generator
+) -> tuple[Floats, Floats, Floats, float | None]:
+    """Signal of each tissue (16,), ECV and the myocardium's signal over it, and the inversion time (ms) where there is one."""
+    if series == "lge":
+        return _late_enhancement(patient, scanner, rng)
+    return *cine_contrast(scanner, rng), None
 
 
 def cine_contrast(scanner: Scanner, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
