@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -80,6 +81,7 @@ def main() -> int:
     """Run what is missing; the last line is one JSON object."""
     options = _options()
     one_thread()
+    logging.disable(logging.INFO)
     runs = [
         Run(part, disease, begin, arm, seed)
         for part in options.only
