@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, cast
@@ -22,15 +22,18 @@ import torch
 from fl_client.cohort import Cohort
 from fl_server.weights import State
 from simulation.brain_scan import brain_case
-from simulation.family import BRAINS, LUNGS, family_of
+from simulation.family import BRAINS, HEARTS, LUNGS, family_of
+from simulation.fresh import Scenes, fresh_cases
 from simulation.hospital_case import patient_case
 from simulation.lung_scan import nodule_case
 from simulation.machine import unordered
+from simulation.phantom import draw_patient
 from simulation.reader import Reader
 from simulation.scanner import Series, random_scanner
+from simulation.scene import scene
 from simulation.settings import Pretraining
 from simulation.sources import digest, source_text
-from tasks.task import gradient_task
+from tasks.task import GradientTask, gradient_task
 from tasks.weights import save
 
 CASE_MIX = {"normal": 1.0, "myocarditis": 0.7, "infarct": 1.5, "hcm": 1.0, "dcm": 1.5, "amyloid": 0.7}
@@ -46,6 +49,9 @@ THREADS = 2
 """Of torch, on any machine: the order of sums depends on it, and equal settings should give equal weights."""
 
 Advance = Callable[[str, int, int], None]  # what, done, in all
+Rows = tuple[torch.Tensor, torch.Tensor]
+Draw = Callable[[Sequence[int], np.random.Generator], list[Rows]]
+"""The rows of these patients (by number) for one step."""
 
 
 def pretrain(
@@ -70,14 +76,14 @@ def pretrain(
     if finished.exists():
         advance("pre-training", settings.steps, settings.steps)
         return dict(torch.load(finished, weights_only=True))
-    cohort = free_cohort(settings, series, cache=cache, pool=pool, advance=advance)
-    wanted = set(free_patients(settings))
-    patients = [patient for patient in cohort.patients if patient in wanted]
-    prepared = {patient: cohort.prepared(task, patient) for patient in patients}
-
     torch.set_num_threads(THREADS)
-    torch.manual_seed(settings.first_seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.rescan:
+        wanted = tuple(name for name in task_settings.get("series", series) if name in series)
+        draw = _scanned_anew(task, settings, wanted, pool=pool, device=device, advance=advance)
+    else:
+        draw = _scanned_once(task, settings, series, cache=cache, pool=pool, advance=advance)
+    torch.manual_seed(settings.first_seed)
     model = task.model().to(device)
     mean = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
@@ -92,9 +98,8 @@ def pretrain(
     place.mkdir(parents=True, exist_ok=True)
     for step in range(begin, settings.steps):
         rng = np.random.default_rng([settings.first_seed, step])
-        chosen = rng.choice(len(patients), min(settings.batch_patients, len(patients)), replace=False)
-        rows = [task.example(prepared[patients[i]], settings.views, rng) for i in chosen]
-        image, target = (torch.cat(part).to(device) for part in zip(*rows, strict=True))
+        chosen = rng.choice(settings.patients, min(settings.batch_patients, settings.patients), replace=False)
+        image, target = (torch.cat(part).to(device) for part in zip(*draw(chosen.tolist(), rng), strict=True))
         loss = task.loss(model(image), target).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -113,6 +118,47 @@ def pretrain(
     save(state, finished)
     checkpoint.unlink(missing_ok=True)
     return state
+
+
+def _scanned_once(
+    task: GradientTask, settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance
+) -> Draw:
+    """Views of the free patients' only scans, which are kept in the cache."""
+    cohort = free_cohort(settings, series, cache=cache, pool=pool, advance=advance)
+    prepared = [cohort.prepared(task, patient) for patient in free_patients(settings)]
+    return lambda chosen, rng: [task.example(prepared[i], settings.views, rng) for i in chosen]
+
+
+def _scanned_anew(
+    task: GradientTask,
+    settings: Pretraining,
+    series: tuple[str, ...],
+    *,
+    pool: Executor,
+    device: torch.device,
+    advance: Advance,
+) -> Draw:
+    """Views of scans that are made for one step. The anatomy is drawn at the start and kept in memory."""
+    if family_of(series) is not HEARTS:
+        raise ValueError(f"only generated hearts can be scanned anew, not {', '.join(series)}: leave pretraining.rescan out")
+    jobs = [(int(patient[1:]), series, settings.oversampling, settings.subslices) for patient in free_patients(settings)]
+    drawn: dict[int, Scenes] = {}
+    for done, (seed, scenes) in enumerate(unordered(pool, _draw_scenes, jobs), start=1):
+        drawn[seed] = scenes
+        advance("patients for pre-training", done, settings.patients)
+    patients = [drawn[seed] for seed in sorted(drawn)]
+
+    def draw(chosen: Sequence[int], rng: np.random.Generator) -> list[Rows]:
+        cases = fresh_cases([patients[i] for i in chosen], _reader, slices=settings.views, rng=rng, device=device)
+        return [task.example(task.prepare(case), settings.views, rng) for case in cases]
+
+    return draw
+
+
+def _draw_scenes(seed: int, series: tuple[Series, ...], oversampling: int, subslices: int) -> tuple[int, Scenes]:
+    patient, scanner = draw_patient(seed, CASE_MIX), random_scanner(seed)
+    fineness = {"oversampling": oversampling, "subslices": subslices}
+    return seed, {name: scene(patient, scanner, name, seed=seed, **fineness) for name in series}
 
 
 def free_patients(settings: Pretraining) -> list[str]:
@@ -163,5 +209,6 @@ def _reader(seed: int) -> Reader:
 def _key(series: tuple[str, ...], *parts: object) -> str:
     """Hash of the settings and of the source that draws and trains."""
     text = json.dumps([part if isinstance(part, str | dict) else str(part) for part in (*parts, series)], sort_keys=True)
-    sources = source_text(*family_of(series).sources, "simulation/pretraining.py")
+    own = ("scene", "rescan", "fresh", "pretraining")
+    sources = source_text(*family_of(series).sources, *(f"simulation/{name}.py" for name in own))
     return hashlib.sha256(text.encode() + sources).hexdigest()[:16]

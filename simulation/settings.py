@@ -139,6 +139,7 @@ class Pretraining(Frozen):
     first_seed: Annotated[int, Field(ge=0)] = 50_000_000
     oversampling: Annotated[int, Field(ge=1, le=4)] = 1
     subslices: Annotated[int, Field(ge=1, le=8)] = 2
+    rescan: bool = False  # generated hearts only: every step sees its patients on new scanners, drawn by new readers
 
 
 class StartFrom(Frozen):

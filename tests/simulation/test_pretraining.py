@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from simulation import pretraining
+from simulation.fresh import fresh_cases
 from simulation.machine import Immediately
 from simulation.settings import Pretraining
 from tasks.case import UNKNOWN
@@ -140,3 +141,74 @@ def test_every_free_patient_has_a_reader_of_its_own_with_the_stated_mean_habits(
     assert np.mean(epicardium) == pytest.approx(-1.0, abs=0.1)
     assert np.std(outwards) == pytest.approx(0.5, abs=0.1)
     assert abs(np.corrcoef(outwards, epicardium)[0, 1]) < 0.2
+
+
+# -- scanned anew in every step ------------------------------------------------------------------------------------------
+
+
+def test_a_training_on_fresh_scans_repeats_and_is_another_one(tmp_path):
+    first = pretrain(tmp_path / "one", steps=4, rescan=True)
+    assert equal(pretrain(tmp_path / "two", steps=4, rescan=True), first)
+    assert not equal(pretrain(tmp_path / "one", steps=4), first)
+
+
+def test_a_training_on_fresh_scans_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path, monkeypatch):
+    few = {"steps": 501, "batch_patients": 1, "views": 1, "rescan": True}
+    monkeypatch.setattr(pretraining, "fresh_cases", quick(pretraining.fresh_cases))
+    expected = pretrain(tmp_path / "whole", **few)
+
+    def interrupt(what, done, total):
+        if what == "pre-training" and done == 500:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # before the checkpoint of step 500: begins anew
+        pretrain(tmp_path / "broken", advance=interrupt, **few)
+
+    def too_late(what, done, total):
+        if what == "pre-training" and done == 501:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path / "broken", advance=too_late, **few)
+    assert len(list(tmp_path.rglob("checkpoint.pt"))) == 1
+    assert equal(pretrain(tmp_path / "broken", **few), expected)
+
+
+def quick(cases):
+    """Fresh cases of the first 3 draws only, chosen by the step's chances: five hundred scans would take long."""
+    made = {}
+
+    def found(patients, reader_of, *, rng, **settings):
+        number = int(rng.integers(3))
+        if number not in made:
+            made[number] = cases(patients[:1], reader_of, rng=np.random.default_rng(number), **settings)
+        return made[number]
+
+    return found
+
+
+def test_only_hearts_are_scanned_anew(tmp_path):
+    with pytest.raises(ValueError, match="only generated hearts"):
+        pretraining.pretrain(
+            {**TASK, "series": ["t1"]},
+            SETTINGS.model_copy(update={"rescan": True}),
+            ("t1",),
+            cache=tmp_path,
+            pool=Immediately(),
+            advance=lambda *_: None,
+        )
+
+
+def test_a_fresh_case_is_one_series_from_base_to_apex_with_a_mask(tmp_path):
+    scenes = pretraining._draw_scenes(50_000_000, ("cine_ed", "cine_es"), 1, 1)[1]
+    draws = [
+        fresh_cases([scenes], pretraining._reader, slices=4, rng=np.random.default_rng(n), device=torch.device("cpu"))[0]
+        for n in (0, 1, 2, 3, 4, 5, 0)
+    ]
+    assert {case.volumes[0].series for case in draws} == {"cine_ed", "cine_es"}
+    for case in draws:
+        (volume,) = case.volumes
+        assert 4 <= len(volume.image) < len(scenes["cine_ed"].code)
+        assert {1, 2} <= set(np.unique(volume.mask))
+    assert np.array_equal(draws[0].volumes[0].image, draws[-1].volumes[0].image)
+    assert len({case.volumes[0].image.tobytes() for case in draws}) == 6
