@@ -17,7 +17,9 @@ Images and data
   cohort          every case expected, inside or not, and why; --study STUDY: whom it can use
   quality         image quality against a range; --patient: where one stands
   quarantine      what may not pass, and why; release: judge it again; drop: delete it
-  add-synthetic   FOLDER --origin TEXT: cases that are nobody's train beside the patients; synthetic: which; remove-synthetic
+  synthetic       which synthetic cases train beside the patients, and where they come from
+  add-synthetic   FOLDER --origin TEXT: let cases that are nobody's train beside the patients
+  remove-synthetic  take them away again
   count           --where FILE: how many patients fit a selection, exactly, for this hospital's own eyes
   withdraw        take a patient out, at once and for every later round
   deidentify      FOLDER --out FOLDER: copies of DICOM files for colleagues, without their patients
