@@ -3,7 +3,8 @@
 Usage: `python benchmarks/phantom.py [path to the earlier generator's phantom.py]`. Both make the same kind of volume (late
 enhancement with anatomy, image and reader's mask; 128 x 128 pixels of 1.4 mm, 8 mm slices with a 2 mm gap, oversampling 2,
 3 sub-slices) in turn in one process, so that a busy machine slows both alike. Without the path the ratio is left out. Set
-OMP_NUM_THREADS=1 for figures of one core. Last line: one JSON object.
+OMP_NUM_THREADS=1 for figures of one core. `rescan_s` is a scan anew in torch of a volume whose anatomy is there,
+`rescan_batch_s` the same in batches of six; with a CUDA device its name and the seconds there are printed, too. Last line: one JSON object.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
 
 from simulation.phantom import DISEASES, draw_patient
 from simulation.reader import Reader, endpoint, read
+from simulation.rescan import expose, noise_from, take
 from simulation.scanner import Scanner, scan
+from simulation.scene import Scene, scene
 
 SAME = Scanner(matrix=128, pixel_mm=1.4, slice_thickness_mm=8.0, slice_gap_mm=2.0)
 LARGE = Scanner(matrix=256, pixel_mm=1.37, slice_thickness_mm=8.0, slice_gap_mm=2.0)
 ROUNDS = 12
+BATCH = 6
 
 
 def volume(seed: int, scanner: Scanner, *, oversampling: int, subslices: int) -> int:
@@ -34,6 +39,28 @@ def volume(seed: int, scanner: Scanner, *, oversampling: int, subslices: int) ->
     read(image, patient, Reader(), seed=0)
     endpoint(patient, image, seed=0)
     return len(image.image)
+
+
+def rescan(scenes: list[Scene], device: torch.device, *, seed: int) -> int:
+    """Scan these scenes anew in one batch; the slices of one of them."""
+    rng = np.random.default_rng(seed)
+    noise = noise_from(torch.Generator(device).manual_seed(seed))
+    images = take([expose(one, SAME, rng) for one in scenes], noise, device)
+    images[-1].sum().item()  # waits for the device
+    return len(images[0])
+
+
+def on_gpu(scenes: list[Scene]) -> dict[str, float | str]:
+    """Seconds on the clock per volume in batches, and the device's name; nothing without one."""
+    if not torch.cuda.is_available():
+        return {}
+    device = torch.device("cuda")
+    rescan(scenes, device, seed=0)
+    start = time.perf_counter()
+    for seed in range(ROUNDS):
+        rescan(scenes, device, seed=seed)
+    seconds = (time.perf_counter() - start) / ROUNDS / len(scenes)
+    return {"device": torch.cuda.get_device_name(device), "rescan_batch_gpu_wall_s": round(seconds, 5)}
 
 
 def earlier(path: Path) -> ModuleType:
@@ -55,6 +82,10 @@ def main() -> None:
         "volume_256_s": lambda seed: volume(seed, LARGE, oversampling=2, subslices=3),
         "fast_volume_256_s": lambda seed: volume(seed, LARGE, oversampling=1, subslices=2),
     }
+    scenes = [scene(draw_patient(seed, dict.fromkeys(DISEASES, 1.0)), SAME, "lge", seed=0) for seed in range(BATCH)]
+    cpu = torch.device("cpu")
+    kinds["rescan_s"] = lambda seed: rescan(scenes[seed % BATCH : seed % BATCH + 1], cpu, seed=seed)
+    kinds["rescan_batch_s"] = lambda seed: rescan(scenes, cpu, seed=seed)
     if len(sys.argv) > 1 and Path(sys.argv[1]).exists():
         before = earlier(Path(sys.argv[1]))
         kinds["earlier_volume_s"] = lambda seed: len(before.make(seed, site="A", kind="lge")["image"])
@@ -65,16 +96,17 @@ def main() -> None:
             start = time.process_time()
             count = make(max(seed, 0))
             if seed >= 0:
-                seconds[name].append(time.process_time() - start)
+                volumes = BATCH if name == "rescan_batch_s" else 1
+                seconds[name].append((time.process_time() - start) / volumes)
                 slices[name].append(count)
-    figures = {name: round(float(np.mean(values)), 4) for name, values in seconds.items()}
+    figures: dict[str, float] = {name: round(float(np.mean(values)), 4) for name, values in seconds.items()}
     for name, value in figures.items():
         print(f"{name:20s} {value:.3f} CPU-s per volume, {np.mean(slices[name]):.1f} slices on average")
     if "earlier_volume_s" in figures:
         figures["speed_up"] = round(figures["earlier_volume_s"] / figures["volume_s"], 2)
         per_slice = figures["earlier_volume_s"] / np.mean(slices["earlier_volume_s"])
         figures["speed_up_per_slice"] = round(float(per_slice / (figures["volume_s"] / np.mean(slices["volume_s"]))), 2)
-    print(json.dumps(figures))
+    print(json.dumps(figures | on_gpu(scenes)))
 
 
 if __name__ == "__main__":
