@@ -4,7 +4,8 @@ Usage: `python benchmarks/phantom.py [path to the earlier generator's phantom.py
 enhancement with anatomy, image and reader's mask; 128 x 128 pixels of 1.4 mm, 8 mm slices with a 2 mm gap, oversampling 2,
 3 sub-slices) in turn in one process, so that a busy machine slows both alike. Without the path the ratio is left out. Set
 OMP_NUM_THREADS=1 for figures of one core. `rescan_s` is a scan anew in torch of a volume whose anatomy is there,
-`rescan_batch_s` the same in batches of six; with a CUDA device its name and the seconds there are printed, too. Last line: one JSON object.
+`rescan_batch_s` the same in batches of six; with a CUDA device its name and the seconds there are printed, too. Last line: one
+JSON object.
 """
 
 from __future__ import annotations
