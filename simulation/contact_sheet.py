@@ -1,6 +1,7 @@
-"""A page that shows what the generator makes: scanners in rows, slices from base to apex in columns, contours on every second.
+"""Pages that show what the generator makes: scanners in rows, slices from base to apex in columns, contours on every second.
 
-Run `python -m simulation.contact_sheet` to draw docs/figures/contact_sheet.png, the picture in docs/generated_patients.md.
+Run `python -m simulation.contact_sheet` to draw docs/figures/contact_sheet.png and right_heart.png, pictures in
+docs/generated_patients.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from PIL import Image
 from simulation.patient import Disease, draw_patient
 from simulation.scanner import Scanner, Series, random_scanner, scan
 
-ROWS: tuple[tuple[str, Scanner, Disease, int, Series], ...] = (
+Rows = tuple[tuple[str, Scanner, Disease, int, Series], ...]
+ROWS: Rows = (
     (
         "1.5 T GE, cine ED\ndilated",
         Scanner(
@@ -46,18 +48,27 @@ ROWS: tuple[tuple[str, Scanner, Disease, int, Series], ...] = (
     ("1.5 T Siemens, PSIR\namyloid", Scanner(name="A", snr=28), "amyloid", 8, "lge"),
     ("a scanner of no hospital\nhypertrophic, cine ED", random_scanner(19), "hcm", 31, "cine_ed"),
 )  # fmt: skip
+RIGHT_HEARTS: Rows = (
+    ("normal\ncine ED", Scanner(name="A", snr=40), "normal", 7, "cine_ed"),
+    ("pulmonary hypertension\ncine ED", Scanner(name="A", snr=40), "ph", 2, "cine_ed"),
+    ("pulmonary hypertension\ncine ES", Scanner(name="A", snr=40), "ph", 2, "cine_es"),
+    ("pulmonary hypertension\nPSIR", Scanner(name="A", snr=28), "ph", 2, "lge"),
+    ("arrhythmogenic\ncine ED", Scanner(name="A", snr=40), "arvc", 2, "cine_ed"),
+    ("arrhythmogenic\ncine ES", Scanner(name="A", snr=40), "arvc", 2, "cine_es"),
+    ("arrhythmogenic\nPSIR", Scanner(name="A", snr=28), "arvc", 2, "lge"),
+)
 COLUMNS = 8
 VIEW_MM = 230.0
 COLOURS = ((255, 80, 80), (96, 224, 96), (255, 208, 48))  # blood pool, epicardium, right ventricle
 
 
-def write_contact_sheet(path: Path | str) -> Path:
+def write_contact_sheet(path: Path | str, rows: Rows = ROWS) -> Path:
     """Draw the page as PNG to `path` (its folder is made) and return the path. The same code draws the same page."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(COLUMNS * 1.5 + 1.0, len(ROWS) * 1.5), facecolor="black")
-    axes = figure.subplots(len(ROWS), COLUMNS, squeeze=False)
-    for row, (title, scanner, disease, seed, series) in zip(axes, ROWS, strict=True):
+    figure = Figure(figsize=(COLUMNS * 1.5 + 1.0, len(rows) * 1.5), facecolor="black")
+    axes = figure.subplots(len(rows), COLUMNS, squeeze=False)
+    for row, (title, scanner, disease, seed, series) in zip(axes, rows, strict=True):
         _row(row, title, scanner, disease, seed, series)
     figure.subplots_adjust(left=0.05, right=1, bottom=0, top=1, wspace=0.015, hspace=0.015)
     drawn = BytesIO()
@@ -99,4 +110,6 @@ def _row(row: npt.NDArray[np.object_], title: str, scanner: Scanner, disease: Di
 
 
 if __name__ == "__main__":
-    print(write_contact_sheet(sys.argv[1] if len(sys.argv) > 1 else "docs/figures/contact_sheet.png"))
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/figures")
+    print(write_contact_sheet(folder / "contact_sheet.png"))
+    print(write_contact_sheet(folder / "right_heart.png", RIGHT_HEARTS))

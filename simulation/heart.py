@@ -9,6 +9,7 @@ basal slice counts where muscle surrounds more than half of the cavity).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from scipy import ndimage
 
 if TYPE_CHECKING:
     from simulation.patient import Patient
+    from simulation.right_heart import RightHeart
 
 Floats = npt.NDArray[np.float32]
 
@@ -126,13 +128,8 @@ def _noise(rng: np.random.Generator, levels: Floats, smooth: float, spacing_mm: 
     return np.asarray(field[below] * (1 - part) + field[below + 1] * part, np.float32)
 
 
-def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float, right_phase: float | None = None) -> Contours:
-    """Contours at the heights `z_mm` (levels,) below the diastolic valve plane; phase 0 is end-diastole, 1 end-systole.
-
-    In between it is the share of the stroke volume that has left; the right ventricle's is the left one's unless given.
-    """
-    z = np.asarray(z_mm, np.float32)
-    rng = np.random.default_rng([patient.seed, 11])
+def _left_ventricle(patient: Patient, z: Floats, phase: float) -> tuple[Floats, Floats, Floats, Floats]:
+    """Normalised height (levels,), endocardium, epicardium, and how closed the wall is, each (levels, ANGLES)."""
     length = patient.length_mm * shortening(patient, phase)
     descent = patient.length_mm - length  # the valve plane moves, the apex stays
     zn = np.where(z < patient.length_mm, (z - descent) / length, 1 + (z - patient.length_mm) / patient.length_mm).astype(
@@ -146,11 +143,69 @@ def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float, right_phase: f
     relaxed_epi = (relaxed_endo + wall * (1 + 0.5 * np.clip(zn[:, None], 0, 1) ** 6)) * beyond
     endo = relaxed_endo * _contraction(patient, zn, phase, size)
     epi = np.sqrt(endo**2 + (relaxed_epi**2 - relaxed_endo**2).clip(0) * (patient.length_mm / length))
+    if patient.right_heart is not None:
+        endo, epi = _pressed(patient.right_heart, zn, endo, epi, phase)
     # the valve plane is tilted: the wall opens first towards the outflow tract
     height = (z - descent)[:, None] - patient.base_tilt_mm * np.cos(THETA[None] - patient.outflow_angle)
     closed = np.clip(height / 7.0 + 0.3, 0, 1)
     closed = closed * closed * (3 - 2 * closed)
     epi = endo + (epi - endo) * closed
+    return zn, endo, epi, closed
+
+
+SHARPNESS = 8
+"""How sharply the flat septum meets the round free wall; larger is sharper (assumed)."""
+BULGE_WIDTH = 0.11
+"""Half extent of a bulge, as a fraction of the free wall's arc and of the cavity's length (assumed)."""
+
+
+@lru_cache(maxsize=1)
+def _chords() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Eccentricity of a circle cut by a chord, rising, and how far from the centre in radii that chord is."""
+    chords = np.linspace(1.5, 0.05, 120)
+    theta = np.linspace(0, np.pi, 721)
+    found = []
+    for chord in chords:
+        radius = (1 + (np.clip(-np.cos(theta), 0, None) / chord) ** SHARPNESS) ** (-1 / SHARPNESS)
+        x, y = radius * np.cos(theta), radius * np.sin(theta)
+        across = 1 + float(radius[-1])  # from the free wall to the septum
+        along = 2 * float(np.interp((1 - radius[-1]) / 2, x[::-1], y[::-1]))
+        found.append(along / across)
+    return np.array(found), chords
+
+
+def _pressed(right: RightHeart, zn: Floats, endo: Floats, epi: Floats, phase: float) -> tuple[Floats, Floats]:
+    """Endocardium and epicardium (levels, ANGLES) with the septum pressed flat; each level keeps its areas of blood and muscle.
+
+    The eccentricity index is the diameter along the septum over the one across, each through the other's middle (Ryan et al.
+    1985, J Am Coll Cardiol 5:918). From end-diastole to end-systole it goes with the stroke volume, and the tip stays round:
+    both assumed.
+    """
+    diastole, systole = right.eccentricity
+    middle = float(np.interp(diastole + (systole - diastole) * phase, *_chords()))
+    chord = middle / (1.001 - np.clip(zn, 0, 1)[:, None] ** 6)
+    mean = np.sqrt((endo**2).mean(axis=1, keepdims=True)).clip(1e-3)
+    reach = endo / mean * np.clip(-np.cos(THETA), 0, None)[None] / chord
+    pressed = endo * (1 + reach**SHARPNESS) ** (-1 / SHARPNESS)
+    pressed *= mean / np.sqrt((pressed**2).mean(axis=1, keepdims=True)).clip(1e-3)
+    # a wall that runs obliquely to the radius is longer along it
+    slope = (np.roll(pressed, -1, axis=1) - np.roll(pressed, 1, axis=1)) / (4 * np.pi / ANGLES * pressed.clip(1.0))
+    wall = (epi - endo) * np.sqrt(1 + slope**2).clip(1, 1.6)
+    wall = ndimage.gaussian_filter1d(wall, 10.0, axis=1, mode="wrap")
+    squared, mixed = (wall**2).mean(axis=1), (wall * pressed).mean(axis=1)
+    muscle = (epi**2 - endo**2).mean(axis=1)
+    share = (np.sqrt(mixed**2 + squared * muscle) - mixed) / squared.clip(1e-6)
+    return np.asarray(pressed, np.float32), np.asarray(pressed + wall * share[:, None], np.float32)
+
+
+def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float, right_phase: float | None = None) -> Contours:
+    """Contours at the heights `z_mm` (levels,) below the diastolic valve plane; phase 0 is end-diastole, 1 end-systole.
+
+    In between it is the share of the stroke volume that has left; the right ventricle's is the left one's unless given.
+    """
+    z = np.asarray(z_mm, np.float32)
+    rng = np.random.default_rng([patient.seed, 11])
+    zn, endo, epi, closed = _left_ventricle(patient, z, phase)
     surrounded = (closed > 0.3).mean(axis=1)
     # trabeculae: muscle into the cavity, in some sectors and not in others, longer towards the apex and on the free wall
     sectors = np.clip(0.6 + 0.8 * _noise(rng, z, 40.0, 22.0), 0.05, 1.6)
@@ -159,7 +214,8 @@ def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float, right_phase: f
     depth = depth * (0.35 + 0.65 * (0.5 + 0.5 * np.cos(THETA[None] + 0.4)))
     cavity = np.maximum(endo - sectors * spikes * depth * closed, 0.3 * endo)
     beside = phase if right_phase is None else right_phase
-    right, right_cavity, right_wall = _right_ventricle(patient, zn, epi, beside, _noise(rng, z, 7.0, 9.0))
+    emptied = _emptied(patient, phase, beside)
+    right, right_cavity, right_wall = _right_ventricle(patient, zn, epi, emptied, _noise(rng, z, 7.0, 9.0), beside)
     right_wall = np.maximum(right_wall, epi + 1.6 * (1 - closed))  # above the valve plane the atrium has a thin wall
     hull = np.maximum(right_wall, epi + 0.2)
     hull = np.maximum(ndimage.gaussian_filter1d(hull, 15.0, axis=1, mode="wrap"), hull)
@@ -168,36 +224,96 @@ def contours(patient: Patient, z_mm: npt.ArrayLike, phase: float, right_phase: f
     pad = 0.05 + 0.9 * _bump(THETA, 2.2, 0.9) + 0.5 * _bump(THETA, 4.2, 0.6)
     patches = np.clip(0.35 * pad[None] + 0.30 * _noise(rng, z, 26.0, 20.0) * (0.4 + pad[None]), 0, 2)
     fat = hull + patient.epicardial_fat_mm * patches * groove
+    if patient.right_heart is not None and patient.right_heart.fat:
+        fat = fat + 3.0 * _fatty(patient, zn)
     core = cavity - patient.slow_rim_mm * np.clip(0.45 + 0.35 * _noise(rng, z, 16.0, 14.0), 0, 1.3)
     core = np.maximum(core, 0.3 * cavity)
     tables = (zn, core, cavity, endo, epi, right_cavity, right, right_wall, fat, surrounded)
     return Contours(*(np.asarray(table, np.float32) for table in tables))
 
 
-def _right_ventricle(patient: Patient, zn: Floats, epi: Floats, phase: float, noise: Floats) -> tuple[Floats, Floats, Floats]:
-    """Outer border of the right-ventricular blood as drawn, as jagged tissue, and of the free wall, each (levels, ANGLES).
+def _emptied(patient: Patient, phase: float, right_phase: float) -> float:
+    """How wide the right ventricle's crescent is, relative to the patient's width at end-diastole.
 
-    A crescent on the septum between two insertion angles; it narrows towards the apex, has an acute lower margin, and leans to
-    the outflow tract at the base.
+    A sick one has a volume of its own, which the width is solved for: below the valve plane, as the mask counts it.
     """
+    right = patient.right_heart
+    if right is None:
+        return float(1 - 0.55 * min(patient.ejection_fraction + 0.05, 0.65) * right_phase)
+    length = patient.length_mm * shortening(patient, phase)
+    top = -0.05
+    step = (1 - top) / 64
+    zn = (top + (np.arange(64, dtype=np.float32) + 0.5) * step).astype(np.float32)
+    heights = (patient.length_mm - length + zn * length).astype(np.float32)
+    zn, _, epi, _ = _left_ventricle(patient, heights, phase)
+    crescent = _crescent(patient, zn, 1.0)
+    bulge = _bulges(patient, zn, BULGE_WIDTH)
+    cubic_mm = 2000 * right.edv_ml * (1 - right.ejection_fraction * right_phase) / (2 * np.pi / ANGLES * step * length)
+    a, b = float((crescent**2).sum()), float((crescent * (epi + bulge)).sum())
+    rest = float((bulge * (2 * epi + bulge)).sum()) - cubic_mm
+    return max((float(np.sqrt(max(b**2 - a * rest, 0.0))) - b) / a, 0.1)
+
+
+def _along(patient: Patient, zn: Floats) -> tuple[Floats, Floats]:
+    """Where between anterior (0) and inferior insertion (1) each angle lies, and the ventricle's taper, 1 at the base."""
     height = np.clip(zn, 0, 1)[:, None]
     taper = np.sqrt(np.clip(1 - (height / patient.right_apex) ** 1.9, 0, 1))
     base = np.clip(1 - height * 1.7, 0, 1)
     above = np.clip(-zn * 4, 0, 1)[:, None]
     anterior = np.pi - (1.05 + 0.40 * base) * patient.right_span * (0.35 + 0.65 * taper)
     inferior = np.pi + (1.15 - 0.15 * above) * patient.right_span * (0.35 + 0.65 * taper)
-    along = np.clip((THETA[None] - anterior) / (inferior - anterior), 0, 1)
+    return np.clip((THETA[None] - anterior) / (inferior - anterior), 0, 1), taper
+
+
+def _crescent(patient: Patient, zn: Floats, emptied: float) -> Floats:
+    """Distance (mm) of the right free wall's inner border from the septum, (levels, ANGLES).
+
+    A crescent on the septum between two insertion angles; it narrows towards the apex, has an acute lower margin, and leans to
+    the outflow tract at the base.
+    """
+    height = np.clip(zn, 0, 1)[:, None]
+    base = np.clip(1 - height * 1.7, 0, 1)
+    above = np.clip(-zn * 4, 0, 1)[:, None]
+    along, taper = _along(patient, zn)
     lean = 1 + (0.8 * base + 0.3 * above) * (0.45 - along) * patient.right_lean - 0.2 * (1 - taper)
     margin = 0.22 * np.exp(-(((along - 0.78) / 0.13) ** 2)) * (1 - 0.6 * base)
     waves = 0.06 * np.cos(5 * THETA[None] + patient.lobe_angles[0] + 2 * height) + 0.04 * np.cos(
         9 * THETA[None] + patient.lobe_angles[1]
     )
-    emptied = 1 - 0.55 * min(patient.ejection_fraction + 0.05, 0.65) * phase
     crescent = np.power(4 * along * (1 - along), 0.72) * lean + margin * 4 * along * (1 - along)
     thickness = patient.right_width_mm * taper * emptied * crescent * (1 + waves)
-    thickness = np.where(taper > 0.12, thickness.clip(0), 0)
+    return np.where(taper > 0.12, thickness.clip(0), 0)
+
+
+def _bulges(patient: Patient, zn: Floats, width: float) -> Floats:
+    """The bulges' outlines, each `width` wide, in mm (levels, ANGLES); 0 at the insertions and where nothing bulges."""
+    along, taper = _along(patient, zn)
+    out = np.zeros(along.shape, np.float32)
+    for bulge in patient.right_heart.bulges if patient.right_heart else ():
+        away = ((along - bulge.along) / width) ** 2 + ((np.clip(zn, 0, 1)[:, None] - bulge.height) / width) ** 2
+        out = np.maximum(out, bulge.size_mm * np.exp(-away))
+    return np.asarray(np.where(taper > 0.12, out * np.clip(8 * along * (1 - along), 0, 1), 0), np.float32)
+
+
+def _fatty(patient: Patient, zn: Floats) -> Floats:
+    """Share of the right free wall's thickness that is fat, (levels, ANGLES): at the bulges and around them."""
+    share = patient.right_heart.fat if patient.right_heart else 0.0
+    return np.asarray(share * np.clip(_bulges(patient, zn, 2 * BULGE_WIDTH) / 6, 0, 1), np.float32)
+
+
+def _right_ventricle(
+    patient: Patient, zn: Floats, epi: Floats, emptied: float, noise: Floats, phase: float
+) -> tuple[Floats, Floats, Floats]:
+    """Outer border of the right-ventricular blood as drawn, as jagged tissue, and of the free wall, each (levels, ANGLES)."""
+    height = np.clip(zn, 0, 1)[:, None]
+    thickness = _crescent(patient, zn, emptied)
+    muscle = np.full_like(thickness, patient.right_wall_mm)
+    if patient.right_heart is not None:
+        thickness = thickness + _bulges(patient, zn, BULGE_WIDTH)
+        thicker = 1 + 0.6 * patient.right_heart.ejection_fraction * phase  # assumed: it keeps its volume, roughly
+        muscle = muscle * thicker * (1 - _fatty(patient, zn))
     right = epi + thickness
     spikes = np.clip(np.abs(noise) - 0.4, 0, 1.6) * patient.trabeculation_mm * (0.5 + 1.2 * height)
     right_cavity = np.maximum(right - spikes, epi + 0.35 * thickness)
-    free_wall = right + np.where(thickness > 0.2, patient.right_wall_mm * np.clip(thickness / 4, 0.3, 1), 0)
+    free_wall = right + np.where(thickness > 0.2, muscle * np.clip(thickness / 4, 0.3, 1), 0)
     return right, right_cavity, free_wall

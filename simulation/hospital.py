@@ -33,6 +33,7 @@ from simulation.sources import source_text
 
 GENERATOR = (
     "simulation/patient.py",
+    "simulation/right_heart.py",
     "simulation/physique.py",
     "simulation/heart.py",
     "simulation/thorax.py",

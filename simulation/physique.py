@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simulation.patient import Patient
+from simulation.right_heart import SURFACE_M2
 from tasks.reference_values.measures import body_surface_m2
 
 # Assumed, of the order of NHANES 2007-2010 (Fryar et al. 2012, Vital Health Stat 11(252)), with the leaner bodies of people who
@@ -22,9 +23,6 @@ BMI = {"F": (24.8, 3.6), "M": (26.0, 3.2)}
 SHRINKING_CM_PER_YEAR = 0.06  # assumed: later births are taller, and people shrink
 BMI_PER_YEAR = 0.03  # assumed
 
-# What patient.py's means, 128 and 160 ml, are for: 76 and 81 ml/m2 (Kawel-Boehm et al. 2015, JCMR 17:29, as
-# quoted in Cardiovasc Diagn Ther 2020, 10:1918, table 3).
-BSA_M2 = {"F": 128 / 76, "M": 160 / 81}
 # Of 100 % of a deviation from the mean that patient.py draws, so much is left beside body size: 10/76 and 12/81 (the same
 # source) over 24/128 and 30/160.
 KEPT = {"F": (10 / 76) / (24 / 128), "M": (12 / 81) / (30 / 160)}
@@ -64,15 +62,21 @@ def embodied(patient: Patient, body: Physique) -> Patient:
 
     End-diastolic volume goes with body surface, what was drawn beside the sex's mean is kept in part, and age shrinks it.
     Length follows as the cube root. The wall follows so that mass, which goes as wall times volume to two thirds, is
-    in proportion to body surface and changes with age by its own rate.
+    in proportion to body surface and changes with age by its own rate. A sick right ventricle goes with body surface, so that
+    its volume per square metre stays, and ejects what goes with the left one.
     """
     sex, years = patient.sex, patient.age - MIDDLE_AGE
-    size = body.surface_m2 / BSA_M2[sex]
+    size = body.surface_m2 / SURFACE_M2[sex]
     own = (patient.edv_ml / MEAN_EDV_ML[sex]) ** (KEPT[sex] - 1)
     edv = float(np.clip(patient.edv_ml * own * size * np.exp(VOLUME_PER_YEAR * years), 60, 360))
     thicker = np.exp((MASS_PER_YEAR[sex] - 2 / 3 * VOLUME_PER_YEAR) * years)
+    right = patient.right_heart
+    if right is not None:
+        ejected = right.ejection_fraction * edv / (patient.edv_ml * size)
+        right = replace(right, edv_ml=right.edv_ml * size, ejection_fraction=float(np.clip(ejected, 0.12, 0.55)))
     return replace(
         patient,
+        right_heart=right,
         edv_ml=edv,
         length_mm=float(np.clip(patient.length_mm * (edv / patient.edv_ml) ** (1 / 3), 58, 130)),
         wall_mm=float(np.clip(patient.wall_mm * size ** (1 / 3) * thicker, 4.5, 17.0)),

@@ -100,12 +100,14 @@ def _evidence(scan: Scan, patient: Patient) -> tuple[npt.NDArray[np.float64], np
 def endpoint(patient: Patient, scan: Scan, *, seed: int) -> tuple[float, int]:
     """Follow-up: months until the event or the end of observation, and 1 if it was the event.
 
-    Weibull hazard rising with scar, low ejection fraction, age and amyloid; its coefficients are assumed.
+    Weibull hazard rising with scar, low ejection fraction of either ventricle, age and amyloid; its coefficients are assumed.
     """
     rng = np.random.default_rng([patient.seed, seed, 62])
     fraction, _ = _evidence(scan, patient)
     risk = 0.035 * (patient.age - 52) - 3.2 * (patient.ejection_fraction - 0.6) + 4.5 * float(fraction.mean())
     risk += 1.0 if patient.disease == "amyloid" else 0.0
+    if patient.right_heart is not None:
+        risk -= 3.2 * (patient.right_heart.ejection_fraction - 0.6)
     months = 140 * (-np.log(rng.uniform()) / np.exp(risk)) ** (1 / 1.3)
     censored = rng.uniform(12, 84)
     return float(round(min(months, censored), 2)), int(months < censored)

@@ -136,7 +136,8 @@ def _inside(patient: Patient, dome_mm: float, phase: npt.NDArray[np.float64], p:
     )
     out[np.minimum(np.minimum(waist, pad), corner) < 1] = Tissue.FAT
     shift_mm = float(3 * phase[4] - 9)
-    _great_vessels(out, p.left, p.posterior, p.superior, shift_mm)
+    trunk_mm = patient.right_heart.trunk_mm if patient.right_heart else 26.0
+    _great_vessels(out, p.left, p.posterior, p.superior, shift_mm, trunk_mm / 2)
     under = np.flatnonzero(height < 0)
     if under.size:
         out[under] = _abdomen(patient, xw[under], yw[under], p.superior[under] + p.warp_z[under], height[under], dome_mm, phase)
@@ -182,8 +183,13 @@ def _vessel(out: Labels, distance_squared: Floats, radius: float, blood: Tissue)
     out[distance_squared < radius**2] = blood
 
 
-def _great_vessels(out: Labels, left: Floats, posterior: Floats, superior: Floats, shift_mm: float) -> None:
-    """Vena cava, ascending aorta, pulmonary trunk and its left branch, all above the level of the heart's middle."""
+def _great_vessels(
+    out: Labels, left: Floats, posterior: Floats, superior: Floats, shift_mm: float, trunk_radius: float
+) -> None:
+    """Vena cava, ascending aorta, pulmonary trunk and its left branch, all above the level of the heart's middle.
+
+    A wide trunk lies further left of the aorta, and its branch is wide with it.
+    """
     above = superior > 18
     if above.any():
         x, y, z = left[above], posterior[above], superior[above]
@@ -192,14 +198,14 @@ def _great_vessels(out: Labels, left: Floats, posterior: Floats, superior: Float
         _vessel(
             part,
             (y - 22) ** 2 + (z - 52 - 0.15 * x) ** 2 + np.clip(12 - x, 0, None) ** 2 + np.clip(x - 70, 0, None) ** 2,
-            9.5,
+            9.5 * trunk_radius / 13.0,
             Tissue.RIGHT_BLOOD,
         )
         _vessel(part, (x - 2 - shift_mm) ** 2 + (y + 12 - 0.1 * z) ** 2, 15.5, Tissue.BLOOD)
         _vessel(
             part,
-            (x - 27 - shift_mm) ** 2 + (y + 22 - 0.5 * (z - 20)) ** 2 + np.clip(z - 60, 0, None) ** 2,
-            13.0,
+            (x - (14 + trunk_radius) - shift_mm) ** 2 + (y + 22 - 0.5 * (z - 20)) ** 2 + np.clip(z - 60, 0, None) ** 2,
+            trunk_radius,
             Tissue.RIGHT_BLOOD,
         )
         out[above] = part

@@ -66,7 +66,7 @@ class EndpointRules(Frozen):
     )
     capped: dict[str, float] = Field(default={"age": 89.0})  # numbers that become rare and identifying above a value
     categories: dict[str, tuple[str, ...]] = Field(
-        default={"disease": ("normal", "myocarditis", "infarct", "hcm", "dcm", "amyloid"), "sex": ("F", "M", "O")}
+        default={"disease": ("normal", "myocarditis", "infarct", "hcm", "dcm", "amyloid", "ph", "arvc"), "sex": ("F", "M", "O")}
     )
     dates: tuple[str, ...] = ()  # YYYYMMDD or YYYY-MM-DD
     index: str = ""

@@ -19,6 +19,8 @@ DISEASES = {
     "hcm": "hypertrophic cardiomyopathy",
     "dcm": "dilated cardiomyopathy",
     "amyloid": "amyloidosis",
+    "ph": "pulmonary hypertension",
+    "arvc": "arrhythmogenic right-ventricular cardiomyopathy",
 }
 """Words for what a case's `disease` may be; others are shown as they are."""
 LEAST_PATIENTS, LEAST_ROUNDS, LEAST_SEEDS = 30, 10, 3

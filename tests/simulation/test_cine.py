@@ -109,7 +109,7 @@ def test_a_heart_rate_or_a_number_of_phases_that_is_none_is_refused():
         scan_cine(patient, SMALL, seed=0, phases=7)
 
 
-@pytest.fixture(scope="module", params=["normal", "dcm", "hcm"])
+@pytest.fixture(scope="module", params=["normal", "dcm", "hcm", "ph"])
 def thin(request):
     """A patient and a cine in slices without gaps, so that summing them gives volumes."""
     patient = draw_patient(4, {request.param: 1.0})
