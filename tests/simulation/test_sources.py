@@ -72,7 +72,7 @@ def test_another_torch_makes_another_arm(tree, arm, monkeypatch):
 def trainings(tmp_path, monkeypatch):
     """Calls pre-training on no patients and counts how many trainings there have been."""
     monkeypatch.setattr(pretraining, "THREADS", 1)
-    monkeypatch.setattr(pretraining, "_draw_free", lambda *args: args)
+    monkeypatch.setattr(pretraining, "_scanned_once", lambda *_, **__: None)
     cache = tmp_path / "cache"
 
     def call():
