@@ -30,7 +30,7 @@ from fl_client.intake.table import admit_table
 from fl_client.intake.way_back import WayBack
 from fl_client.sharing import is_shared
 from fl_client.site import Site
-from fl_client.synthetic import batches
+from fl_client.synthetic import how_many
 from fl_client.yaml_file import read_yaml
 
 REMEDY = "move it to damaged/ and admit all images of this patient again; if it is only closed to this user, open it"
@@ -184,7 +184,7 @@ def cohort(site: Site, *, everybody: bool = False) -> int:
     found = reckoning(site)
     for line in summary(found):
         print(line)
-    if cases := sum(len(batch.cases) for batch in batches(site)):
+    if cases := how_many(site):
         print(f"{cases} synthetic cases train beside them and are no patients (konsil-site synthetic)")
     if told := last_round(site):
         print(told)

@@ -18,7 +18,7 @@ from fl_client.patients import validates
 from fl_client.price import matrix_models, planned, validated_rounds
 from fl_client.privacy import BudgetSpent, Ledger, epsilon
 from fl_client.site import Site
-from fl_client.synthetic import batches
+from fl_client.synthetic import how_many
 from tasks.secure.plan import circle_of, grid_of
 from tasks.task import CountingTask, GradientTask, JudgedTask, load_for, released
 
@@ -262,7 +262,7 @@ def price(site: Site, study: Study, *, rounds: int | None = None, scores: bool =
 
 
 def _synthetic(site: Site, study: Study) -> list[str]:
-    count = sum(len(batch.cases) for batch in batches(site))
+    count = how_many(site)
     if not count or study.strategy.name == "sum":
         return []
     return [

@@ -14,7 +14,7 @@ from fl_client.halt import halted
 from fl_client.privacy import Ledger, LedgerBroken
 from fl_client.site import Site
 from fl_client.supernode import runtime_folder
-from fl_client.synthetic import batches
+from fl_client.synthetic import how_many
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def standing(site: Site) -> Standing:
         wrong.append(f"a study in {approvals.studies_folder} can't be read: {error}")
     synthetic = 0
     try:
-        synthetic = sum(len(batch.cases) for batch in batches(site))
+        synthetic = how_many(site)
     except (OSError, ValueError) as error:
         wrong.append(str(error))
     here, others = running(site), elsewhere(site)

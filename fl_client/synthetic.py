@@ -59,6 +59,11 @@ def batches(site: Site) -> list[Batch]:
     return [_read(folder) for folder in folders(site)]
 
 
+def how_many(site: Site) -> int:
+    """Cases of all batches together."""
+    return sum(len(batch.cases) for batch in batches(site))
+
+
 def folders(site: Site) -> list[Path]:
     """Where they lie, sorted."""
     return [path.parent for path in sorted(_place(site).glob("[!.]*/origin.json"))]
