@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from simulation.hospital_case import facts_of, made_by
 from simulation.reader import Reader, read
 from simulation.rescan import Exposure, expose, noise_from, take
 from simulation.scanner import PHASE, Scan, random_scanner
@@ -58,16 +59,6 @@ def _case(exposure: Exposure, image: npt.NDArray[np.uint16], reader: Reader, see
     return Case(
         patient=f"G{patient.seed:08d}",
         volumes=(Volume(scene.series, image, scene.affine, reading.mask),),
-        endpoints={
-            "disease": patient.disease,
-            "age": patient.age,
-            "sex": patient.sex,
-            "ef": round(patient.ejection_fraction, 4),
-            "edv_ml": round(patient.edv_ml, 1),
-        },
-        scanner={
-            "manufacturer": exposure.scanner.manufacturer,
-            "field_strength_t": exposure.scanner.field_strength_t,
-            "modality": "MR",
-        },
+        endpoints=facts_of(patient),
+        scanner=made_by(exposure.scanner),
     )

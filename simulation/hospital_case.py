@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from simulation.patient import Patient
 from simulation.phantom import draw_patient
 from simulation.physique import embodied, physique
 from simulation.reader import Reader, endpoint, read
@@ -48,19 +49,28 @@ def patient_case(
                 endpoints[f"segment_{n + 1:02d}"] = int(reading.segments_true[n])
                 endpoints[f"call_{n + 1:02d}"] = int(reading.segments_positive[n])
                 endpoints[f"certainty_{n + 1:02d}"] = int(reading.certainty[n])
-    facts: dict[str, float | int | str | None] = {
-        "disease": patient.disease,
-        "age": patient.age,
-        "sex": patient.sex,
-        "ef": round(patient.ejection_fraction, 4),
-        "edv_ml": round(patient.edv_ml, 1),
-        **endpoints,
-    }
+    facts = {**facts_of(patient), **endpoints}
     if body is not None:
         facts |= {"height_cm": body.height_cm, "weight_kg": body.weight_kg}
     return Case(
         patient=f"G{seed:08d}",
         volumes=tuple(volumes),
         endpoints=facts,
-        scanner={"manufacturer": scanner.manufacturer, "field_strength_t": scanner.field_strength_t, "modality": "MR"},
+        scanner=made_by(scanner),
     )
+
+
+def facts_of(patient: Patient) -> dict[str, float | int | str | None]:
+    """Endpoints that no image is needed for: disease, age, sex, ef, edv_ml."""
+    return {
+        "disease": patient.disease,
+        "age": patient.age,
+        "sex": patient.sex,
+        "ef": round(patient.ejection_fraction, 4),
+        "edv_ml": round(patient.edv_ml, 1),
+    }
+
+
+def made_by(scanner: Scanner) -> dict[str, float | str]:
+    """What a case knows of its scanner."""
+    return {"manufacturer": scanner.manufacturer, "field_strength_t": scanner.field_strength_t, "modality": "MR"}
