@@ -18,6 +18,7 @@ from simulation import tissue
 from simulation.right_heart import RightHeart, arrhythmogenic, overloaded
 
 Disease = Literal["normal", "myocarditis", "infarct", "hcm", "dcm", "amyloid", "ph", "arvc"]
+Range = tuple[float, float]
 DISEASES: tuple[Disease, ...] = ("normal", "myocarditis", "infarct", "hcm", "dcm", "amyloid", "ph", "arvc")
 """New ones come last: a case mix without them draws the patients it always drew."""
 
@@ -290,18 +291,25 @@ def _infarct(rng: np.random.Generator) -> list[Lesion]:
 def _insertion_points(rng: np.random.Generator) -> list[Lesion]:
     """Fibrosis where the right ventricle inserts, typical of hypertrophic cardiomyopathy."""
     return [
-        Lesion(
-            float(rng.normal(angle, 0.14)),
-            float(rng.uniform(0.2, 0.5)),
-            float(rng.uniform(0.1, 0.5)),
-            float(rng.uniform(0.15, 0.35)),
-            0.3,
-            0.9,
-            float(rng.uniform(0.36, 0.5)),
-        )
+        _at_an_insertion(rng, (angle, 0.14), width=(0.2, 0.5), height=(0.1, 0.5), extent=(0.15, 0.35), depth=(0.3, 0.9))
         for angle in (2.15, 4.1)
         if rng.random() < 0.75
     ]
+
+
+def _at_an_insertion(
+    rng: np.random.Generator, angle: tuple[float, float], *, width: Range, height: Range, extent: Range, depth: Range
+) -> Lesion:
+    """A patch at an angle with this mean and deviation, its sizes drawn from ranges, from one depth to the other."""
+    return Lesion(
+        angle=float(rng.normal(*angle)),
+        width=float(rng.uniform(*width)),
+        height=float(rng.uniform(*height)),
+        extent=float(rng.uniform(*extent)),
+        inner=depth[0],
+        outer=depth[1],
+        ecv=float(rng.uniform(0.36, 0.5)),
+    )
 
 
 def _midwall(rng: np.random.Generator) -> list[Lesion]:
@@ -321,15 +329,7 @@ def _hinges(rng: np.random.Generator) -> list[Lesion]:
     if rng.random() > 40 / 58:
         return []
     return [
-        Lesion(
-            float(rng.normal(angle, 0.10)),
-            float(rng.uniform(0.25, 0.55)),
-            float(rng.uniform(0.05, 0.5)),
-            float(rng.uniform(0.2, 0.4)),
-            0.35,
-            1.05,
-            float(rng.uniform(0.36, 0.5)),
-        )
+        _at_an_insertion(rng, (angle, 0.10), width=(0.25, 0.55), height=(0.05, 0.5), extent=(0.2, 0.4), depth=(0.35, 1.05))
         for angle in (1.95, 4.3)
     ]
 
