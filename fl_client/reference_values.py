@@ -8,19 +8,16 @@ of an earlier study. What is said of a patient is computed from the patient's ow
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from conf.study import words
+from fl_client.counted import counted_sum
 from fl_client.sharing import file_mode
 from fl_client.site import Site
-from fl_client.trained import read_weights
 from tasks.case import Case
-from tasks.fingerprint import fingerprint
 from tasks.reference_values.measures import Mask, ventricle
 from tasks.reference_values.place import Place, places
 from tasks.reference_values.task import ReferenceTask
@@ -51,37 +48,19 @@ def add_reference_values(site: Site, run: Path) -> int:
 
 def values_of(folder: Path) -> ReferenceValues:
     """The reference values of a run's folder. Raises `ValueError` and `FileNotFoundError` in words."""
-    for name in ("model.pt", "record.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing: reference values are read from both files of a run's folder")
-    state = read_weights(folder / "model.pt")
-    try:
-        record: dict[str, Any] = json.loads((folder / "record.json").read_text())
-        study, rounds = record["study"], record["rounds"]
-        name, task_settings, privacy, key = study["name"], dict(study["task"]), dict(study["privacy"]), record["study_hash"]
-        wanted, answers = rounds[-1]["arrays_sha256"], rounds[-1]["sites"]
-        hospitals = [site for site, answer in answers.items() if answer["answer"] == "used"]
-    except (KeyError, IndexError, TypeError, ValueError):
-        raise ValueError(f"{folder / 'record.json'} is no record of a run that came to its end") from None
-    if task_settings.get("name") != "reference_values":
-        raise ValueError(
-            f"study {name} learns the task {task_settings.get('name')}; reference values come from reference_values"
-        )
-    if fingerprint(state) != wanted:
-        raise ValueError(f"{folder / 'model.pt'} holds another sum than the record tells of: one of the two was exchanged")
-    task = load(task_settings)
+    found = counted_sum(folder, task="reference_values", called="reference values")
+    task = load(found.task)
     if not isinstance(task, ReferenceTask):
-        raise ValueError(f"study {name} is no study of reference values")
-    private = privacy.get("kind") != "none"
+        raise ValueError(f"study {found.study} is no study of reference values")
     return reference_values(
         task,
-        state,
-        study=str(name),
-        study_hash=str(key),
-        hospitals=hospitals,
-        epsilon=float(privacy["epsilon"]) if private else None,
-        delta=float(privacy["delta"]) if private else None,
-        one_noise=privacy.get("secure") is not None,
+        found.state,
+        study=found.study,
+        study_hash=found.study_hash,
+        hospitals=found.hospitals,
+        epsilon=found.epsilon,
+        delta=found.delta,
+        one_noise=found.one_noise,
     )
 
 

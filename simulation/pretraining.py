@@ -25,6 +25,7 @@ from simulation.brain_scan import brain_case
 from simulation.family import BRAINS, HEARTS, LUNGS, family_of
 from simulation.fresh import Scenes, fresh_cases
 from simulation.hospital_case import patient_case
+from simulation.intensity_scale.worn import dressed, scale_of
 from simulation.lung_scan import nodule_case
 from simulation.machine import unordered
 from simulation.phantom import draw_patient
@@ -33,6 +34,7 @@ from simulation.scanner import Series, random_scanner
 from simulation.scene import scene
 from simulation.settings import Pretraining
 from simulation.sources import digest, source_text
+from tasks.intensity_scale.released import IntensityScale
 from tasks.task import GradientTask, gradient_task
 from tasks.weights import save
 
@@ -65,13 +67,15 @@ def pretrain(
 ) -> State:
     """Weights after `settings.steps` steps of Adam with cosine decay, and an exponential mean over the steps.
 
-    Raises `ValueError` for series that no family of generated patients has.
+    Raises `ValueError` for series that no family of generated patients has, and for folders without an intensity scale.
     """
+    scales = scales_of(settings)
     task = gradient_task(task_settings)
     network = {key: value for key, value in task_settings.items() if key != "trainable"}  # pre-training moves everything
     # another task's code makes no other weights
     code = digest("tasks/case.py", "tasks/task.py", f"tasks/{task_settings['name']}")
-    place = cache / "pretrained" / _key(series, code, network, settings)
+    worn = [scale.model_dump_json() for scale in scales]
+    place = cache / "pretrained" / _key(series, code, network, settings.model_copy(update={"intensities": ()}), *worn)
     finished = place / "model.pt"
     if finished.exists():
         advance("pre-training", settings.steps, settings.steps)
@@ -80,9 +84,9 @@ def pretrain(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.rescan:
         wanted = tuple(name for name in task_settings.get("series", series) if name in series)
-        draw = _scanned_anew(task, settings, wanted, pool=pool, device=device, advance=advance)
+        draw = _scanned_anew(task, settings, wanted, scales, pool=pool, device=device, advance=advance)
     else:
-        draw = _scanned_once(task, settings, series, cache=cache, pool=pool, advance=advance)
+        draw = _scanned_once(task, settings, series, scales, cache=cache, pool=pool, advance=advance)
     torch.manual_seed(settings.first_seed)
     model = task.model().to(device)
     mean = copy.deepcopy(model)
@@ -121,11 +125,22 @@ def pretrain(
 
 
 def _scanned_once(
-    task: GradientTask, settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance
+    task: GradientTask,
+    settings: Pretraining,
+    series: tuple[str, ...],
+    scales: Sequence[IntensityScale],
+    *,
+    cache: Path,
+    pool: Executor,
+    advance: Advance,
 ) -> Draw:
-    """Views of the free patients' only scans, which are kept in the cache."""
+    """Views of the free patients' only scans, which are kept in the cache as they are drawn."""
     cohort = free_cohort(settings, series, cache=cache, pool=pool, advance=advance)
-    prepared = [cohort.prepared(task, patient) for patient in free_patients(settings)]
+    patients = free_patients(settings)
+    if scales:
+        prepared = [task.prepare(dressed(cohort.case(patient), n, scales)) for n, patient in enumerate(patients)]
+    else:
+        prepared = [cohort.prepared(task, patient) for patient in patients]
     return lambda chosen, rng: [task.example(prepared[i], settings.views, rng) for i in chosen]
 
 
@@ -133,6 +148,7 @@ def _scanned_anew(
     task: GradientTask,
     settings: Pretraining,
     series: tuple[str, ...],
+    scales: Sequence[IntensityScale],
     *,
     pool: Executor,
     device: torch.device,
@@ -150,7 +166,8 @@ def _scanned_anew(
 
     def draw(chosen: Sequence[int], rng: np.random.Generator) -> list[Rows]:
         cases = fresh_cases([patients[i] for i in chosen], _reader, slices=settings.views, rng=rng, device=device)
-        return [task.example(task.prepare(case), settings.views, rng) for case in cases]
+        worn = [dressed(case, number, scales) for number, case in zip(chosen, cases, strict=True)]
+        return [task.example(task.prepare(case), settings.views, rng) for case in worn]
 
     return draw
 
@@ -159,6 +176,17 @@ def _draw_scenes(seed: int, series: tuple[Series, ...], oversampling: int, subsl
     patient, scanner = draw_patient(seed, CASE_MIX), random_scanner(seed)
     fineness = {"oversampling": oversampling, "subslices": subslices}
     return seed, {name: scene(patient, scanner, name, seed=seed, **fineness) for name in series}
+
+
+def scales_of(settings: Pretraining) -> list[IntensityScale]:
+    """The intensity scales in which the free patients appear. Raises `ValueError`, saying which folder has none."""
+    found = []
+    for folder in settings.intensities:
+        try:
+            found.append(scale_of(folder))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"pretraining.intensities: {error}") from None
+    return found
 
 
 def free_patients(settings: Pretraining) -> list[str]:

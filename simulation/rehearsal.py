@@ -69,6 +69,14 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
                 simulation, simulation.reference, sites, folder, meter=meter, pool=pool, screen=screen
             )
             return _finish(record, folder, meter, pool, Measured(study_hash=record.study_hash, seeds=[simulation.seed]))
+        if simulation.intensity_scale is not None:
+            from simulation.intensity_scale import recipe as intensity_scale
+
+            one_thread()
+            record = intensity_scale.study(
+                simulation, simulation.intensity_scale, sites, folder, meter=meter, pool=pool, screen=screen
+            )
+            return _finish(record, folder, meter, pool, Measured(study_hash=record.study_hash, seeds=[simulation.seed]))
         classifier = simulation.radiomics
         with meter.phase("pretraining"):
             if classifier is None or "unet" in classifier.masks:

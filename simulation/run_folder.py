@@ -21,6 +21,7 @@ RESULTS = (
     *("record.json", "report.html", "scores.jsonl", "metrics.jsonl", "overlays", "ledgers"),
     *("model.pt", "model.ts.pt", "model.ts.json", "models", "radiomics.json"),
     *("reference_values.json", "reference_facts.json"),
+    *("intensity_scale.json", "intensity_facts.json"),
     *("clinical.json", "clinical_report.html", "clinical_report.pdf"),
     *("uncertainty.json", "calibration.json", "gate.json"),
 )

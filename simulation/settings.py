@@ -17,6 +17,7 @@ from conf.study import Frozen, LocalTraining, Privacy, SecureAggregation, Strate
 from simulation import keys
 from simulation.audit.settings import Audit
 from simulation.faults.plan import NO_FAULTS, Plan
+from simulation.intensity_scale.settings import IntensityStudy
 from simulation.patient import DISEASES
 from simulation.radiomics.settings import Classifier
 from simulation.reader import Reader
@@ -128,7 +129,10 @@ class MaskedSums(Frozen):
 
 
 class Pretraining(Frozen):
-    """Ordinary training on freely generated patients, from scanners of no hospital. It costs no privacy."""
+    """Ordinary training on freely generated patients, from scanners of no hospital. It costs no privacy.
+
+    Patients in `intensities` are as bright as hospitals said in a counting study; that study has cost them its epsilon.
+    """
 
     patients: Annotated[int, Field(ge=1)]
     steps: Annotated[int, Field(ge=0)]
@@ -139,6 +143,7 @@ class Pretraining(Frozen):
     first_seed: Annotated[int, Field(ge=0)] = 50_000_000
     oversampling: Annotated[int, Field(ge=1, le=4)] = 1
     subslices: Annotated[int, Field(ge=1, le=8)] = 2
+    intensities: tuple[str, ...] = ()  # folders of studies of an intensity scale, in which the patients appear in turn
     rescan: bool = False  # generated hearts only: every step sees its patients on new scanners, drawn by new readers
 
 
@@ -196,6 +201,7 @@ class Simulation(Frozen):
     faults: Plan = NO_FAULTS  # what goes wrong on purpose, in the federations; comparisons are spared
     radiomics: Classifier | None = None  # a study of regions' features; `task` then is the model that draws their masks
     reference: Reference | None = None  # a study of reference values by age and sex; nothing is trained then
+    intensity_scale: IntensityStudy | None = None  # a study of the images' grey values; nothing is trained then
 
     @field_validator("start_from", mode="before")
     @classmethod
@@ -286,6 +292,9 @@ def read(settings: dict[str, Any]) -> Simulation:
     if simulation.reference is not None:
         _require_reference(simulation, simulation.reference)
         return simulation
+    if simulation.intensity_scale is not None:
+        _require_intensities(simulation, simulation.intensity_scale)
+        return simulation
     if simulation.radiomics is not None:
         _require_radiomics(simulation, simulation.radiomics)
         if "unet" not in simulation.radiomics.masks:
@@ -336,6 +345,23 @@ def _require_reference(simulation: Simulation, reference: Reference) -> None:
     if missing := [series for series in wanted if series not in simulation.hospitals.series]:
         there = ", ".join(simulation.hospitals.series) or "no images"
         raise ValueError(f"reference.task: the hospitals have {there}, not {' and '.join(missing)}")
+
+
+def _require_intensities(simulation: Simulation, asked: IntensityStudy) -> None:
+    """Raise `ValueError` for a study of an intensity scale that these hospitals can't take part in."""
+    from tasks.intensity_scale.task import IntensityTask
+    from tasks.task import load
+
+    if simulation.radiomics is not None:
+        raise ValueError("intensity_scale and radiomics are different studies: one of them must be null")
+    if simulation.faults:
+        raise ValueError("faults are made in studies of masks (study=segmentation), not of an intensity scale")
+    task = load(asked.task)
+    if not isinstance(task, IntensityTask):
+        raise ValueError("intensity_scale.task: a task intensity_scale is right here")
+    if not set(task.settings.series) & set(simulation.hospitals.series):
+        there = ", ".join(simulation.hospitals.series) or "no images"
+        raise ValueError(f"intensity_scale.task.series: the hospitals have {there}, not {', '.join(task.settings.series)}")
 
 
 def _require_radiomics(simulation: Simulation, classifier: Classifier) -> None:
@@ -397,6 +423,15 @@ def require_data(simulation: Simulation) -> None:
         for name, file in {**hospitals.sites, **hospitals.held_out}.items():
             if not Path(file).is_file():
                 raise ValueError(f"hospitals: there is no file {file}, the table of {name}")
+    if simulation.pretraining is not None and simulation.pretraining.intensities:
+        from simulation.pretraining import scales_of  # after the cheap checks, as below
+
+        own = Path(simulation.runs_folder) / simulation.name
+        if any(Path(folder).resolve() == own.resolve() for folder in simulation.pretraining.intensities):
+            raise ValueError(
+                f"pretraining.intensities: {own} is this run's own folder, which is written anew; name=ANOTHER keeps both"
+            )
+        scales_of(simulation.pretraining)
     if simulation.start_from is not None:
         from simulation.starting import require_start  # after the cheap checks, as below
 

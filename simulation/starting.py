@@ -63,7 +63,8 @@ def _found(simulation: Simulation, cache: Path, pool: Executor, advance: Advance
     state = pretraining.pretrain(
         simulation.task, simulation.pretraining, simulation.hospitals.series, cache=cache, pool=pool, advance=advance
     )
-    return state, {"source": "start.pt of the rehearsal, which generated patients alone have made"}
+    worn = [f"; they wear {scale.words}" for scale in pretraining.scales_of(simulation.pretraining)]
+    return state, {"source": "".join(["start.pt of the rehearsal, which generated patients alone have made", *worn])}
 
 
 def _taken_over(simulation: Simulation, asked: StartFrom) -> tuple[Source, Transferred]:

@@ -2,6 +2,7 @@
 
     python -m simulation.synthetic runs/generator synthetic/ --patients 40 --hospital spree
     python -m simulation.synthetic synthetic/ --case-mix dcm=1      # without a generator: as they are drawn
+    python -m simulation.synthetic synthetic/ --intensities runs/intensity_scale       # as bright as the hospitals' images
 
 Anatomy and masks are those of free patients (`simulation.pretraining`), of no hospital; the look is what the generator has
 learned. What leaves the machine should have passed the gate first (`tasks.synthesis.gate`).
@@ -13,7 +14,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,12 +26,14 @@ from fl_client.cohort import Cohort
 from simulation.family import HEARTS
 from simulation.gated import in_a_line, read
 from simulation.hospital_case import patient_case
+from simulation.intensity_scale.worn import dressed, scale_of
 from simulation.patient import draw_patient
 from simulation.pretraining import CASE_MIX
 from simulation.reader import Reader
 from simulation.scanner import Series, random_scanner
 from simulation.scoring import restore
 from tasks.case import Case
+from tasks.intensity_scale.released import IntensityScale
 from tasks.synthesis import SynthesisTask
 from tasks.synthesis.diffusion import look
 from tasks.synthesis.volumes import middle
@@ -96,11 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--case-mix", nargs="+", metavar="DISEASE=SHARE", help="whom to draw: dcm=1, or dcm=2 hcm=1")
     parser.add_argument("--series", nargs="+", default=["cine_ed", "cine_es"], help="without a run (cine_ed cine_es)")
+    parser.add_argument(
+        "--intensities", type=Path, nargs="+", default=[], metavar="RUN", help="in the scale of these studies; without a run"
+    )
     options = parser.parse_args(argv)
     try:
         mix = _mix(options.case_mix) if options.case_mix else CASE_MIX
         if options.run is None:
-            as_drawn(options.out, patients=options.patients, series=options.series, case_mix=mix)
+            scales = [scale_of(folder) for folder in options.intensities]
+            as_drawn(options.out, patients=options.patients, series=options.series, case_mix=mix, scales=scales)
+        elif options.intensities:
+            raise ValueError("a generator has learned its own intensities: --intensities stands without a run")
         else:
             fill(
                 options.run, options.out, patients=options.patients, hospital=options.hospital, seed=options.seed, case_mix=mix
@@ -123,20 +132,23 @@ def _mix(words: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def as_drawn(out: Path, *, patients: int, series: Sequence[str], case_mix: Mapping[str, float]) -> None:
+def as_drawn(
+    out: Path,
+    *,
+    patients: int,
+    series: Sequence[str],
+    case_mix: Mapping[str, float],
+    scales: Sequence[IntensityScale] = (),
+) -> None:
     """Put so many free patients into a cohort. Raises `ValueError`, in words, for no patients, series or case mix there is."""
-    if patients < 1:
-        raise ValueError(f"--patients is a number from 1 on, not {patients}")
+    _require_some(patients)
     if unknown := sorted(set(series) - set(HEARTS.series)):
         raise ValueError(f"no heart has the series {', '.join(unknown)}; there are {', '.join(HEARTS.series)}")
     draw_patient(FIRST_SEED, case_mix)  # raises, before a folder is made
-    cohort = Cohort(out)
-    there = set(cohort.patients)
-    for number in range(patients):
-        if f"G{FIRST_SEED + number:08d}" not in there:
-            cohort.admit(free_case(number, series, {}, case_mix))
-        print(f"patient {number + 1} of {patients}", end="\r", file=sys.stderr, flush=True)
+    _admit(out, patients, lambda number: dressed(free_case(number, series, {}, case_mix), number, scales))
     print(f"{patients} patients in {out}, drawn from seeds {FIRST_SEED} to {FIRST_SEED + patients - 1}: they are nobody's")
+    for scale in scales:
+        print(f"  in {scale.words}")
 
 
 def fill(
@@ -149,8 +161,7 @@ def fill(
     case_mix: Mapping[str, float] = CASE_MIX,
 ) -> None:
     """Draw so many patients into a cohort. Raises `ValueError`, in words, for a run without a generator or such a hospital."""
-    if patients < 1:
-        raise ValueError(f"--patients is a number from 1 on, not {patients}")
+    _require_some(patients)
     path = run / "settings.json"
     if not path.exists() or not (run / "model.pt").exists():
         raise ValueError(f"{run} is no folder of a finished run: it lacks settings.json or model.pt")
@@ -163,18 +174,30 @@ def fill(
     if strangers := [name for name in names if name not in sites]:
         raise ValueError(f"the run has no hospital {strangers[0]}; it has {', '.join(sites)}")
     model = restore(task, [torch.load(run / "model.pt", weights_only=True)])
+
+    def drawn(number: int) -> Case:
+        facts = told_of(sites[names[number % len(names)]]["scanner"])
+        case = free_case(number, task.settings.series, facts, case_mix)
+        return task.synthetic(model, case, np.random.default_rng([seed, number]))
+
+    _admit(out, patients, drawn)
+    print(f"{patients} patients in {out}")
+    print(in_a_line(read(run)))
+
+
+def _require_some(patients: int) -> None:
+    if patients < 1:
+        raise ValueError(f"--patients is a number from 1 on, not {patients}")
+
+
+def _admit(out: Path, patients: int, drawn: Callable[[int], Case]) -> None:
+    """Put the patients of these numbers into a cohort, but for those that it has."""
     cohort = Cohort(out)
     there = set(cohort.patients)
     for number in range(patients):
-        facts = told_of(sites[names[number % len(names)]]["scanner"])
-        pseudonym = f"G{FIRST_SEED + number:08d}"
-        if pseudonym in there:
-            continue
-        case = free_case(number, task.settings.series, facts, case_mix)
-        cohort.admit(task.synthetic(model, case, np.random.default_rng([seed, number])))
+        if f"G{FIRST_SEED + number:08d}" not in there:
+            cohort.admit(drawn(number))
         print(f"patient {number + 1} of {patients}", end="\r", file=sys.stderr, flush=True)
-    print(f"{patients} patients in {out}")
-    print(in_a_line(read(run)))
 
 
 if __name__ == "__main__":

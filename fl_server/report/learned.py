@@ -58,6 +58,8 @@ def _sentences(findings: Findings) -> list[str]:
     if findings.task == "reference_values":
         spread = "how measures of the heart are spread by age and sex"
         return [f"{asked} counted together {spread}; no model was trained, and no image left a hospital."]
+    if findings.task == "intensity_scale":
+        return [f"{asked} counted together how bright their images are; no model was trained, and no image left a hospital."]
     run = len(record.rounds)
     rounds = count(run, "round") if run == findings.planned_rounds else f"{run} of {findings.planned_rounds} planned rounds"
     what = listed([f"the {structure(name).lower()}" for name in findings.structures])

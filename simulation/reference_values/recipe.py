@@ -8,7 +8,6 @@ without noise; these numbers are kept apart in `reference_facts.json` and enter 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict
@@ -18,24 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from conf.study import LocalTraining, Strategy
 from fl_client.cohort import Cohort
 from fl_client.reference_values import values_of
 from fl_server.record import Record
-from fl_server.weights import State, initial_state
-from simulation.arms import Arm, train
+from fl_server.weights import State
+from simulation.arms import Arm
+from simulation.counting import complete, count, counting_arm, export
 from simulation.hospital import Hospital
 from simulation.machine import Meter, unordered
 from simulation.reference_values.settings import Reference
 from simulation.report.reference_values import FACTS, VALUES
-from simulation.results import at_the_ledger
 from simulation.screen import Screen
 from simulation.settings import Simulation
 from tasks.reference_values.measures import Ventricle
 from tasks.reference_values.task import ReferenceTask
 from tasks.reference_values.values import ReferenceValues, reference_values
-from tasks.task import load, settled
-from tasks.weights import save
+from tasks.task import load
 
 
 def study(
@@ -51,46 +48,18 @@ def study(
     """Run it and write the sum, `reference_values.json`, the facts and the ledgers into `folder`. Returns the record."""
     for name in (VALUES, FACTS, "model.pt"):  # of an earlier run, until this one has its own
         (folder / name).unlink(missing_ok=True)
-    arm = _arm(simulation, reference, hospitals, folder)
-    with meter.phase("federation"):
-        screen.advance("federation", 0, 1)
-        train(arm, _start(arm), pool=pool, engine=simulation.engine)
-        screen.advance("federation", 1, 1)
+    arm = counting_arm(simulation, reference.task, hospitals, folder)
+    count(arm, engine=simulation.engine, meter=meter, pool=pool, screen=screen)
     with meter.phase("measures without noise"):
         measured = _measured(dict(arm.study.task), hospitals, pool, screen)
-    record = _complete(arm, simulation, meter)
+    record = complete(arm, simulation, meter)
     if (arm.folder / "model.pt").exists():
         with meter.phase("curves"):
             values = values_of(arm.folder)
             (folder / VALUES).write_text(values.model_dump_json())
             _write_facts(folder / FACTS, arm, hospitals, measured, values, shown=reference.shown)
-        _export(arm, folder)
+        export(arm, folder)
     return record
-
-
-def _arm(simulation: Simulation, reference: Reference, hospitals: Mapping[str, Hospital], folder: Path) -> Arm:
-    plan = simulation.study(seed=simulation.seed, private=True, sites=tuple(hospitals), initial=None)
-    task = settled(reference.task)
-    privacy = plan.privacy.model_copy(update={"evaluation_share": 0.0, "validation_share": 0.0, "matrix_share": 0.0})
-    changes = {
-        "task": task,
-        "rounds": 1,
-        "training": LocalTraining(),
-        "strategy": Strategy(name="sum"),
-        "validation": None,
-        "privacy": privacy,
-    }
-    counted = plan.model_copy(update=changes)
-    place = folder / "arms" / "federation_private" / str(simulation.seed)
-    return Arm("federation_private", type(counted).model_validate(counted.model_dump()), hospitals, place)
-
-
-def _start(arm: Arm) -> Path:
-    """The empty sum, in a file."""
-    path = arm.folder.parent / "empty.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(initial_state(arm.study), path)
-    return path
 
 
 def _measured(
@@ -156,31 +125,3 @@ def _write_facts(
     ]
     facts = {"counted": [asdict(one) for one in counted], "pooled": plain.model_dump(mode="json"), "held_back": held_back}
     path.write_text(json.dumps(facts))
-
-
-def _complete(arm: Arm, simulation: Simulation, meter: Meter) -> Record:
-    """The federation's record with what the researcher knows beside it."""
-    record = arm.record()
-    record.seeds, record.profile, record.engine = [simulation.seed], simulation.size.profile, simulation.engine
-    for name, hospital in arm.hospitals.items():
-        site = record.sites[name]
-        site.declared_size, site.scanner = hospital.declared_size, hospital.scanner
-        site.cases_expected, site.cases_used = hospital.cases_expected, len(hospital.cohort)
-        site.cases_refused, site.cases_withdrawn = len(hospital.refused), len(hospital.cohort.withdrawn)
-        site.epsilon = at_the_ledger(arm, name)
-    record.timings = {phase: round(seconds, 2) for phase, seconds in [*meter.timings.items(), ("total", meter.total_s)]}
-    record.memory_mb = {phase: round(memory, 1) for phase, memory in meter.memory_mb.items()}
-    record.peak_memory_mb = round(meter.peak_memory_mb, 1)
-    return record
-
-
-def _export(arm: Arm, folder: Path) -> None:
-    """The sum, and each hospital's ledger with its head."""
-    shutil.copy(arm.folder / "model.pt", folder / "model.pt")
-    shutil.rmtree(folder / "ledgers", ignore_errors=True)
-    (folder / "ledgers").mkdir()
-    for name in arm.hospitals:
-        for ending in ("", ".head"):
-            ledger = arm.folder / "sites" / name / f"ledger.jsonl{ending}"
-            if ledger.exists():
-                shutil.copy(ledger, folder / "ledgers" / f"{name}.jsonl{ending}")

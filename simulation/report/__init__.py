@@ -2,7 +2,7 @@
 
 It reads the files of a run folder and nothing else, so a report can be written again at any time, anywhere. The page holds
 its pictures and styles itself and asks nothing of any network. A folder with radiomics.json gets the page of a radiomics study,
-one with reference_values.json that of reference values, one of a study of the task synthesis that of a generator.
+one with reference_values.json that of reference values; studies of a generator and of an intensity scale have theirs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fl_server.report.statistics import mean
-from simulation.report import radiomics, reference_values, synthesis, words
+from simulation.report import intensity_scale, radiomics, reference_values, synthesis, words
 from simulation.report.page import page
 from simulation.report.radiomics_results import FILE, Findings
 from simulation.report.results import Run
@@ -28,6 +28,8 @@ def write_report(folder: Path) -> Path:
         text = reference_values.page(folder)
     elif synthesis.is_one(folder):
         text = synthesis.page(folder)
+    elif intensity_scale.is_one(folder):
+        text = intensity_scale.page(folder)
     else:
         text = radiomics.page(Findings(folder)) if (folder / FILE).exists() else page(Run(folder))
     path = folder / "report.html"
@@ -46,6 +48,8 @@ def summary_lines(folder: Path) -> list[str]:
         return reference_values.summary_lines(folder)
     if synthesis.is_one(folder):
         return synthesis.summary_lines(folder)
+    if intensity_scale.is_one(folder):
+        return intensity_scale.summary_lines(folder)
     if (folder / FILE).exists():
         return radiomics.summary_lines(Findings(folder))
     run = Run(folder)

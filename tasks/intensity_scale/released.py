@@ -1,0 +1,136 @@
+"""From a study's noisy sum to the scale that free patients can be brought to.
+
+All of it is computed from what was released: it costs no epsilon, and gives the same numbers each time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+from sklearn.isotonic import isotonic_regression
+
+from conf.frozen import Frozen
+from tasks.case import Case
+from tasks.fingerprint import fingerprint
+from tasks.intensity_scale.scale import case_in_scale
+from tasks.intensity_scale.settings import Settings
+from tasks.intensity_scale.task import LONGEST, IntensityTask
+
+Floats = npt.NDArray[np.float64]
+
+SPREAD, ALIKE = 0.3, 25.0
+"""What is believed of the roots before anything is counted: they lie this far (standard deviation) around percentile / 100, and
+percentiles this many apart have a correlation of 0.6. Without noise it changes nothing; with much, it is what is left."""
+
+WIDEST = 0.2
+"""Standard deviation of the noise on a root beyond which the scale would be the noise's; roots lie within [0, 1]."""
+
+
+class IntensityScale(Frozen):
+    """What came of a study of an intensity scale, and where it comes from."""
+
+    schema_name: Literal["konsil-intensity-scale/1"] = "konsil-intensity-scale/1"
+    study: str
+    study_hash: str
+    hospitals: tuple[str, ...]  # whose patients are in the sum
+    epsilon: float | None  # None: no promise was made
+    delta: float | None
+    one_noise: bool = False  # secure aggregation: one noise for all hospitals, not one at each
+    sum_sha256: str
+    settings: Settings
+    patients: float  # noisy number
+    noise_sd: float  # on the root of each landmark, before they were smoothed
+    landmarks: tuple[float, ...]  # where the percentiles lie between the 1st (0) and the 99th (1)
+    roots_sd: tuple[float, ...]  # how far the noise may have moved the root of each, a standard deviation
+
+    @property
+    def interval(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """How far the noise may have moved each landmark, with 95 % certainty: low and high."""
+        roots, far = np.sqrt(self.landmarks), 1.96 * np.array(self.roots_sd)
+        low, high = np.clip(roots - far, 0, 1) ** 2, np.clip(roots + far, 0, 1) ** 2
+        return tuple(low.tolist()), tuple(high.tolist())
+
+    @property
+    def words(self) -> str:
+        """Where it comes from, in a sentence without a full stop."""
+        promise = "without a promise of privacy"
+        if self.epsilon is not None:
+            noise = "one noise for all" if self.one_noise else "noise at each hospital"
+            promise = f"under epsilon {self.epsilon:g} at delta {self.delta:g}, {noise}"
+        return (
+            f"the intensity scale of study {self.study} ({self.study_hash[:12]}), which about {self.patients:.0f} patients of "
+            f"{len(self.hospitals)} hospital{'' if len(self.hospitals) == 1 else 's'} made {promise}"
+        )
+
+    def worn_by(self, case: Case) -> Case:
+        """The case with its images in this scale."""
+        return case_in_scale(case, self.landmarks, self.settings)
+
+
+def intensity_scale(
+    task: IntensityTask,
+    state: Mapping[str, torch.Tensor],
+    *,
+    study: str,
+    study_hash: str,
+    hospitals: Sequence[str],
+    epsilon: float | None,
+    delta: float | None,
+    one_noise: bool = False,
+) -> IntensityScale:
+    """Read the state of a counting study, `total` and `noise_variance`.
+
+    Raises `ValueError` for a sum of another study, and for one in which the noise leaves nothing to be read.
+    """
+    total, variance = np.asarray(state["total"].numpy(), np.float64), float(state["noise_variance"][0])
+    if total.shape != (task.length,):
+        raise ValueError(f"the sum has the shape {total.shape}; these settings count {task.length} numbers")
+    if not (np.isfinite(total).all() and math.isfinite(variance) and variance >= 0):
+        raise ValueError("the sum holds numbers that are not finite: no intensity scale can be read from it")
+    patients = float(total[0]) * LONGEST
+    noise = math.sqrt(variance) * LONGEST  # in patients
+    noise_sd = math.sqrt(2) * noise / patients if patients > 0 else math.inf  # of a sum, and of what it is divided by, if equal
+    if patients < 1 or noise_sd > WIDEST:
+        raise ValueError(
+            f"the noise (standard deviation {noise:.1f}) is too much for the {patients:.0f} patients that were counted: "
+            "nothing can be said of their intensities; a larger epsilon, or more patients, would do"
+        )
+    roots, roots_sd = _smooth(total[1:] / total[0], task.settings.percentiles, noise_sd)
+    return IntensityScale(
+        study=study,
+        study_hash=study_hash,
+        hospitals=tuple(hospitals),
+        epsilon=epsilon,
+        delta=delta,
+        one_noise=one_noise,
+        sum_sha256=fingerprint(state),
+        settings=task.settings,
+        patients=round(patients, 2),
+        noise_sd=float(f"{noise_sd:.4g}"),
+        landmarks=_short(np.square(isotonic_regression(roots, y_min=0.0, y_max=1.0))),  # the nearest that rise
+        roots_sd=_short(roots_sd),
+    )
+
+
+def _smooth(roots: Floats, percentiles: Sequence[float], noise_sd: float) -> tuple[Floats, Floats]:
+    """Noisy roots as a curve over the percentiles that noise of this size lets be believed, and its standard deviation.
+
+    A Gaussian process (Rasmussen and Williams 2006, chapter 2) whose parameters are fixed beforehand.
+    """
+    at = np.array(percentiles)[:, None]
+    kernel = ConstantKernel(SPREAD**2) * RBF(ALIKE)
+    process = GaussianProcessRegressor(kernel, alpha=max(noise_sd, 1e-3) ** 2, optimizer=None)
+    expected = at[:, 0] / 100
+    away, sd = process.fit(at, roots - expected).predict(at, return_std=True)
+    return expected + away, sd
+
+
+def _short(numbers: Floats) -> tuple[float, ...]:
+    return tuple(float(f"{number:.6g}") for number in numbers)
