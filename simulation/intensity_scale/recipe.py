@@ -112,7 +112,7 @@ def measure_one(task: dict[str, Any], name: str, cohort: Path, patient: str) -> 
     if not isinstance(counting, IntensityTask):
         raise ValueError(f"task {task['name']} has no landmarks")
     try:
-        own: list[float] = counting.prepare(Cohort(cohort).case(patient))["landmarks"].mean(0).tolist()
+        own: list[float] = counting.prepare(Cohort(cohort).case(patient))["rows"].mean(0).tolist()
     except ValueError:
         return name, None
     return name, own

@@ -99,8 +99,8 @@ def intensity_scale(
     noise_sd = math.sqrt(2) * noise / patients if patients > 0 else math.inf  # of a sum, and of what it is divided by, if equal
     if patients < 1 or noise_sd > WIDEST:
         raise ValueError(
-            f"the noise (standard deviation {noise:.1f}) is too much for the {patients:.0f} patients that were counted: "
-            "nothing can be said of their intensities; a larger epsilon, or more patients, would do"
+            f"the noise (standard deviation {noise:.1f}) is too much for the {max(patients, 0):.0f} patients that were "
+            "counted: nothing can be said of their intensities; a larger epsilon, or more patients, would do"
         )
     roots, roots_sd = _smooth(total[1:] / total[0], task.settings.percentiles, noise_sd)
     return IntensityScale(

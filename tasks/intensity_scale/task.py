@@ -45,19 +45,22 @@ class IntensityTask:
         return self.settings.length
 
     def prepare(self, case: Case) -> Arrays:
-        """`landmarks` (volumes, percentiles) float64 of the patient's volumes that the study is about; no mask is needed."""
+        """`rows` (volumes, percentiles) float64: the landmarks of the volumes that the study is about. No mask is needed."""
         there = [volume for volume in case.volumes if volume.series in self.settings.series]
         if not there:
             found = ", ".join(volume.series for volume in case.volumes) or "no volume"
             raise ValueError(f"case {case.patient} has none of {', '.join(self.settings.series)}; it has {found}")
         try:
-            return {"landmarks": np.stack([landmarks(volume, self.settings) for volume in there])}
+            return {"rows": np.stack([landmarks(volume, self.settings) for volume in there])}
         except ValueError as error:
             raise ValueError(f"case {case.patient}: {error}") from None
 
     def contribution(self, arrays: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
         """1 and the roots of the mean landmarks over the patient's volumes, (length,), cut to `LONGEST` and divided by it."""
-        mean = np.clip(np.asarray(arrays["landmarks"], np.float64), 0.0, 1.0).mean(0)
+        rows = np.asarray(arrays["rows"], np.float64)
+        if not len(rows):
+            return np.zeros(self.length)
+        mean = np.clip(rows, 0.0, 1.0).mean(0)
         if mean.shape != (self.length - 1,) or not np.isfinite(mean).all():
             raise ValueError(f"a patient has {self.length - 1} finite landmarks, not {mean.tolist()}")
         own = np.concatenate([[1.0], np.sqrt(mean)])

@@ -127,7 +127,7 @@ def test_a_quorum_of_the_federation_does_not_bind_a_hospital_that_trains_alone()
         ("name=a/b", "name: may hold only letters, digits, '_', '.' and '-', beginning with a letter or digit, 1 to 64"),
         ("strategy.quorum=6", "strategy.quorum is 6, but only 5 sites take part"),
         ("task.voxels=33", "voxels [33, 33] must be multiples of 8"),
-        ("task.name=lesion", "no task named 'lesion'; tasks/ holds count, radiomics, reference_values, segmentation, "),
+        ("task.name=lesion", "no task named 'lesion'; tasks/ holds count, intensity_scale, radiomics, reference_values, "),
         ("task.series=[lge]", "task.series: the hospitals have cine_ed, cine_es"),
         ("real.name=isar", "each hospital needs a name of its own, and is either a site, held out or real: isar"),
         ("hospitals.sites.isar.case_mix.cold=1", "hospitals.sites.isar.case_mix: no such disease as cold; there are normal,"),

@@ -93,6 +93,9 @@ EXAMPLES = {
             COUNT, {"tables": [*COUNT["tables"], {"axes": [{"field": "mask.t1"}]}]}, ventricle(drawn=True), ball(drawn=False)
         ),
     ],
+    "intensity_scale": [
+        Example({"series": ["t1"], "percentiles": [50, 90]}, {"percentiles": [50]}, ball(drawn=False), beating()),
+    ],
     "radiomics": [
         Example(
             SEGMENTS | {"learner": {"kind": "perceptron", "hidden": [3]}}, OTHER, ventricle(drawn=True), ventricle(drawn=False)
@@ -122,7 +125,7 @@ EXAMPLES = {
     ],
 }
 ALL = [pytest.param(name, example, id=f"{name}-{i}") for name, found in EXAMPLES.items() for i, example in enumerate(found)]
-TABLES = ("count", "reference_values")
+TABLES = ("count", "intensity_scale", "reference_values")
 COUNTING = [
     entry for entry in ALL if entry.values[0] in TABLES or entry.values[1].settings.get("learner", {}).get("kind") == "forest"
 ]
