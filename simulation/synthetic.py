@@ -3,6 +3,7 @@
     python -m simulation.synthetic runs/generator synthetic/ --patients 40 --hospital spree
     python -m simulation.synthetic synthetic/ --case-mix dcm=1      # without a generator: as they are drawn
     python -m simulation.synthetic synthetic/ --intensities runs/intensity_scale       # as bright as the hospitals' images
+    python -m simulation.synthetic synthetic/ --protocol pixel_mm=1.6 slice_thickness_mm=10      # and in the hospital's slices
 
 Anatomy and masks are those of free patients (`simulation.pretraining`), of no hospital; the look is what the generator has
 learned. What leaves the machine should have passed the gate first (`tasks.synthesis.gate`).
@@ -16,12 +17,15 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ValidationError
 
+from conf.study import words as words_of
 from fl_client.cohort import Cohort
 from simulation.family import HEARTS
 from simulation.gated import in_a_line, read
@@ -30,7 +34,7 @@ from simulation.intensity_scale.worn import dressed, scale_of
 from simulation.patient import draw_patient
 from simulation.pretraining import CASE_MIX
 from simulation.reader import Reader
-from simulation.scanner import Series, random_scanner
+from simulation.scanner import Scanner, Series, random_scanner
 from simulation.scoring import restore
 from tasks.case import Case
 from tasks.intensity_scale.released import IntensityScale
@@ -44,15 +48,29 @@ FIRST_SEED = 90_000_000
 
 SHOWN = 5  # slices of a row
 
+PROTOCOL = (
+    *("manufacturer", "field_strength_t", "matrix", "pixel_mm", "slice_thickness_mm", "slice_gap_mm", "apex_first"),
+    *("in_plane_rotation_deg", "circular_view", "tr_ms", "flip_deg"),
+)
+"""What a department knows of its scans without looking at a patient (`simulation.scanner.Scanner`)."""
 
-def free_case(number: int, series: Sequence[str], facts: Mapping[str, Any], case_mix: Mapping[str, float] = CASE_MIX) -> Case:
+
+def free_case(
+    number: int,
+    series: Sequence[str],
+    facts: Mapping[str, Any],
+    case_mix: Mapping[str, float] = CASE_MIX,
+    protocol: Mapping[str, Any] = MappingProxyType({}),
+) -> Case:
     """The free patient of this number, whose masks and surroundings a generator starts from; `facts` of the scanner stand.
 
-    The same number with another case mix is another patient. Raises `ValueError` for a case mix that is none.
+    The scanner is the number's own but for what the `protocol` fixes. The same number with another case mix is another patient.
+    Raises `ValueError` for a case mix that is none.
     """
     seed = FIRST_SEED + number
     kinds = cast("tuple[Series, ...]", tuple(series))
-    case = patient_case(seed, random_scanner(seed), Reader(), case_mix, kinds, oversampling=1, subslices=2)
+    scanner = random_scanner(seed).model_copy(update=dict(protocol))
+    case = patient_case(seed, scanner, Reader(), case_mix, kinds, oversampling=1, subslices=2)
     return dataclasses.replace(case, scanner={**case.scanner, **facts})
 
 
@@ -100,6 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--case-mix", nargs="+", metavar="DISEASE=SHARE", help="whom to draw: dcm=1, or dcm=2 hcm=1")
     parser.add_argument("--series", nargs="+", default=["cine_ed", "cine_es"], help="without a run (cine_ed cine_es)")
     parser.add_argument(
+        "--protocol", nargs="+", default=[], metavar="KEY=VALUE", help=f"of the scanner, without a run: {', '.join(PROTOCOL)}"
+    )
+    parser.add_argument(
         "--intensities", type=Path, nargs="+", default=[], metavar="RUN", help="in the scale of these studies; without a run"
     )
     options = parser.parse_args(argv)
@@ -107,9 +128,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         mix = _mix(options.case_mix) if options.case_mix else CASE_MIX
         if options.run is None:
             scales = [scale_of(folder) for folder in options.intensities]
-            as_drawn(options.out, patients=options.patients, series=options.series, case_mix=mix, scales=scales)
-        elif options.intensities:
-            raise ValueError("a generator has learned its own intensities: --intensities stands without a run")
+            as_drawn(
+                options.out,
+                patients=options.patients,
+                series=options.series,
+                case_mix=mix,
+                scales=scales,
+                protocol=protocol_of(options.protocol),
+            )
+        elif options.intensities or options.protocol:
+            raise ValueError("a generator knows what its scans are like: --intensities and --protocol stand without a run")
         else:
             fill(
                 options.run, options.out, patients=options.patients, hospital=options.hospital, seed=options.seed, case_mix=mix
@@ -132,6 +160,18 @@ def _mix(words: Sequence[str]) -> dict[str, float]:
     return found
 
 
+def protocol_of(words: Sequence[str]) -> dict[str, Any]:
+    """Settings of a scanner by name. Raises `ValueError` for a word that is none, and for a value that no scanner has."""
+    given = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    if strangers := [name for name in given if name not in PROTOCOL]:
+        raise ValueError(f"--protocol: no setting named {strangers[0]}; there are {', '.join(PROTOCOL)}")
+    try:
+        scanner = Scanner.model_validate(given)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"--protocol: {line}" for line in words_of(error).splitlines())) from None
+    return {name: getattr(scanner, name) for name in given}
+
+
 def as_drawn(
     out: Path,
     *,
@@ -139,13 +179,14 @@ def as_drawn(
     series: Sequence[str],
     case_mix: Mapping[str, float],
     scales: Sequence[IntensityScale] = (),
+    protocol: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Put so many free patients into a cohort. Raises `ValueError`, in words, for no patients, series or case mix there is."""
     _require_some(patients)
     if unknown := sorted(set(series) - set(HEARTS.series)):
         raise ValueError(f"no heart has the series {', '.join(unknown)}; there are {', '.join(HEARTS.series)}")
     draw_patient(FIRST_SEED, case_mix)  # raises, before a folder is made
-    _admit(out, patients, lambda number: dressed(free_case(number, series, {}, case_mix), number, scales))
+    _admit(out, patients, lambda number: dressed(free_case(number, series, {}, case_mix, protocol), number, scales))
     print(f"{patients} patients in {out}, drawn from seeds {FIRST_SEED} to {FIRST_SEED + patients - 1}: they are nobody's")
     for scale in scales:
         print(f"  in {scale.words}")

@@ -215,3 +215,33 @@ def test_what_cannot_be_drawn_is_refused_before_a_folder_is_made(tmp_path, capsy
     assert draw([str(out), *words]) == 1
     assert told in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_patients_of_a_protocol_are_in_its_slices_and_keep_the_rest_of_their_scanner(tmp_path):
+    own = ["pixel_mm=2.5", "matrix=96", "slice_thickness_mm=9", "slice_gap_mm=1", "field_strength_t=3", "manufacturer=PHILIPS"]
+    arguments = ["--patients", "2", "--series", "cine_ed"]
+    assert draw([str(tmp_path / "theirs"), *arguments, "--protocol", *own]) == 0
+    assert draw([str(tmp_path / "any"), *arguments]) == 0
+    for case, free in zip(Cohort(tmp_path / "theirs"), Cohort(tmp_path / "any"), strict=True):
+        (volume,) = case.volumes
+        assert volume.image.shape[1:] == (96, 96)
+        assert volume.spacing_mm == pytest.approx((10.0, 2.5, 2.5))
+        assert (case.scanner["manufacturer"], case.scanner["field_strength_t"]) == ("PHILIPS", 3.0)
+        assert [case.endpoints[name] for name in ("disease", "age", "ef")] == [
+            free.endpoints[name] for name in ("disease", "age", "ef")
+        ]  # the same patient
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("snr=9", "--protocol: no setting named snr; there are manufacturer, "),
+        ("pixel_mm=9", "--protocol: pixel_mm: Input should be less than or equal to 4"),
+        ("matrix", "--protocol: matrix: Input should be a valid integer"),
+        ("field_strength_t=7", "--protocol: field_strength_t: "),
+    ],
+)
+def test_a_protocol_that_no_scanner_has_is_refused_before_a_folder_is_made(tmp_path, capsys, word, reason):
+    assert draw([str(tmp_path / "made"), "--protocol", word]) == 1
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
