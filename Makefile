@@ -29,7 +29,7 @@ federation: setup
 	$(BIN)/python -m simulation.federation $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
 test-slow: setup
 	$(BIN)/python -m pytest -m 'slow or gpu'

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from small import SMALL_TASK
+from xdist.scheduler import LoadFileScheduling
 
 from conf.study import LocalTraining, Study
 from fl_client.cohort import Cohort
@@ -36,9 +40,35 @@ def _flushed(file: int) -> None:
 os.fsync = _flushed  # type: ignore[assignment]  # a round of three small hospitals flushes a hundred times
 
 
+class OneProcessPerFile(LoadFileScheduling):
+    """All tests of a file run in one process, which sets up once what they share; so do all that share the tiny rehearsal."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "tiny" if file in self._sharing else file
+
+    @cached_property
+    def _sharing(self) -> set[str]:
+        root: Path = self.config.rootpath
+        files = (root / "tests" / "simulation").glob("test_*.py")
+        return {str(path.relative_to(root)) for path in files if re.search(r"^def \w+\(.*\btiny\b", path.read_text(), re.M)}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessPerFile | None:
+    return OneProcessPerFile(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First what shares the one rehearsal that costs most, so that one process has all of it; and what takes longest alone."""
-    items.sort(key=lambda item: "tiny" not in getattr(item, "fixturenames", ()) and item.path.name != "test_end_to_end.py")
+    """First what takes longest: the files that share the tiny rehearsal, and the test of everything."""
+    first = {item.path for item in items if "tiny" in getattr(item, "fixturenames", ()) or item.path.name == "test_end_to_end.py"}
+    items.sort(key=lambda item: item.path not in first)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look through a million objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def small_case(patient: str, seed: int) -> Case:

@@ -253,6 +253,7 @@ def test_a_supernode_that_goes_away_meanwhile_is_told_in_words(hospitals, worker
     with Node(Loopback.make(runtime_folder(hospitals.site("a")))) as node:
         node.ask(question(study), "train", study=study.to_json())
         token = worker._acquire()
+        worker.close()  # a SuperNode that ends waits until callers have hung up
     worker.answer(token)
     assert "a message was not answered: the SuperNode is gone or out of order (ConnectError" in said()
     assert "Traceback" not in said()

@@ -117,7 +117,7 @@ PROGRAMS = {
     "hostname": "echo 10.0.0.1 fe80::1",
     "sleep": "exit 0",
     "srun": """echo "srun $*" >> "$TOLD"; while [ "${1#-}" != "$1" ]; do
-      case $1 in --nodes|--ntasks|--nodelist|--exclude) shift;; esac; shift; done; "$@" """,
+      case $1 in --nodes|--ntasks|--nodelist|--exclude) shift;; esac; shift; done; exec "$@" """,
     "ray": """echo "ray $*" >> "$TOLD"; exec /bin/sleep 30""",
     "konsil-simulate": """/bin/sleep 1; echo "simulate $RAY_ADDRESS $*" >> "$TOLD"; exit 3""",
 }
