@@ -61,7 +61,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessPe
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what takes longest: the files that share the tiny rehearsal, and the test of everything."""
-    first = {item.path for item in items if "tiny" in getattr(item, "fixturenames", ()) or item.path.name == "test_end_to_end.py"}
+    first = {
+        item.path for item in items if "tiny" in getattr(item, "fixturenames", ()) or item.path.name == "test_end_to_end.py"
+    }
     items.sort(key=lambda item: item.path not in first)
 
 
