@@ -19,7 +19,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,17 +87,22 @@ def world(cache: Path) -> World:
         free = pretraining.free_cohort(PRETRAINING, ("cine_ed", "cine_es"), cache=cache, pool=here, advance=_told)
     one_thread()
     everybody = people(cache, "hearts", drawn=PATIENTS, tested=8)
-    asked = settings_of(["study=intensity_scale"]).intensity_scale
-    scales = load(asked.task) if asked else None
-    if not isinstance(scales, IntensityTask):
-        raise TypeError("study=intensity_scale counts another task now")
     return World(
         task=gradient_task(simulation_of("hearts").task),
-        scales=scales,
+        scales=counting(),
         training={site: [darkened(one.cohort.case(name)) for name in one.train] for site, one in everybody.items()},
         tested={site: [darkened(one.cohort.case(name)) for name in one.test] for site, one in everybody.items()},
         free=[free.case(name) for name in pretraining.free_patients(PRETRAINING)],
     )
+
+
+def counting() -> IntensityTask:
+    """The task of conf/study/intensity_scale.yaml."""
+    asked = settings_of(["study=intensity_scale"]).intensity_scale
+    scales = load(asked.task) if asked else None
+    if not isinstance(scales, IntensityTask):
+        raise TypeError("study=intensity_scale counts another task now")
+    return scales
 
 
 def scores(there: World, cache: Path, arm: str, seed: int) -> list[float]:
@@ -127,7 +132,7 @@ def learned(there: World, source: str, seed: int) -> torch.nn.Module:
     if source.endswith("drawn"):
         cases += there.free
     if source.endswith("scale"):
-        scale = released(there, None if source.startswith("exact") else EPSILON, seed)
+        scale = released(there.scales, there.training, None if source.startswith("exact") else EPSILON, seed)
         cases += [scale.worn_by(case) for case in there.free]
     return fitted(there.task, prepared(there.task, cases), seed=seed)
 
@@ -142,19 +147,19 @@ def prepared(task: GradientTask, cases: Sequence[Case]) -> list[Arrays]:
     return [task.prepare(case) for case in cases]
 
 
-def released(there: World, epsilon: float | None, seed: int) -> IntensityScale:
+def released(task: IntensityTask, training: Mapping[str, Sequence[Case]], epsilon: float | None, seed: int) -> IntensityScale:
     """The scale as the study's sum would leave it: one noise for all hospitals."""
-    own = [there.scales.contribution(there.scales.prepare(case)) for cases in there.training.values() for case in cases]
+    own = [task.contribution(task.prepare(case)) for cases in training.values() for case in cases]
     total = np.sum(own, axis=0)
     sigma = calibrate(epsilon=epsilon, delta=DELTA, sample_rate=1.0, steps=1) if epsilon else 0.0
     noise = sigma * np.random.default_rng([seed, 3]).standard_normal(len(total))
     state = {"total": torch.from_numpy(total + noise), "noise_variance": torch.tensor([sigma**2], dtype=torch.float64)}
     return intensity_scale(
-        there.scales,
+        task,
         state,
         study="intensity_scale",
         study_hash="0" * 64,
-        hospitals=tuple(there.training),
+        hospitals=tuple(training),
         epsilon=epsilon,
         delta=DELTA if epsilon else None,
         one_noise=True,

@@ -7,12 +7,13 @@
 `alone`: one hospital (`subgroup_data`) has 2 patients of the disease beside 38 others, darkened as no free patient is. The
 small U-Net of size=small takes 200 steps of six patients, from random weights (`nothing`) or from the start that has seen free
 patients of every disease (`pretrained`), whatever was added: 20 free patients of the disease as they are drawn; the same as a
-generator draws them anew; 20 free patients of the other diseases; the 2, ten times more; or 20 more real ones.
+generator draws them anew; in the hospital's protocol and the intensities that six hospitals have released under epsilon 1
+(`matched`); 20 free patients of the other diseases; the 2, ten times more; or 20 more real ones.
 
 `federation`: the six hospitals of benchmarks/utility.py under epsilon 8 at delta 1e-3 with one noise for all, 16 rounds of one
 step, 10 patients of each under a quarter of the noise standing for 40 (`simulation.trial`). None of the 10 has the disease. To
-them come 5 free patients of the disease, or 5 real ones. `lacking`: the start has seen 48 free patients of the other diseases;
-`pretrained` as above.
+them come 5 free patients of the disease, as they are drawn or matched to each hospital, or 5 real ones. `lacking`: the start
+has seen 48 free patients of the other diseases; `pretrained` as above.
 
 Dice is the mean over blood pool and myocardium of held-out patients. Differences to the arm with nothing added are paired by
 patient, over the mean of the seeds; the interval holds 95 of 100 bootstrap samples of patients. The last line is JSON.
@@ -52,7 +53,10 @@ from tasks.weights import save
 
 PART = {"alone": ("nothing", "pretrained"), "federation": ("lacking", "pretrained")}
 """What is asked, and from which weights training begins."""
-ARMS = {"alone": ("none", "synthetic", "redrawn", "others", "repeated", "real"), "federation": ("none", "synthetic", "real")}
+ARMS = {
+    "alone": ("none", "synthetic", "matched", "redrawn", "others", "repeated", "real"),
+    "federation": ("none", "synthetic", "matched", "real"),
+}
 EPSILON, DRAWN, DECLARED, ADDED, TESTED = 8.0, 10, 40, 5, 4
 """Of the federation: patients at hand for those declared, cases added to them, test patients of each side at each hospital."""
 STRUCTURES = (*MEAN["hearts"], "right_ventricle")
@@ -115,6 +119,7 @@ def alone(cache: Path, run: Run, generator: Path | None) -> Found:
     real: dict[str, list[str]] = {"repeated": few * (whom.ADDED // whom.FEW), "real": theirs[whom.FEW :]}
     made: dict[str, Callable[[], list[Case]]] = {
         "synthetic": lambda: whom.free(cache, {run.disease: 1.0}, whom.ADDED),
+        "matched": lambda: whom.matched(cache, {run.disease: 1.0}, whom.ADDED),
         "others": lambda: whom.free(cache, {one: share for one, share in CASE_MIX.items() if one != run.disease}, whom.ADDED),
         "redrawn": lambda: whom.redrawn(cache, made["synthetic"](), generator or Path(), run.disease),
     }
@@ -137,7 +142,9 @@ def federation(cache: Path, run: Run, _: Path | None) -> Found:
         cases = [darkened(has.case(name)) for name in training["others"]]
         if run.arm == "real":
             cases += [darkened(has.case(name)) for name in training["subgroup"]]
-        if run.arm == "synthetic":
+        if run.arm == "matched":
+            free = whom.matched(cache, {run.disease: 1.0}, ADDED * len(HEARTS), at=site)
+        if run.arm in ("synthetic", "matched"):
             cases += free[ADDED * number :][: len(training["subgroup"])]  # as many as there are real ones to add
         places[site] = Place(task, {case.patient: task.prepare(case) for case in cases}, DRAWN)
         for side, names in test.items():

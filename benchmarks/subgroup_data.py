@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from generator import darkened
-from utility_data import simulation_of
+from generator import PATIENTS, darkened
+from intensity_scale import EPSILON, counting, released
+from utility_data import people, simulation_of
 
 from fl_client.cohort import Cohort
 from fl_client.trained import read_weights
@@ -22,8 +23,9 @@ from simulation.__main__ import settings_of
 from simulation.hospital_case import patient_case
 from simulation.scoring import restore
 from simulation.settings import GeneratedHospital, GeneratedHospitals
-from simulation.synthetic import FIRST_SEED, free_case
+from simulation.synthetic import FIRST_SEED, PROTOCOL, free_case
 from tasks.case import Case
+from tasks.intensity_scale.released import IntensityScale
 from tasks.synthesis import SynthesisTask
 from tasks.task import load
 
@@ -80,6 +82,28 @@ def free(cache: Path, mix: Mapping[str, float], count: int) -> list[Case]:
     return [cohort.case(name) for name in names]
 
 
+def matched(cache: Path, mix: Mapping[str, float], count: int, *, at: str = HOSPITAL) -> list[Case]:
+    """Free patients in the hospital's protocol, and in the intensities that six hospitals have released; kept."""
+    cohort = Cohort(cache / "subgroup" / f"matched-{at}-{'-'.join(mix)}")
+    names = [f"G{FIRST_SEED + number:08d}" for number in range(count)]
+    every, profile = _profile(at)
+    protocol = profile.scanner.model_dump(include=set(PROTOCOL))
+    for name in _missing(cohort, names):
+        case = free_case(int(name[1:]) - FIRST_SEED, every.series, {}, mix, protocol)
+        cohort.admit(_scale(cache).worn_by(case))
+    return [cohort.case(name) for name in names]
+
+
+def _scale(cache: Path) -> IntensityScale:
+    """Of the six hospitals of benchmarks/utility.py, darkened, under epsilon 1; kept."""
+    path = cache / "subgroup" / "scale.json"
+    if not path.exists():
+        everybody = people(cache, "hearts", drawn=PATIENTS, tested=8)
+        training = {site: [darkened(one.cohort.case(name)) for name in one.train] for site, one in everybody.items()}
+        path.write_text(released(counting(), training, EPSILON, 0).model_dump_json())
+    return IntensityScale.model_validate_json(path.read_text())
+
+
 def redrawn(cache: Path, cases: Sequence[Case], weights: Path, disease: str) -> list[Case]:
     """The same patients as a learned generator draws them in the hospital's style; kept."""
     cohort = Cohort(cache / "subgroup" / f"redrawn-{weights.stem}-{disease}")
@@ -110,8 +134,8 @@ def _missing(cohort: Cohort, names: Sequence[str]) -> Iterator[str]:
         print(f"patient {done} of {len(missing)}", file=sys.stderr, end="\r", flush=True)
 
 
-def _profile() -> tuple[GeneratedHospitals, GeneratedHospital]:
+def _profile(at: str = HOSPITAL) -> tuple[GeneratedHospitals, GeneratedHospital]:
     every = simulation_of("hearts").hospitals
     if not isinstance(every, GeneratedHospitals):
         raise TypeError("size=small has no generated hospitals any more; this benchmark is about those")
-    return every, every.sites[HOSPITAL]
+    return every, {**every.sites, **every.held_out}[at]

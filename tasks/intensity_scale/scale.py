@@ -45,7 +45,10 @@ def in_scale(volume: Volume, wanted: npt.ArrayLike, settings: Settings) -> Volum
 
 
 def case_in_scale(case: Case, wanted: npt.ArrayLike, settings: Settings) -> Case:
-    """The case with the volumes of these series in the scale; others stay as they are."""
+    """The case with the volumes of these series in the scale; others stay as they are. `ValueError` if it has none of these."""
+    if not any(one.series in settings.series for one in case.volumes):
+        there = ", ".join(one.series for one in case.volumes) or "no volume"
+        raise ValueError(f"the intensity scale is of {', '.join(settings.series)}; case {case.patient} has {there}")
     volumes = (in_scale(one, wanted, settings) if one.series in settings.series else one for one in case.volumes)
     return dataclasses.replace(case, volumes=tuple(volumes))
 

@@ -10,7 +10,7 @@ import yaml
 
 from tasks.case import Case, Volume
 from tasks.intensity_scale.released import intensity_scale
-from tasks.intensity_scale.scale import in_scale, landmarks
+from tasks.intensity_scale.scale import case_in_scale, in_scale, landmarks
 from tasks.task import load
 
 PRESET = yaml.safe_load((Path(__file__).parents[3] / "conf" / "task" / "intensity_scale.yaml").read_text())
@@ -69,6 +69,16 @@ def test_an_image_in_a_scale_has_its_landmarks_and_keeps_its_order(task):
     assert worn.image.dtype == np.float32
     assert (worn.image.min(), worn.image.max() <= 1.5) == (0.0, True)
     assert worn.mask is one.mask
+
+
+def test_a_case_of_other_series_cannot_wear_a_scale_and_other_volumes_stay(task):
+    wanted = np.linspace(0.1, 0.9, 11)
+    with pytest.raises(ValueError, match="the intensity scale is of cine_ed, cine_es; case p1 has lge"):
+        case_in_scale(case(volume(series="lge")), wanted, task.settings)
+    both = case(volume(), volume(1, series="lge"))
+    worn = case_in_scale(both, wanted, task.settings)
+    assert worn.volumes[1] is both.volumes[1]
+    assert landmarks(worn.volumes[0], task.settings) == pytest.approx(wanted, abs=2e-3)
 
 
 def test_an_image_of_few_grey_values_can_wear_a_scale(task):
