@@ -33,7 +33,7 @@ from fl_client.approval import Declined, require_approval
 from fl_client.device import device_of
 from fl_client.pace import steps_of
 from fl_client.packed import packed_mod
-from fl_client.patients import TrainingPatients, note, usable_patients
+from fl_client.patients import note, usable_patients
 from fl_client.price import (
     MATRIX,
     SCORES,
@@ -55,7 +55,7 @@ from fl_client.privacy import train as dp_sgd
 from fl_client.privacy.dp_sgd import one_sum
 from fl_client.sent import Asked, Kept
 from fl_client.site import Site
-from fl_client.training_cases import as_declared, with_synthetic
+from fl_client.training_cases import as_declared, training_cases
 from tasks.secure.noise import Bits, os_bits, seeded_bits
 from tasks.secure.plan import about_of, grid_of
 from tasks.task import CountingTask, GradientTask, JudgedTask, first_state, load_for, moving
@@ -130,8 +130,7 @@ def descend(question: Message, site: Site, study: Study, task: GradientTask, ask
     steps = steps_of(site, study, task)  # settled before the price is, and before a patient is touched
     cost = round_event(site, study, task, number=asked.round).model_copy(update={"steps": steps})
     epsilon = pay(site, study, cost)
-    patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
-    cases = with_synthetic(site, study, patients)
+    cases = training_cases(site, study, task)
     noise, sampling = randomness(site, asked)
     report = dp_sgd(
         model,
@@ -160,7 +159,7 @@ def descend(question: Message, site: Site, study: Study, task: GradientTask, ask
         study=study.hash,
         round=asked.round,
         loss=float(np.mean(losses)) if losses else None,
-        patients=len(patients.patients),
+        patients=len(cases.real.patients),
         synthetic=len(cases.synthetic),
         steps=cost.steps,
     )
@@ -267,8 +266,7 @@ def bare_gradient(
     site: Site, study: Study, task: GradientTask, model: torch.nn.Module, names: Sequence[str], asked: Asked
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, int]]:
     """The sum of clipped gradients over training patients and synthetic cases without noise, and how many: as `bare_count`."""
-    patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
-    cases = with_synthetic(site, study, patients)
+    cases = training_cases(site, study, task)
     parameters = dict(model.named_parameters())
     _, sampling = randomness(site, asked)
     sums, failed = one_sum(
@@ -285,7 +283,7 @@ def bare_gradient(
         note(site, patient=patient, left_out=reason)
     if cases.synthetic:
         sums = as_declared(sums, longest=site.declared_size * study.privacy.max_grad_norm)
-    took_part = {"patients": len(patients.patients), "synthetic": len(cases.synthetic)}
+    took_part = {"patients": len(cases.real.patients), "synthetic": len(cases.synthetic)}
     return {name: gradient.cpu().numpy() for name, gradient in zip(names, sums, strict=True)}, took_part
 
 

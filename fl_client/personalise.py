@@ -26,13 +26,13 @@ from conf.study import Study
 from fl_client import personal
 from fl_client.cohort import Cohort
 from fl_client.device import device_of
-from fl_client.patients import TrainingPatients, note, usable_patients
+from fl_client.patients import note, usable_patients
 from fl_client.privacy import os_noise
 from fl_client.privacy import train as dp_sgd
 from fl_client.sharing import file_mode, make_folder
 from fl_client.site import Site
 from fl_client.trained import read_weights
-from fl_client.training_cases import with_synthetic
+from fl_client.training_cases import training_cases
 from tasks.fingerprint import fingerprint
 from tasks.scores import mean_scores
 from tasks.task import GradientTask, load_for, moving
@@ -70,10 +70,10 @@ def personalise(site: Site, study: Study, file: Path, *, steps: int) -> Personal
         model.load_state_dict(personal.worn(site, study, state))
     except RuntimeError as error:
         raise ValueError(f"{file} is not a model of study {study.name}: {str(error).splitlines()[-1].strip()}") from None
-    cohort, patients = usable_patients(site, study, task, "train")
+    cases = training_cases(site, study, task)
+    cohort, patients = cases.real.cohort, cases.real.patients
     if not patients:
         raise ValueError(f"{site.name} has no training patient whom study {study.name} can use")
-    cases = with_synthetic(site, study, TrainingPatients(task, cohort, patients))
     _, held_back = usable_patients(site, study, task, "test")
     scored = [_mean_scores(task, model, cohort, held_back)]
     parameters = dict(model.named_parameters())

@@ -14,10 +14,10 @@ import torch
 
 from conf.study import Study
 from fl_client.cohort import Cohort
-from fl_client.patients import TrainingPatients, note, taken
+from fl_client.patients import TrainingPatients, note, taken, usable_patients
 from fl_client.site import Site
 from fl_client.synthetic import folders
-from tasks.task import Task
+from tasks.task import GradientTask, Task
 
 if TYPE_CHECKING:
     from fl_client.catalog import Catalog
@@ -43,12 +43,13 @@ class TrainingCases:
         return self.real.task.example(cohort.prepared(self.real.task, name), views, rng)
 
 
-def with_synthetic(site: Site, study: Study, patients: TrainingPatients) -> TrainingCases:
-    """The training patients, and the synthetic cases that the study takes; the others are named in the site's log.
+def training_cases(site: Site, study: Study, task: GradientTask) -> TrainingCases:
+    """The training patients and the synthetic cases that the study takes; the others are named in the site's log.
 
-    Which those are depends on no patient.
+    Which synthetic cases those are depends on no patient.
     """
-    usable, left_out = usable_cases(site, study, patients.task)
+    patients = TrainingPatients(task, *usable_patients(site, study, task, "train"))
+    usable, left_out = usable_cases(site, study, task)
     for name, reason in left_out.items():
         note(site, synthetic_case=name, not_used=reason)
     return TrainingCases(patients, usable)
