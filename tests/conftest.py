@@ -67,10 +67,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in first)
 
 
+gc.disable()  # what is imported by the end of the collection stays: a million objects that need not be looked through
+
+
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the garbage collector need not look through a million objects again and again."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def small_case(patient: str, seed: int) -> Case:
