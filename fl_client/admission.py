@@ -67,21 +67,26 @@ def admit(
     instead of a folder is a table of patients without images.
     `columns` is a YAML file that says which columns of it, or of `endpoints.csv` beside DICOM, may pass; `id_column` is the
     one that holds the identifiers (default: what the file says, else a table's first).
+
+    Raises `ValueError` and `OSError` in words; where a file that was named is missing or wrong, before anything is made.
     """
-    cohort, key = Cohort(site.cohort_folder), key_of(site)
-    if not is_shared(site.folder):
-        site.cohort_folder.chmod(0o700)
+    key = key_of(site)
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} is missing: a folder of images is let in, or a table of comma-separated values")
     contours = all((folder / name).exists() for name in ("link.csv", "dicom", "contours"))
     meanings = label_map(labels or ("sunnybrook" if contours and masks is None else "cardiac"))
     wanted = series_rules(rules)
+    endpoints = column_rules(columns, id_column=id_column, first="" if folder.is_file() else "patient_id")
+    cohort = Cohort(site.cohort_folder)
+    if not is_shared(site.folder):
+        site.cohort_folder.chmod(0o700)
     if folder.is_file():
-        found = admit_table(folder, cohort, key=key, rules=column_rules(columns, id_column=id_column, first=""))
+        found = admit_table(folder, cohort, key=key, rules=endpoints)
     elif masks is not None and not _is_dicom(folder):
         found = admit_pairs(folder, masks, cohort, key=key, labels=meanings, series_name=series)
     elif contours:
         found = admit_sunnybrook(folder, cohort, key=key, labels=meanings)
     else:
-        endpoints = column_rules(columns, id_column=id_column, first="patient_id")
         with closing(WayBack(site.identity_folder / "map.sqlite")) as way_back:
             found = admit_folder(
                 folder,

@@ -239,7 +239,7 @@ def _exams(desk: Desk, visitor: Visitor) -> list[Exam]:
     ]
     by_study: dict[str, dict[str, Names]] = {}
     heat_maps: dict[str, Names] = {}
-    asked = [str(len(desk.jury.members)), *desk.jury.models]
+    asked = [str(len(desk.jury.members)), *desk.jury.models, *desk.jury.known_by]
     for series, frames in visitor.series.items():
         images = []
         for frame in frames:
@@ -255,7 +255,7 @@ def _exams(desk: Desk, visitor: Visitor) -> list[Exam]:
     for study, segs in by_study.items():
         heats = {series: heat_maps[series] for series in segs if series in heat_maps}
         made_of = [names.instance for names in (*segs.values(), *heats.values())]
-        exams.append(Exam(study, segs, heats, Names.of("pdf", desk.author, study, *made_of)))
+        exams.append(Exam(study, segs, heats, Names.of("pdf", desk.author, study, *made_of, *desk.jury.known_by)))
     return exams
 
 

@@ -65,6 +65,7 @@ class Row:
     expected: Mapping[str, float] = field(default_factory=dict)  # Dice, where there is a calibration
     low: Mapping[str, float] = field(default_factory=dict)  # Dice that nine patients in ten reach
     sureness: float | None = None
+    no_map: str = ""  # why there is no Parametric Map, where one was asked for and the mask is here
 
 
 def segment(
@@ -118,7 +119,7 @@ def segment(
     _write_table(rows, trained.task.settings.structures, [patient for patient, _ in first], out)
     _tell(rows, source, out, trained)
     _tell_first(first, jury)
-    return SOME_REFUSED if any(row.refused for row in rows) else 0
+    return SOME_REFUSED if any(row.refused or row.no_map for row in rows) else 0
 
 
 # -- the steps, in the order above ---------------------------------------------------------------------------------------
@@ -208,6 +209,7 @@ def _one(
     place, mask = out / patient, found.mask
     place.mkdir(mode=0o700, exist_ok=True)
     parts: dict[Path, Path] = {}
+    no_map = ""
 
     def part(ending: str) -> Path:
         made = place / f".{series}.part.{ending}"
@@ -224,8 +226,14 @@ def _one(
                 with _words_for_dicom("SEG"):
                     write_seg(mask, originals, part("seg.dcm"), labels, algorithm=name)
             if heat_maps:
-                with _words_for_dicom("Parametric Map"):
-                    write_heat_map(found.entropy(jury.temperature), originals, part("unsure.dcm"), algorithm=name)
+                unsure = part("unsure.dcm")
+                try:
+                    with _words_for_dicom("Parametric Map"):
+                        write_heat_map(found.entropy(jury.temperature), originals, unsure, algorithm=name)
+                except GeometryRefused as reason:  # the mask needs no map
+                    no_map = str(reason)
+                    del parts[unsure]
+                    unsure.unlink(missing_ok=True)
         for made, finished in parts.items():
             made.replace(finished)
     finally:
@@ -243,6 +251,7 @@ def _one(
         expected=jury.calibration.expected(found.agreement) if jury.calibration else {},
         low=jury.calibration.low(found.agreement) if jury.calibration else {},
         sureness=jury.sureness(found),
+        no_map=no_map,
     )
 
 
@@ -317,6 +326,8 @@ def _tell(rows: Sequence[Row], source: Source, out: Path, trained: Trained) -> N
             print(f"  {who}: {', '.join(f'{name} {ml:.1f} ml' for name, ml in row.volumes_ml.items())}{_at(row, source)}")
         else:
             print(f"  {who}: the model found nothing; the mask is empty, and there is no DICOM SEG of it{_at(row, source)}")
+        if row.no_map:
+            print(f"  {who}: the mask is here, the heat map is not: {row.no_map}")
     tell_left_out(source.left_out, source.where)
 
 

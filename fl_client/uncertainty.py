@@ -74,6 +74,11 @@ class Jury:
         """At which probabilities are taken."""
         return self.calibration.temperature if self.calibration else 1.0
 
+    @property
+    def known_by(self) -> tuple[str, ...]:
+        """What tells results with one calibration from those with another; nothing without any."""
+        return (sha256(self.calibration.model_dump_json().encode()).hexdigest(),) if self.calibration else ()
+
 
 def convene(site: Site, trained: Trained, model: Path, *, count: int, also: Sequence[Trained] = ()) -> Jury:
     """The model at `model`, others of the same task, and views of them, `count` in all; with the calibration that fits them.

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,27 @@ def add(commands: Commands) -> None:
     spent = commands.add_parser("ledger", help="check the privacy ledger; where the budget went, and what is left of it")
     spent.set_defaults(run=ledger)
     spent.add_argument("--all", action="store_true", help="every release, one line each")
-    spent.add_argument("--study", metavar="STUDY", help="what this study would cost: its file, or the beginning of its hash")
+    spent.add_argument(
+        "--study", metavar="STUDY", action=Once, help="what this study would cost: its file, or the beginning of its hash"
+    )
     spent.add_argument("--plot", type=Path, metavar="FILE", help="the account as a picture: .png, .svg or .pdf")
     spent.add_argument("--json", action="store_true", help="for scripts")
+
+
+class Once(argparse.Action):
+    """An option that is refused the second time: what one study would cost says nothing of two."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Take the value. Ends the command in words where there is one already."""
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} takes one study at a time: ask for each of them apart")
+        setattr(namespace, self.dest, values)
 
 
 def ledger(site: Site, options: argparse.Namespace) -> int:

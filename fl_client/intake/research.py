@@ -1,9 +1,10 @@
 """What goes back to the archive about one examination, for research use only: a DICOM SEG per series and one encapsulated PDF,
 and where a person asks for it a heat map per series.
 
-Each is a series of its own in the original study. UIDs follow from the model and the images alone, so that a repeat is known
-for what it is; other images, or another model, give other objects. Source: PS3.3 A.51 (Segmentation), A.45.1 (Encapsulated
-PDF), C.12.1 (content qualification, contributing equipment), 10.16 (algorithm identification).
+Each is a series of its own in the original study. UIDs follow from the model, the images and, except for masks, the
+calibration, so that a repeat is known for what it is; other images, another model or another calibration give other objects.
+Source: PS3.3 A.51 (Segmentation), A.45.1 (Encapsulated PDF), C.12.1 (content qualification, contributing equipment), 10.16
+(algorithm identification).
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ from simulation.dicom import Identity, write_patient
 from tasks.case import Case, Volume
 from tasks.fingerprint import fingerprint
 from tasks.task import load
+from tasks.uncertainty.calibration import Calibration, Curve
 
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
 PATIENTS = ("first", "second")
@@ -398,6 +399,25 @@ def test_heat_maps_go_back_where_they_were_asked_for_and_the_report_names_them(c
     assert "Agreement of members" in told
     said = "No calibration is here (konsil-site calibrate): agreement of 3 members ranks patients, and is no Dice."
     assert said in told
+
+
+def test_another_calibration_makes_other_heat_maps_and_another_report_of_the_same_masks(clinic, run):
+    connect(clinic, 1)
+    who, weights = pseudonym(clinic, "first"), fingerprint(torch.load(run / "model.pt", weights_only=True))
+    curve = Curve(agreement=(0.0, 1.0), dice=(0.1, 0.9), below=0.2, patients=30)
+    facts = {"models": (weights,), "members": 2, "of": "generated patients", "patients": 30, "curves": {"blood_pool": curve}}
+    facts |= {"error_before": 0.1, "error_after": 0.05, "miss": 0.04, "rank": 0.7}
+    made, seen = [], set()
+    for temperature in (None, 1.5, 1.5, 2.5):
+        if temperature is not None:
+            found = Calibration.model_validate({**facts, "temperature": temperature})
+            (run / "calibration.json").write_text(found.model_dump_json())
+        assert back(clinic, run, "--dry-run", "--patient", who, "--heat-maps", "--members", 2) == 0
+        with discreet():
+            new = [pydicom.dcmread(path) for path in waiting(clinic) if path.stem not in seen]
+        seen |= {path.stem for path in waiting(clinic)}
+        made.append(sorted(str(one.Modality) for one in new))
+    assert made == [["DOC", "OT", "OT", "SEG", "SEG"], ["DOC", "OT", "OT"], [], ["DOC", "OT", "OT"]]
 
 
 def test_a_series_without_its_heat_map_is_refused_and_its_mask_does_not_wait(clinic, run, monkeypatch, capsys):

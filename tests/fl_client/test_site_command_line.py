@@ -87,6 +87,20 @@ def test_wrong_settings_leave_nothing_behind(tmp_path, capsys):
     assert not path.parent.exists()
 
 
+@pytest.mark.parametrize("missing", ["the table", "the columns"])
+def test_where_a_named_file_is_missing_nothing_is_left_behind(tmp_path, capsys, missing):
+    command = ["--site", str(tmp_path / "clinic" / "site.yaml")]
+    assert main([*command, "init", "--name", "clinic", "--declared-size", "5"]) == 0
+    (tmp_path / "rules").mkdir()
+    if missing == "the columns":
+        (tmp_path / "none.csv").write_text("patient,age\nA1,60\n")
+    before = set((tmp_path / "clinic").rglob("*"))
+    assert main([*command, "admit", str(tmp_path / "none.csv"), "--columns", str(tmp_path / "rules")]) == 1
+    said = capsys.readouterr().err
+    assert ("none.csv is missing" if missing == "the table" else "rules: Is a directory") in said
+    assert set((tmp_path / "clinic").rglob("*")) == before
+
+
 def test_dicom_comes_in_and_a_stray_file_is_named_on_the_screen_only(clinic, cases, tmp_path, capsys):
     export = tmp_path / "export"
     for case in cases:

@@ -170,6 +170,13 @@ def test_what_can_not_be_shown_is_refused_in_words(site, capsys, arguments, told
     assert told in capsys.readouterr().err
 
 
+def test_one_study_is_priced_at_a_time(site, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(site, "--study", "one.json", "--study", "two.json")
+    assert ended.value.code == 2
+    assert "--study takes one study at a time" in capsys.readouterr().err
+
+
 def test_a_file_that_holds_no_study_is_refused_in_words(site, capsys):
     path = site.folder / "study.json"
     path.write_text('{"name": "x"}')

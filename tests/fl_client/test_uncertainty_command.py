@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from fl_client import uncertainty
+from fl_client import segmenting, uncertainty
 from fl_client.__main__ import main
 from fl_client.cohort import Cohort
 from fl_client.commands import MEMBERS as SAID
@@ -313,6 +313,28 @@ def test_a_checker_that_konsil_did_not_write_finds_no_error_in_a_heat_map(clinic
         said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True).stderr.splitlines()
         assert said[0] == "ParametricMap"
         assert [line for line in said if line.startswith("Error")] == []
+
+
+def test_a_mask_without_its_heat_map_is_kept_and_the_reason_told(clinic, run, archive, tmp_path, monkeypatch, capsys):
+    write = segmenting.write_heat_map
+
+    def only_the_first(entropy, originals, path, *, algorithm):
+        if path.name.startswith(".cine_es"):
+            path.write_bytes(b"half")
+            raise AttributeError("an odd header")
+        write(entropy, originals, path, algorithm=algorithm)
+
+    monkeypatch.setattr(segmenting, "write_heat_map", only_the_first)
+    assert konsil(clinic, "segment", run, archive, "--out", tmp_path / "out", "--members", 2, "--heat-maps") == 3
+    (place,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    endings = ("nii.gz", "seg.dcm", "entropy.nii.gz", "disagreement.nii.gz")
+    both = {f"cine_{phase}.{end}" for phase in ("ed", "es") for end in endings}
+    assert {path.name for path in place.iterdir()} == both | {"cine_ed.unsure.dcm"}
+    said = capsys.readouterr().out
+    assert "2 masks of 1 patients" in said
+    why = "no DICOM Parametric Map can refer to these images (AttributeError)"
+    assert f"{place.name} cine_es: the mask is here, the heat map is not: {why}" in said
+    assert {row["refused"] for row in table(tmp_path / "out")} == {""}
 
 
 def test_values_that_are_no_parts_of_one_make_no_heat_map(archive):
