@@ -1,4 +1,4 @@
-"""A generated patient as a hospital's archive would hold it: MR series, DICOM SEG masks, and a row in endpoints.csv.
+"""A generated patient as a hospital's archive would hold it: MR or CT series, DICOM SEG masks, and a row in endpoints.csv.
 
 The headers carry invented personal data at the top level, in nested sequences and in a private block, so that the door in has
 something to remove. Image values are written as they are (no rescaling), so that what comes back through the intake is the
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from fl_client.intake.labels import LabelMap
 from fl_client.intake.write_back import write_seg
@@ -25,6 +25,9 @@ from tasks.case import Case, Volume
 
 INVENTED = "Invented: this person does not exist, and no scanner made this image; drawn by konsil to try it out"
 """What the headers say plainly, for whoever finds such a file in an archive."""
+
+BODY_PARTS = {"t1": "BRAIN", "ct": "CHEST"}
+"""Of series, as DICOM calls them (PS3.16 L); all others are of the heart."""
 
 FAMILY_NAMES = ("Abendroth", "Brunnthaler", "Castellani", "Dubrovin", "Eskilsson", "Fontanarosa", "Grzeszczak", "Haraldsen")
 GIVEN_NAMES = ("Annelore", "Bertrand", "Concetta", "Dagobert", "Eleonora", "Frederika", "Gianluca", "Hildegund")
@@ -79,6 +82,7 @@ def write_patient(
 ) -> None:
     """Write every volume of the case as a series of MR Image Storage, every mask as DICOM SEG, and a row of endpoints.csv.
 
+    Series named `ct`, in Hounsfield units, become CT Image Storage.
     Files lie in `folder/<patient id>/<series>/`. `labels` names the mask's values (default: the cardiac map).
     `inversion_time_ms` is written for series named `lge`, `trigger_times_ms` (by series name) for cine. Manufacturer and field
     strength come from `case.scanner`. Raises `ValueError` for values that 16 bits can't hold exactly and for a sheared affine.
@@ -152,7 +156,7 @@ def write_cine(
 def _header(
     case: Case, volume: Volume, person: Identity, study: str, number: int, index: int, instance: int | None = None
 ) -> Dataset:
-    """Everything but the pixels of slice `index`, after PS3.3 A.4 (MR Image IOD); `instance` counts the series from 0."""
+    """Everything but the pixels of slice `index`, after PS3.3 A.3 and A.4 (CT and MR Image IOD); `instance` counts from 0."""
     instance = index if instance is None else instance
     steps = volume.affine[:3, :3]
     spacing = volume.spacing_mm
@@ -163,7 +167,10 @@ def _header(
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = MRImageStorage
+    dataset.Modality = "CT" if volume.series == "ct" else "MR"
+    dataset.BodyPartExamined = BODY_PARTS.get(volume.series, "HEART")
+    stored = CTImageStorage if dataset.Modality == "CT" else MRImageStorage
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = stored
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=["instance", *uid, str(instance)])
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.SpecificCharacterSet = "ISO_IR 192"
@@ -175,35 +182,44 @@ def _header(
     dataset.StudyTime = dataset.SeriesTime = dataset.AcquisitionTime = dataset.ContentTime = person.study_time
     dataset.ReferringPhysicianName, dataset.OperatorsName = person.physician, person.operator
     dataset.InstitutionName, dataset.InstitutionAddress = person.institution, person.address
-    dataset.StudyDescription = f"Cardiac MR of {person.name.replace('^', ' ')} (invented)"
+    what = f"{dataset.Modality} of the {dataset.BodyPartExamined.lower()}"
+    dataset.StudyDescription = f"{what} of {person.name.replace('^', ' ')} (invented)"
     dataset.PatientComments = dataset.ImageComments = INVENTED
     dataset.SeriesDescription = volume.series
     request = Dataset()
     request.RequestedProcedureID = person.accession
     request.ScheduledProcedureStepID = "1"
-    request.RequestedProcedureDescription = f"Viability, {person.name.replace('^', ' ')}, born {person.birth_date}"
+    request.RequestedProcedureDescription = f"{what}, {person.name.replace('^', ' ')}, born {person.birth_date}"
     dataset.RequestAttributesSequence = [request]
     block = dataset.private_block(0x0019, "KONSIL REHEARSAL", create=True)
     block.add_new(0x01, "LO", f"{person.name} {person.patient_id}")
 
-    dataset.Modality, dataset.BodyPartExamined = "MR", "HEART"
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["series", *uid])
     dataset.SeriesNumber, dataset.InstanceNumber, dataset.AcquisitionNumber = number, instance + 1, 1
     dataset.PatientPosition, dataset.PositionReferenceIndicator = "HFS", ""
     dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame", *uid])
     dataset.Manufacturer = str(case.scanner.get("manufacturer", "konsil"))
     dataset.ManufacturerModelName, dataset.DeviceSerialNumber = "rehearsal", person.device_serial
-    if "field_strength_t" in case.scanner:
-        dataset.MagneticFieldStrength = _ds(float(case.scanner["field_strength_t"]))
-    dataset.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]
-    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "GR", "SS", ""
-    dataset.MRAcquisitionType, dataset.RepetitionTime, dataset.EchoTime, dataset.EchoTrainLength = "2D", "3.2", "1.6", "1"
+    if dataset.Modality == "CT":
+        dataset.ImageType, dataset.KVP = ["ORIGINAL", "PRIMARY", "AXIAL"], "120"
+        dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "HU"
+    else:
+        _add_sequence(dataset, case)
 
     dataset.ImagePositionPatient = [_ds(value) for value in volume.affine[:3] @ [index, 0, 0, 1]]
     dataset.ImageOrientationPatient = [_ds(value) for axis in (2, 1) for value in steps[:, axis] / spacing[axis]]
     dataset.PixelSpacing = [_ds(spacing[1]), _ds(spacing[2])]
     dataset.SliceThickness = dataset.SpacingBetweenSlices = _ds(spacing[0])
     return dataset
+
+
+def _add_sequence(dataset: Dataset, case: Case) -> None:
+    """What only an MR image tells of how it was made."""
+    if "field_strength_t" in case.scanner:
+        dataset.MagneticFieldStrength = _ds(float(case.scanner["field_strength_t"]))
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]
+    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "GR", "SS", ""
+    dataset.MRAcquisitionType, dataset.RepetitionTime, dataset.EchoTime, dataset.EchoTrainLength = "2D", "3.2", "1.6", "1"
 
 
 def _add_pixels(dataset: Dataset, stored: npt.NDArray[np.uint16] | npt.NDArray[np.int16]) -> None:

@@ -69,6 +69,30 @@ def test_what_is_written_is_valid_dicom(tmp_path: Path) -> None:
         assert [line for line in (said.stdout + said.stderr).splitlines() if line.startswith("Error")] == []
 
 
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian package dicom3tools) is not installed")
+@pytest.mark.parametrize(
+    ("series", "labels", "kind", "modality", "part"),
+    [("t1", "hippocampus", "MRImage", "MR", "BRAIN"), ("ct", "nodule", "CTImage", "CT", "CHEST")],
+)
+def test_brains_and_lungs_are_written_as_what_they_are(tmp_path: Path, series, labels, kind, modality, part) -> None:
+    meanings = LabelMap.load(labels)
+    image = np.arange(360, dtype=np.int16).reshape(3, 12, 10) - 180  # Hounsfield units go below 0
+    mask = np.zeros(image.shape, np.uint8)
+    mask[:, 3:9, 3:8] = 1
+    write_patient(Case("G1", (Volume(series, image, np.diag([2.0, 0.7, 0.7, 1.0]), mask),)), tmp_path, labels=meanings)
+    (folder,) = (tmp_path / Identity.invent("G1").patient_id).glob(series)
+    first = pydicom.dcmread(folder / "IM0001.dcm")
+    assert (first.Modality, first.BodyPartExamined) == (modality, part)
+    assert "HEART" not in str(first).upper()
+    assert ("EchoTime" in first, "RescaleSlope" in first) == (modality == "MR", modality == "CT")
+    assert np.array_equal(first.pixel_array, image[0])
+    for path in (folder / "IM0001.dcm", folder.parent / f"{series}-mask.dcm"):
+        said = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
+        lines = (said.stdout + said.stderr).splitlines()
+        assert (kind if path.name == "IM0001.dcm" else "Segmentation") in lines
+        assert [line for line in lines if line.startswith("Error")] == []
+
+
 def test_headers_hold_the_scanner_the_sequence_and_an_invented_person(tmp_path: Path) -> None:
     case = small()
     write_patient(case, tmp_path, inversion_time_ms=285, trigger_times_ms={"cine_ed": 12.5})
