@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/uncertainty.py runs/hippo --data hippocampus
 
 The model is the run's private federation. Patients are test patients of benchmarks/utility.py's hospitals (`--cache`), whom
-the run has not trained on. `views` is what konsil ships (tasks/uncertainty), calibrated by 24 generated patients; `dropout`
+the run has not trained on. `views` is what konsil ships (tasks/uncertainty), calibrated by generated patients; `dropout`
 leaves out 2 % of the channels after each norm; `rounds` are the run's last weights, its mean over rounds, and both of the round
 before. All are judged by the mean Dice that a reader's masks give. Writes `uncertainty.json` and the report into a copy of the
 run's folder (`--out`). The last line is one JSON object.
@@ -37,7 +37,7 @@ from simulation.machine import executor, one_thread
 from simulation.report import write_report
 from simulation.scoring import restore
 from simulation.settings import Simulation
-from simulation.uncertainty import Examinee, measure
+from simulation.uncertainty import PATIENTS, Examinee, measure
 from tasks.segmentation import SegmentationTask
 from tasks.task import gradient_task
 from tasks.uncertainty import triage
@@ -69,7 +69,7 @@ def main() -> None:
     if found is None:
         sys.exit("there is nothing to measure")
     result: dict[str, Any] = {"data": options.data, "views": found.figures.model_dump()}
-    result["views_s_per_patient"] = (time.process_time() - begin) / (len(tested) + 24)
+    result["views_s_per_patient"] = (time.process_time() - begin) / (len(tested) + PATIENTS)
     if found.calibration:
         result |= {"temperature": found.calibration.temperature, "own_miss": found.calibration.miss}
     write_report(options.out)
@@ -107,9 +107,12 @@ def _kind(kind: str, run: Path, tested: Sequence[Examinee]) -> dict[str, float |
             judged = judge(seen, one.patient, volume, task.settings)
             values += [value for value in [triage.sureness(judged.agreement, None)] if value is not None]
             dice.append(sum(judged.dice.values()) / max(len(judged.dice), 1))
-        sure.append(min(values))
-        error.append(1 - sum(dice) / len(dice))
+        if values:
+            sure.append(min(values))
+            error.append(1 - sum(dice) / len(dice))
         _progress(kind, done, len(tested))
+    if not sure:
+        sys.exit(f"none of the {len(tested)} test patients has a series that the model reads and a reader drew")
     caught, looked = triage.caught(sure, error)
     area = triage.area_under(triage.risk_coverage(sure, error))
     return {"rank": rank_correlation(sure, [-e for e in error]), "caught": caught, "looked": looked, "area": area}

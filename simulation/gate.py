@@ -24,9 +24,10 @@ from simulation.machine import unordered
 from simulation.scoring import restore, score_hospitals
 from simulation.settings import Simulation
 from simulation.synthetic import free_case, told_of
+from simulation.whole_file import write_whole
 from tasks.case import Case
 from tasks.synthesis import SynthesisTask
-from tasks.synthesis.gate import FEWEST, Verdict, gate
+from tasks.synthesis.gate import FEWEST, gate
 from tasks.synthesis.measures import counts
 from tasks.synthesis.seen import Floats, Seen, seen, seen_as_drawn
 from tasks.task import load
@@ -79,19 +80,13 @@ def measure(
         wanted=counts([asked for _, asked, _ in drawn.values()], told),
         made=counts([made for _, _, made in drawn.values()], told),
     )
-    _write(folder / FILE, verdict)
+    findings = [{"question": one.question, "passed": one.passed, "words": one.words} for one in verdict.findings]
+    write_whole(folder / FILE, json.dumps({"passed": verdict.passed, "findings": findings}, indent=1))
 
 
 def draws_scans(settings: Mapping[str, Any]) -> bool:
     """Whether the task of these settings is a generator."""
     return isinstance(load(settings), SynthesisTask)
-
-
-def _write(path: Path, verdict: Verdict) -> None:
-    findings = [{"question": one.question, "passed": one.passed, "words": one.words} for one in verdict.findings]
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"passed": verdict.passed, "findings": findings}, indent=1))
-    part.replace(path)
 
 
 def _evenly(groups: dict[str, tuple[Path, Sequence[str]]]) -> Chosen:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import psutil
 
 from fl_client.heap import give_back, keep_large_blocks
+from simulation.whole_file import write_whole
 
 T = TypeVar("T")
 
@@ -121,10 +122,8 @@ class Meter:
             self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begin
             self._look()  # a short phase may have fallen between two looks
             self._phase = None
-            part = self._notes.with_suffix(".part")
             memory = {"peak_memory_mb": self.peak_memory_mb, "memory_mb": self.memory_mb}
-            part.write_text(json.dumps({**self.timings, **memory}))
-            part.replace(self._notes)  # at once: a run that is killed here has to find it whole
+            write_whole(self._notes, json.dumps({**self.timings, **memory}))  # a run that is killed here has to find it whole
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):

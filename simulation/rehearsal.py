@@ -7,7 +7,7 @@ settings goes on where it was interrupted: finished arms are not run again, coho
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -121,9 +121,25 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
                 measured = clinical.collect(simulation, folder, final.study.hash, world.roles)
         if simulation.uncertainty:
             with meter.phase("uncertainty"):
-                tested = uncertainty.examinees(world.roles)
-                uncertainty.measure(simulation, folder, tested, cache=cache, pool=pool, advance=screen.advance)
+                how_sure(simulation, folder, world.roles, cache=cache, pool=pool, screen=screen)
         return _finish(study_record(simulation, arms, world, folder, meter), folder, meter, pool, measured)
+
+
+def how_sure(
+    simulation: Simulation,
+    folder: Path,
+    roles: Iterable[tuple[str, Hospital]],
+    *,
+    cache: Path,
+    pool: Executor,
+    screen: Screen,
+) -> None:
+    """Measure how sure the model is of its test patients. Where it can't be, as of answers that are no numbers, say why."""
+    try:
+        tested = uncertainty.examinees(roles)
+        uncertainty.measure(simulation, folder, tested, cache=cache, pool=pool, advance=screen.advance)
+    except ValueError as error:
+        screen.note(f"how sure the model is was not measured: {error}")
 
 
 def _finish(record: Record, folder: Path, meter: Meter, pool: Executor, measured: Measured) -> Outcome:

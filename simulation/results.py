@@ -32,6 +32,7 @@ from simulation.screen import Screen
 from simulation.settings import Simulation
 from simulation.sources import SCORING, digest
 from simulation.synthetic import gallery
+from simulation.whole_file import write_whole
 from tasks.case import Volume
 from tasks.fingerprint import fingerprint
 from tasks.segmentation.export import export_torchscript
@@ -107,9 +108,7 @@ def score_models(
                 for patient, scores in sorted(patients_scores.items()):
                     row = {"arm": name, "seed": seed, "hospital": hospital, "role": asked[hospital][0], "patient": patient}
                     rows.append({**row, "scores": {key: value for key, value in scores.items() if np.isfinite(value)}})
-            part = place.with_suffix(".part")
-            part.write_text(json.dumps({"identity": identity, "rows": rows}))
-            part.replace(place)
+            write_whole(place, json.dumps({"identity": identity, "rows": rows}))
         screen.advance("scores", done, len(models))
     with open(folder / "scores.jsonl", "w") as file:
         for name, seed, _ in models:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from simulation.settings import Simulation
+from simulation.whole_file import write_whole
 
 RESULTS = (
     *("record.json", "report.html", "scores.jsonl", "metrics.jsonl", "overlays", "ledgers"),
@@ -60,9 +61,7 @@ def settle(simulation: Simulation, folder: Path) -> bool:
     removed = stale and remove_results(folder)
     if stale:
         (folder / "timings.json").unlink(missing_ok=True)  # seconds of a run that was interrupted and won't be gone on with
-    part = path.with_suffix(".part")
-    part.write_text(simulation.model_dump_json(indent=1))
-    part.replace(path)
+    write_whole(path, simulation.model_dump_json(indent=1))
     return removed
 
 

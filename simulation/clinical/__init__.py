@@ -25,6 +25,7 @@ from simulation.machine import unordered
 from simulation.report import lenient
 from simulation.settings import GeneratedHospitals, Simulation
 from simulation.sources import digest
+from simulation.whole_file import write_whole
 from tasks.task import gradient_task
 
 CODE = ("tasks", "simulation/clinical", "simulation/scanner.py", "simulation/reader.py", "simulation/phantom.py")
@@ -103,10 +104,8 @@ def measure(
     measured = [done[one.hospital, one.patient] for one in found.patients]
     methods = _methods(simulation, plan, measured, time.monotonic() - begin)
     kept.parent.mkdir(exist_ok=True)
-    part = kept.with_suffix(".part")
     rows = [patient.model_dump(mode="json") for patient in measured]
-    part.write_text(json.dumps({"identity": identity, "patients": rows, "methods": methods.model_dump(mode="json")}))
-    part.replace(kept)
+    write_whole(kept, json.dumps({"identity": identity, "patients": rows, "methods": methods.model_dump(mode="json")}))
     return found.model_copy(update={"patients": measured, "methods": methods})
 
 

@@ -27,6 +27,7 @@ from simulation.radiomics.settings import Classifier
 from simulation.radiomics.tables import Table, gather
 from simulation.screen import Screen
 from simulation.settings import Simulation
+from simulation.whole_file import write_whole
 from tasks.radiomics import curves
 from tasks.radiomics import folds as grouped
 from tasks.radiomics.harmonise import scanner_name, scanner_share
@@ -120,9 +121,7 @@ def write_facts(world: World, arms: Sequence[Arm], joint: Joint, harmonised: boo
     facts["harmonisation"] = _harmonisation(world, facts, settings) if harmonised else None
     facts["federated"] = _federated(world, joint, settings)
     facts["checklist"] = checklist(world, joint.record, facts)
-    part = folder / "radiomics.part"
-    part.write_text(json.dumps(facts, allow_nan=False))
-    part.replace(folder / "radiomics.json")
+    write_whole(folder / "radiomics.json", json.dumps(facts, allow_nan=False))
 
 
 def _tested(world: World, masks: str, fold: Fold) -> Table:

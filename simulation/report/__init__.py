@@ -14,6 +14,7 @@ from simulation.report import intensity_scale, radiomics, reference_values, synt
 from simulation.report.page import page
 from simulation.report.radiomics_results import FILE, Findings
 from simulation.report.results import Run
+from simulation.whole_file import write_whole
 
 __all__ = ["summary_lines", "write_report"]
 
@@ -33,9 +34,7 @@ def write_report(folder: Path) -> Path:
     else:
         text = radiomics.page(Findings(folder)) if (folder / FILE).exists() else page(Run(folder))
     path = folder / "report.html"
-    part = folder / "report.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_whole(path, text)
     return path
 
 

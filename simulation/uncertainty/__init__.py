@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from conf.study import Frozen
 from fl_client.cohort import Cohort
 from fl_client.uncertainty import BESIDE
 from simulation.hospital import Hospital
@@ -26,6 +25,7 @@ from simulation.pretraining import free_cohort, free_patients
 from simulation.scoring import device, restore
 from simulation.settings import Simulation
 from simulation.uncertainty.found import FILE, PICTURE, Figures, Ranked, Unsure
+from simulation.whole_file import write_whole
 from tasks.fingerprint import fingerprint
 from tasks.segmentation.settings import Settings
 from tasks.segmentation.task import SegmentationTask
@@ -96,7 +96,7 @@ def measure(
     try:
         learned = _free(simulation, weights, cache, pool, advance, learned_from, members)
         calibration = calibrate(learned, models=[model], members=members, of="generated patients")
-        _write(folder / BESIDE, calibration)
+        write_whole(folder / BESIDE, calibration.model_dump_json(indent=1))
     except ValueError as error:
         trouble = str(error)
     jobs = [Job(simulation.task, weights, one.cohort, one.patient, members) for one in tested]
@@ -122,7 +122,7 @@ def measure(
         before=_table(judged, 1.0),
         after=_table(judged, temperature),
     )
-    _write(folder / FILE, unsure)
+    write_whole(folder / FILE, unsure.model_dump_json(indent=1))
     cohorts = {one.hospital: one.cohort for one in tested}
     _picture(folder / "overlays" / PICTURE, unsure, simulation.task, weights, cohorts[rows[0].hospital], temperature)
     return unsure
@@ -210,12 +210,6 @@ def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _table(judged: Sequence[Judged], temperature: float) -> tuple[tuple[tuple[float, float, int], ...], ...]:
     return tuple(tuple(rows) for rows in reliability(judged, temperature))
-
-
-def _write(path: Path, found: Frozen) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(found.model_dump_json(indent=1))
-    part.replace(path)
 
 
 def _settings(task: dict[str, Any]) -> Settings:

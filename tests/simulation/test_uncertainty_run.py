@@ -7,9 +7,14 @@ from html import unescape
 
 import numpy as np
 import pytest
+import torch
 
+from simulation.machine import executor
+from simulation.rehearsal import how_sure, open_hospitals
 from simulation.report import write_report
 from simulation.report.uncertainty import sentences
+from simulation.screen import Screen
+from simulation.settings import Simulation
 from simulation.uncertainty import figures
 from simulation.uncertainty.__main__ import main
 from simulation.uncertainty.found import Figures, Ranked, Unsure, read
@@ -47,8 +52,6 @@ def test_every_test_patient_has_a_place_and_the_dice_of_the_scores(measured, tin
 
 
 def test_the_calibration_is_of_this_model_and_of_nobodys_patients(measured):
-    import torch
-
     folder, _ = measured
     found = Calibration.load(folder / "calibration.json")
     assert found.models == (fingerprint(torch.load(folder / "model.pt", weights_only=True)),)
@@ -97,6 +100,22 @@ def test_without_free_patients_nothing_is_calibrated_and_the_report_says_why(mea
     page = words_of((tmp_path / "run" / "report.html").read_text())
     assert "Agreement was not calibrated: this rehearsal draws no patients to pre-train on" in page
     assert "Expected and true Dice" not in page
+
+
+def test_a_model_that_answers_no_numbers_is_told_and_does_not_end_the_rehearsal(tiny, tmp_path, capsys):
+    shutil.copytree(tiny.folder, tmp_path / "run", symlinks=True)
+    cache, folder = tiny.folder.parent / "cache", tmp_path / "run"
+    state = torch.load(folder / "model.pt", weights_only=True)
+    torch.save({name: torch.full_like(value, torch.nan) for name, value in state.items()}, folder / "model.pt")
+    settings = json.loads((folder / "settings.json").read_text())
+    simulation = Simulation.model_validate({**settings, "pretraining": None})  # so that none is calibrated before
+    with executor(0) as pool, Screen(simulation) as screen:
+        sites, _, _ = open_hospitals(simulation, cache, pool, screen)
+        how_sure(simulation, folder, [("site", one) for one in sites.values()], cache=cache, pool=pool, screen=screen)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "how sure the model is was not measured: the model answers to" in said
+    assert "with numbers that are not finite" in said
+    assert read(folder) is None
 
 
 def patient(number: int, sureness: float, dice: float, *, expected: float, low: float) -> Ranked:
