@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from fl_server.weights import State
-from simulation.pretraining import Advance, free_cohort, free_patients
+from simulation.intensity_scale.worn import scales_of
+from simulation.pretraining import Advance, free_cohort, prepared_patients
 from simulation.settings import Pretraining
 from tasks.task import gradient_task
 
@@ -28,12 +29,11 @@ def references(
     pool: Executor,
     advance: Advance,
 ) -> State:
-    """Arrays `PATIENT/ARRAY` of the first `PATIENTS` of those that pre-training draws."""
+    """Arrays `PATIENT/ARRAY` of the first `PATIENTS` of those that pre-training learns from, as it sees them."""
     few = settings.model_copy(update={"patients": min(PATIENTS, settings.patients)})
     cohort = free_cohort(few, series, cache=cache, pool=pool, advance=advance)
     task = gradient_task(task_settings)
+    arrays = prepared_patients(task, cohort, few, scales_of(few.intensities, series))
     return {
-        f"{patient}/{name}": torch.from_numpy(np.array(array))
-        for patient in free_patients(few)
-        for name, array in cohort.prepared(task, patient).items()
+        f"{patient}/{name}": torch.from_numpy(np.array(array)) for patient, own in arrays.items() for name, array in own.items()
     }

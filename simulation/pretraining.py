@@ -25,7 +25,7 @@ from simulation.brain_scan import brain_case
 from simulation.family import BRAINS, HEARTS, LUNGS, family_of
 from simulation.fresh import Scenes, fresh_cases
 from simulation.hospital_case import patient_case
-from simulation.intensity_scale.worn import dressed, scale_of
+from simulation.intensity_scale.worn import dressed, scales_of
 from simulation.lung_scan import nodule_case
 from simulation.machine import unordered
 from simulation.phantom import draw_patient
@@ -35,7 +35,7 @@ from simulation.scene import scene
 from simulation.settings import Pretraining
 from simulation.sources import digest, source_text
 from tasks.intensity_scale.released import IntensityScale
-from tasks.task import GradientTask, gradient_task
+from tasks.task import Arrays, GradientTask, gradient_task
 from tasks.weights import save
 
 CASE_MIX = {"normal": 1.0, "myocarditis": 0.7, "infarct": 1.5, "hcm": 1.0, "dcm": 1.5, "amyloid": 0.7}
@@ -69,7 +69,7 @@ def pretrain(
 
     Raises `ValueError` for series that no family of generated patients has, and for folders without an intensity scale.
     """
-    scales = scales_of(settings)
+    scales = scales_of(settings.intensities, series)
     task = gradient_task(task_settings)
     network = {key: value for key, value in task_settings.items() if key != "trainable"}  # pre-training moves everything
     # another task's code makes no other weights
@@ -136,11 +136,7 @@ def _scanned_once(
 ) -> Draw:
     """Views of the free patients' only scans, which are kept in the cache as they are drawn."""
     cohort = free_cohort(settings, series, cache=cache, pool=pool, advance=advance)
-    patients = free_patients(settings)
-    if scales:
-        prepared = [task.prepare(dressed(cohort.case(patient), n, scales)) for n, patient in enumerate(patients)]
-    else:
-        prepared = [cohort.prepared(task, patient) for patient in patients]
+    prepared = list(prepared_patients(task, cohort, settings, scales).values())
     return lambda chosen, rng: [task.example(prepared[i], settings.views, rng) for i in chosen]
 
 
@@ -178,20 +174,19 @@ def _draw_scenes(seed: int, series: tuple[Series, ...], oversampling: int, subsl
     return seed, {name: scene(patient, scanner, name, seed=seed, **fineness) for name in series}
 
 
-def scales_of(settings: Pretraining) -> list[IntensityScale]:
-    """The intensity scales in which the free patients appear. Raises `ValueError`, saying which folder has none."""
-    found = []
-    for folder in settings.intensities:
-        try:
-            found.append(scale_of(folder))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"pretraining.intensities: {error}") from None
-    return found
-
-
 def free_patients(settings: Pretraining) -> list[str]:
     """Pseudonyms of those that pre-training learns from, in the order of their seeds."""
     return [f"G{seed:08d}" for seed in range(settings.first_seed, settings.first_seed + settings.patients)]
+
+
+def prepared_patients(
+    task: GradientTask, cohort: Cohort, settings: Pretraining, scales: Sequence[IntensityScale]
+) -> dict[str, Arrays]:
+    """The task's arrays of the free patients, in the scales if there are any, by pseudonym and in the order of their seeds."""
+    patients = free_patients(settings)
+    if not scales:
+        return {patient: dict(cohort.prepared(task, patient)) for patient in patients}
+    return {patient: task.prepare(dressed(cohort.case(patient), n, scales)) for n, patient in enumerate(patients)}
 
 
 def free_cohort(settings: Pretraining, series: tuple[str, ...], *, cache: Path, pool: Executor, advance: Advance) -> Cohort:

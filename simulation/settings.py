@@ -424,14 +424,17 @@ def require_data(simulation: Simulation) -> None:
             if not Path(file).is_file():
                 raise ValueError(f"hospitals: there is no file {file}, the table of {name}")
     if simulation.pretraining is not None and simulation.pretraining.intensities:
-        from simulation.pretraining import scales_of  # after the cheap checks, as below
+        from simulation.intensity_scale.worn import scales_of  # after the cheap checks, as below
 
         own = Path(simulation.runs_folder) / simulation.name
         if any(Path(folder).resolve() == own.resolve() for folder in simulation.pretraining.intensities):
             raise ValueError(
                 f"pretraining.intensities: {own} is this run's own folder, which is written anew; name=ANOTHER keeps both"
             )
-        scales_of(simulation.pretraining)
+        try:
+            scales_of(simulation.pretraining.intensities, simulation.hospitals.series)
+        except ValueError as error:
+            raise ValueError(f"pretraining.intensities: {error}") from None
     if simulation.start_from is not None:
         from simulation.starting import require_start  # after the cheap checks, as below
 

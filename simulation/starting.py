@@ -16,6 +16,7 @@ from typing import Any
 from fl_server.transfer import Source, Transferred, read_source, renaming, transfer
 from fl_server.weights import State, initial_state
 from simulation import free, pretraining
+from simulation.intensity_scale import worn
 from simulation.pretraining import Advance
 from simulation.settings import Simulation, StartFrom, TableHospitals
 from tasks.fingerprint import fingerprint
@@ -63,8 +64,9 @@ def _found(simulation: Simulation, cache: Path, pool: Executor, advance: Advance
     state = pretraining.pretrain(
         simulation.task, simulation.pretraining, simulation.hospitals.series, cache=cache, pool=pool, advance=advance
     )
-    worn = [f"; they wear {scale.words}" for scale in pretraining.scales_of(simulation.pretraining)]
-    return state, {"source": "".join(["start.pt of the rehearsal, which generated patients alone have made", *worn])}
+    scales = worn.scales_of(simulation.pretraining.intensities, simulation.hospitals.series)
+    wear = [f"; they wear {scale.words}" for scale in scales]
+    return state, {"source": "".join(["start.pt of the rehearsal, which generated patients alone have made", *wear])}
 
 
 def _taken_over(simulation: Simulation, asked: StartFrom) -> tuple[Source, Transferred]:

@@ -30,7 +30,7 @@ from fl_client.cohort import Cohort
 from simulation.family import HEARTS
 from simulation.gated import in_a_line, read
 from simulation.hospital_case import patient_case
-from simulation.intensity_scale.worn import dressed, scale_of
+from simulation.intensity_scale.worn import dressed, scales_of
 from simulation.patient import draw_patient
 from simulation.pretraining import CASE_MIX
 from simulation.reader import Reader
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         mix = _mix(options.case_mix) if options.case_mix else CASE_MIX
         if options.run is None:
-            scales = [scale_of(folder) for folder in options.intensities]
+            scales = scales_of(options.intensities, options.series)
             as_drawn(
                 options.out,
                 patients=options.patients,

@@ -30,6 +30,23 @@ def scale_of(folder: Path | str) -> IntensityScale:
     )
 
 
+def scales_of(folders: Sequence[Path | str], series: Sequence[str]) -> list[IntensityScale]:
+    """The scales of these folders, for patients with these series.
+
+    Raises `ValueError` for a folder that has no scale, and for one whose scale is of none of these series.
+    """
+    found = []
+    for folder in folders:
+        try:
+            scale = scale_of(folder)
+        except OSError as error:
+            raise ValueError(str(error)) from None
+        if not set(scale.settings.series) & set(series):
+            raise ValueError(f"the scale of {folder} is of {', '.join(scale.settings.series)}; there are {', '.join(series)}")
+        found.append(scale)
+    return found
+
+
 def dressed(case: Case, number: int, scales: Sequence[IntensityScale]) -> Case:
     """The free patient of this number in the scale whose turn it is; as drawn if there is none."""
     return scales[number % len(scales)].worn_by(case) if scales else case

@@ -9,7 +9,7 @@ import pytest
 from fl_client.cohort import Cohort
 from fl_client.privacy import calibrate
 from fl_server.record import Record
-from simulation import pretraining, starting, synthetic
+from simulation import free, pretraining, starting, synthetic
 from simulation.__main__ import main, settings_of
 from simulation.intensity_scale.worn import dressed, scale_of
 from simulation.machine import Immediately
@@ -121,6 +121,19 @@ def test_a_start_from_such_patients_says_so(runs, tmp_path, monkeypatch, one_thr
     assert "under epsilon 40 at delta 0.001, noise at each hospital" in said
 
 
+def test_patients_to_filter_noise_by_wear_it_too(runs, tmp_path):
+    asked = Pretraining(patients=1, steps=1, subslices=1)
+    pool, nobody = Immediately(), lambda *_: None
+
+    def image(settings):
+        found = free.references(TINY_NET, settings, ("cine_ed",), cache=tmp_path, pool=pool, advance=nobody)
+        return found["G50000000/image"].float().numpy()
+
+    drawn, worn = image(asked), image(asked.model_copy(update={"intensities": (str(runs / "grey"),)}))
+    assert np.abs(drawn - worn).max() > 0.02
+    assert np.corrcoef(drawn.ravel(), worn.ravel())[0, 1] > 0.9  # the same patient
+
+
 def test_cases_to_learn_from_beside_patients_wear_it_too(runs, tmp_path, capsys):
     out = tmp_path / "made"
     arguments = [str(out), "--patients", "2", "--series", "cine_ed", "--intensities", str(runs / "grey")]
@@ -130,6 +143,9 @@ def test_cases_to_learn_from_beside_patients_wear_it_too(runs, tmp_path, capsys)
     for case in Cohort(out):
         assert landmarks(case.volumes[0], scale.settings) == pytest.approx(scale.landmarks, abs=0.01)
         assert case.volumes[0].mask.any()
+    assert synthetic.main([str(tmp_path / "late"), "--series", "lge", "--intensities", str(runs / "grey")]) == 1
+    assert "grey is of cine_ed, cine_es; there are lge" in capsys.readouterr().err
+    assert not (tmp_path / "late").exists()
     assert synthetic.main([str(runs / "grey"), str(tmp_path / "both"), "--intensities", str(runs / "grey")]) == 1
     assert "--intensities and --protocol stand without a run" in capsys.readouterr().err
 
