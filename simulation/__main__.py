@@ -89,7 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = _attack([simulation for simulation in simulations if simulation.audit])
     if status or all(simulation.audit for simulation in simulations):
         return status
-    from simulation.rehearsal import NoPatients, rehearse  # torch and Flower are imported when there is something to run
+    from simulation.rehearsal import (  # torch and Flower are imported when there is something to run
+        NoPatients,
+        NotTaken,
+        rehearse,
+    )
 
     keep_large_blocks()  # pre-training happens in this process
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the workers too, as Ctrl-C does
@@ -98,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenProcessPool:
         print(f"konsil-simulate: {WORKER_DIED}", file=sys.stderr)
         return 1
-    except FolderInUse as error:
+    except (FolderInUse, NotTaken) as error:
         print(f"konsil-simulate: {error}", file=sys.stderr)
         return 2
     except NoPatients as error:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.study import Frozen
+from fl_client import synthetic
 from fl_client.cohort import Cohort, is_test
 from fl_client.intake.admit import admit_folder
 from fl_client.intake.deidentify import Deidentifier
@@ -61,6 +62,7 @@ class Hospital:
     cases_expected: int
     refused: Mapping[str, str]
     models: tuple[Path, ...] = ()  # that later studies lean on, in files named by their fingerprints
+    synthetic: Path | None = None  # a folder of cases that train beside the patients
 
     @property
     def cohort(self) -> Cohort:
@@ -76,7 +78,11 @@ class Hospital:
     def identity(self) -> str:
         """Hash of who lies in the cohort, drawn or let in how, and who is tested: another one makes another model."""
         places = [(self.cohort_folder / "cases" / patient).resolve().parts[-5:] for patient in self.cohort.patients]
-        return hashlib.sha256(json.dumps([self.name, self.test_fraction, self.declared_size, places]).encode()).hexdigest()
+        facts: list[object] = [self.name, self.test_fraction, self.declared_size, places]
+        if self.synthetic is not None:
+            beside = Cohort(self.synthetic)
+            facts.append([beside.state(name) for name in beside.patients])
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
     def training_patients(self) -> tuple[str, ...]:
@@ -89,7 +95,10 @@ class Hospital:
         return self.cohort.split("test", test_fraction=self.test_fraction)
 
     def settle(self, folder: Path, *, budget: Budget, private: bool, noise_seed: int) -> Path:
-        """Give the hospital a folder of its own for one study, and write its settings. Returns the settings file."""
+        """Give the hospital a folder of its own for one study, and write its settings. Returns the settings file.
+
+        Raises `ValueError` in words for synthetic cases that a hospital doesn't take.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         link = folder / "cohort"
         if not link.exists():
@@ -111,6 +120,8 @@ class Hospital:
         )
         site.save(folder / "site.yaml")
         keys.give(self.name, folder / "node.key")
+        if self.synthetic is not None:
+            synthetic.add(site, self.synthetic, origin=f"synthetic.{self.name} of the rehearsal", who="the rehearsal")
         return folder / "site.yaml"
 
 

@@ -7,12 +7,15 @@ settings goes on where it was interrupted: finished arms are not run again, coho
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
+from fl_client.site import Budget
 from fl_server import report
 from fl_server.record import Outcome, Record, Round
 from fl_server.report.measured import FILE as measured_file
@@ -39,6 +42,10 @@ class NoPatients(Exception):
     """No hospital has anybody to train on."""
 
 
+class NotTaken(Exception):
+    """A hospital refuses the synthetic cases that it was given."""
+
+
 def rehearse(simulation: Simulation) -> Outcome:
     """Run the whole rehearsal; the last lines on the screen say what came of it. Returns the verdict.
 
@@ -58,6 +65,7 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
     with Meter(folder / "timings.json") as meter, screen, executor(simulation.workers) as pool:
         with meter.phase("hospitals"):
             sites, held_out, real = open_hospitals(simulation, cache, pool, screen)
+            sites = {name: with_synthetic(hospital, simulation.synthetic.get(name)) for name, hospital in sites.items()}
             if not any(hospital.training_patients for hospital in sites.values()):
                 refused = [f"{name}: {reason}" for site in sites.values() for name, reason in site.refused.items()]
                 raise NoPatients("\n  ".join(["no hospital has a patient to train on", *refused[:5]]))
@@ -181,6 +189,19 @@ def open_hospitals(
         else:
             screen.note(f"no real patients: there is no folder {simulation.real.folder}")
     return sites, held_out, real
+
+
+def with_synthetic(hospital: Hospital, folder: str | None) -> Hospital:
+    """The hospital with the cases of this folder beside its patients. Raises `NotTaken` for cases that a hospital refuses."""
+    if folder is None:
+        return hospital
+    given = replace(hospital, synthetic=Path(folder).resolve())
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            given.settle(Path(place), budget=Budget(epsilon=1.0, delta=1e-3), private=True, noise_seed=0)
+        except ValueError as error:
+            raise NotTaken(f"synthetic.{hospital.name}: {error}") from None
+    return given
 
 
 def _arms(simulation: Simulation, world: World, folder: Path) -> list[Arm]:

@@ -255,6 +255,7 @@ def study_record(simulation: Simulation, arms: Sequence[Arm], world: World, fold
             len(hospital.refused),
         )
         site.cases_withdrawn = len(hospital.cohort.withdrawn)
+        site.cases_synthetic = len(Cohort(hospital.synthetic).patients) if hospital.synthetic else None
         site.epsilon = at_the_ledger(final, name)
         scores = means(final.name, "site", name)
         site.dice = {key.removeprefix("dice/"): value for key, value in scores.items() if key.startswith("dice/")}

@@ -194,6 +194,7 @@ class Simulation(Frozen):
     plain_task: dict[str, JsonValue] = {}
     hospitals: Annotated[GeneratedHospitals | FolderHospitals | TableHospitals, Field(discriminator="source")]
     real: RealHospital | None = None
+    synthetic: dict[Name, str] = {}  # hospital: folder of cases that train beside its patients (`simulation.synthetic`)
     pretraining: Pretraining | None = None
     start_from: StartFrom | None = None  # another model's weights; nothing is pre-trained then
     arms: tuple[Arm, ...] = ("federation_private",)
@@ -423,6 +424,8 @@ def require_data(simulation: Simulation) -> None:
         for name, file in {**hospitals.sites, **hospitals.held_out}.items():
             if not Path(file).is_file():
                 raise ValueError(f"hospitals: there is no file {file}, the table of {name}")
+    for name, folder in simulation.synthetic.items():
+        _require_synthetic(simulation, name, Path(folder))
     if simulation.pretraining is not None and simulation.pretraining.intensities:
         from simulation.intensity_scale.worn import scales_of  # after the cheap checks, as below
 
@@ -446,6 +449,22 @@ def require_data(simulation: Simulation) -> None:
             raise ValueError(f"real.folder: there is no folder {real.folder}; real=null does without real patients")
         if there and not (Path(real.folder) / "link.csv").is_file():
             raise ValueError(f"real.folder: {real.folder} has no link.csv; it needs dicom/, contours/ and link.csv")
+
+
+def _require_synthetic(simulation: Simulation, name: str, folder: Path) -> None:
+    """Raise `ValueError` unless this hospital can learn from the cases of this folder."""
+    from tasks.task import GradientTask, load  # after the cheap checks, as above
+
+    if name not in simulation.hospitals.sites:
+        raise ValueError(f"synthetic: no hospital {name} trains here; there are {', '.join(simulation.hospitals.sites)}")
+    counted = simulation.radiomics or simulation.reference or simulation.intensity_scale
+    if counted or not isinstance(load(simulation.task), GradientTask):
+        raise ValueError("synthetic: only a study that learns by gradients learns from synthetic cases")
+    if not any((folder / "cases").glob("*/case.json")):
+        raise ValueError(
+            f"synthetic.{name}: {folder} is no folder of cases; python -m simulation.synthetic {folder} --case-mix dcm=1 "
+            "makes one"
+        )
 
 
 def _require_labels(where: str, labels: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from conf.study import LocalTraining, Privacy, SecureAggregation, Study
 from fl_client import app as hospital
+from fl_client import patients as of_hospital
 from fl_client.cohort import side_of
 from fl_client.price import planned
 from simulation.audit.check import Check, Finding, Setting, replaced
@@ -119,7 +120,7 @@ def _failing(houses: Houses, study: Study, kind: str) -> Answer | None:
 
     for file in (houses.site("a").folder / "sent").glob("*"):
         file.unlink()
-    with replaced(hospital, "usable_patients", stumble):
+    with replaced(of_hospital, "chosen", stumble):
         return _asked(houses, study, kind)
 
 

@@ -27,6 +27,7 @@ from simulation.report.intensity_scale import FACTS, PICTURES, SCALE
 from simulation.screen import Screen
 from simulation.settings import Simulation
 from simulation.synthetic import free_case
+from simulation.whole_file import write_whole
 from tasks.case import Case
 from tasks.intensity_scale.released import IntensityScale
 from tasks.intensity_scale.scale import in_scale, landmarks
@@ -63,7 +64,7 @@ def study(
         except ValueError as error:
             record.verdict, record.reasons = "degraded", [*record.reasons, str(error)]
             return record
-        (folder / SCALE).write_text(scale.model_dump_json())
+        write_whole(folder / SCALE, scale.model_dump_json())
         with meter.phase("what only we know"):
             _write_facts(folder, scale, arm, hospitals, shown=asked.shown, pool=pool, screen=screen)
     return record
@@ -96,7 +97,7 @@ def _write_facts(
         "free": _mean(as_drawn),
         "counted": {name: len(own) for name, own in found.items()},
     }
-    (folder / FACTS).write_text(json.dumps(facts))
+    write_whole(folder / FACTS, json.dumps(facts))
     pictures = {f"free/{number}": _middle(case, scale.settings, None) for number, case in enumerate(free)}
     pictures |= {f"worn/{number}": _middle(case, scale.settings, scale.landmarks) for number, case in enumerate(free)}
     for name, one in hospitals.items():
