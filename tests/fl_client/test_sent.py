@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_client import app as hospital
+from fl_client import patients as of_hospital
 from fl_client import release, sent
 from fl_client.approval import Approvals
 from fl_client.audit import AuditLog
@@ -281,7 +282,7 @@ def half_written_then_dies(path, parts):
 _write = sent._write
 INSTANTS = {
     "before the ledger": (hospital, "pay", die),
-    "after the ledger": (hospital, "usable_patients", die),
+    "after the ledger": (of_hospital, "chosen", die),
     "after training": (release, "keep", die),
     "while keeping": (sent, "_write", half_written_then_dies),
     "after keeping": (sent, "_write", written_then_dies),

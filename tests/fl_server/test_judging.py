@@ -14,6 +14,7 @@ from fl_client import release
 from fl_client.approval import Approvals
 from fl_client.cohort import Cohort
 from fl_client.contract import contract, leaving
+from fl_client.patients import TrainingPatients
 from fl_client.privacy import epsilon
 from fl_client.site import Budget
 from fl_server.enrolment import Enrolment
@@ -124,9 +125,9 @@ def test_what_leaves_with_scores_is_what_the_contract_announces(wards):
 
 def test_validation_patients_are_neither_trained_on_nor_tested_and_train_in_every_other_study(wards, monkeypatch):
     trained = []
-    real = hospital.TrainingPatients.example
+    real = TrainingPatients.example
     monkeypatch.setattr(
-        hospital.TrainingPatients,
+        TrainingPatients,
         "example",
         lambda self, patient, views, rng: trained.append(patient) or real(self, patient, views, rng),
     )
