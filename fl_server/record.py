@@ -132,7 +132,7 @@ class SiteRecord(_Part):
     cases_used: int | None = None
     cases_refused: int | None = None
     cases_withdrawn: int | None = None
-    cases_synthetic: int | None = None  # that trained beside patients, and are none
+    cases_synthetic: int | None = None  # given to learn from beside patients, and no patients
     epsilon: float | None = None
     delta: float | None = None
     left_out: str = ""  # since when and why, where it was shown to have broken the protocol of secure sums

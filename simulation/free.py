@@ -11,7 +11,7 @@ import torch
 
 from fl_server.weights import State
 from simulation.intensity_scale.worn import scales_of
-from simulation.pretraining import Advance, free_cohort, prepared_patients
+from simulation.pretraining import Advance, free_cohort, looked_at, prepared_patients
 from simulation.settings import Pretraining
 from tasks.task import gradient_task
 
@@ -33,7 +33,7 @@ def references(
     few = settings.model_copy(update={"patients": min(PATIENTS, settings.patients)})
     cohort = free_cohort(few, series, cache=cache, pool=pool, advance=advance)
     task = gradient_task(task_settings)
-    arrays = prepared_patients(task, cohort, few, scales_of(few.intensities, series))
+    arrays = prepared_patients(task, cohort, few, scales_of(few.intensities, looked_at(task_settings, series)))
     return {
         f"{patient}/{name}": torch.from_numpy(np.array(array)) for patient, own in arrays.items() for name, array in own.items()
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, cast
@@ -69,12 +69,14 @@ def pretrain(
 
     Raises `ValueError` for series that no family of generated patients has, and for folders without an intensity scale.
     """
-    scales = scales_of(settings.intensities, series)
+    seen = looked_at(task_settings, series)
+    scales = scales_of(settings.intensities, seen)
     task = gradient_task(task_settings)
     network = {key: value for key, value in task_settings.items() if key != "trainable"}  # pre-training moves everything
     # another task's code makes no other weights
     code = digest("tasks/case.py", "tasks/task.py", f"tasks/{task_settings['name']}")
     worn = [scale.model_dump_json() for scale in scales]
+    worn += [digest("tasks/intensity_scale", "simulation/intensity_scale/worn.py")] if scales else []
     place = cache / "pretrained" / _key(series, code, network, settings.model_copy(update={"intensities": ()}), *worn)
     finished = place / "model.pt"
     if finished.exists():
@@ -83,8 +85,7 @@ def pretrain(
     torch.set_num_threads(THREADS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.rescan:
-        wanted = tuple(name for name in task_settings.get("series", series) if name in series)
-        draw = _scanned_anew(task, settings, wanted, scales, pool=pool, device=device, advance=advance)
+        draw = _scanned_anew(task, settings, seen, scales, pool=pool, device=device, advance=advance)
     else:
         draw = _scanned_once(task, settings, series, scales, cache=cache, pool=pool, advance=advance)
     torch.manual_seed(settings.first_seed)
@@ -122,6 +123,11 @@ def pretrain(
     save(state, finished)
     checkpoint.unlink(missing_ok=True)
     return state
+
+
+def looked_at(task_settings: Mapping[str, Any], series: Sequence[str]) -> tuple[str, ...]:
+    """Of these series those that the task sees."""
+    return tuple(name for name in task_settings.get("series", series) if name in series)
 
 
 def _scanned_once(

@@ -357,12 +357,14 @@ def _require_intensities(simulation: Simulation, asked: IntensityStudy) -> None:
         raise ValueError("intensity_scale and radiomics are different studies: one of them must be null")
     if simulation.faults:
         raise ValueError("faults are made in studies of masks (study=segmentation), not of an intensity scale")
+    if not isinstance(simulation.hospitals, GeneratedHospitals):
+        raise ValueError("intensity_scale: its rehearsal is for generated hospitals, whose exact numbers the report may show")
     task = load(asked.task)
     if not isinstance(task, IntensityTask):
         raise ValueError("intensity_scale.task: a task intensity_scale is right here")
-    if not set(task.settings.series) & set(simulation.hospitals.series):
-        there = ", ".join(simulation.hospitals.series) or "no images"
-        raise ValueError(f"intensity_scale.task.series: the hospitals have {there}, not {', '.join(task.settings.series)}")
+    if missing := sorted(set(task.settings.series) - set(simulation.hospitals.series)):
+        there = ", ".join(simulation.hospitals.series)
+        raise ValueError(f"intensity_scale.task.series: the hospitals have {there}, not {', '.join(missing)}")
 
 
 def _require_radiomics(simulation: Simulation, classifier: Classifier) -> None:
@@ -428,6 +430,7 @@ def require_data(simulation: Simulation) -> None:
         _require_synthetic(simulation, name, Path(folder))
     if simulation.pretraining is not None and simulation.pretraining.intensities:
         from simulation.intensity_scale.worn import scales_of  # after the cheap checks, as below
+        from simulation.pretraining import looked_at
 
         own = Path(simulation.runs_folder) / simulation.name
         if any(Path(folder).resolve() == own.resolve() for folder in simulation.pretraining.intensities):
@@ -435,9 +438,14 @@ def require_data(simulation: Simulation) -> None:
                 f"pretraining.intensities: {own} is this run's own folder, which is written anew; name=ANOTHER keeps both"
             )
         try:
-            scales_of(simulation.pretraining.intensities, simulation.hospitals.series)
+            scales = scales_of(simulation.pretraining.intensities, looked_at(simulation.task, simulation.hospitals.series))
         except ValueError as error:
             raise ValueError(f"pretraining.intensities: {error}") from None
+        if simulation.privacy.kind == "patient" and (bare := [scale.study for scale in scales if scale.epsilon is None]):
+            raise ValueError(
+                f"pretraining.intensities: study {bare[0]} promised no privacy, and who starts from what it released would "
+                "promise some; privacy=none goes with it"
+            )
     if simulation.start_from is not None:
         from simulation.starting import require_start  # after the cheap checks, as below
 

@@ -15,7 +15,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 LEARNING = (
     *("conf/study.py", "tasks", "fl_client/privacy", "fl_client/app.py", "fl_client/cohort.py", "fl_client/device.py"),
-    *("fl_client/patients.py", "fl_client/price.py", "fl_client/release.py"),
+    *("fl_client/patients.py", "fl_client/price.py", "fl_client/release.py", "fl_client/training_cases.py"),
+    "fl_client/synthetic.py",
     *(
         "fl_server/rounds.py",
         "fl_server/strategy.py",

@@ -64,7 +64,8 @@ def _found(simulation: Simulation, cache: Path, pool: Executor, advance: Advance
     state = pretraining.pretrain(
         simulation.task, simulation.pretraining, simulation.hospitals.series, cache=cache, pool=pool, advance=advance
     )
-    scales = worn.scales_of(simulation.pretraining.intensities, simulation.hospitals.series)
+    seen = pretraining.looked_at(simulation.task, simulation.hospitals.series)
+    scales = worn.scales_of(simulation.pretraining.intensities, seen)
     wear = [f"; they wear {scale.words}" for scale in scales]
     return state, {"source": "".join(["start.pt of the rehearsal, which generated patients alone have made", *wear])}
 

@@ -186,10 +186,12 @@ def as_drawn(
     if unknown := sorted(set(series) - set(HEARTS.series)):
         raise ValueError(f"no heart has the series {', '.join(unknown)}; there are {', '.join(HEARTS.series)}")
     draw_patient(FIRST_SEED, case_mix)  # raises, before a folder is made
-    _admit(out, patients, lambda number: dressed(free_case(number, series, {}, case_mix, protocol), number, scales))
+    new = _admit(out, patients, lambda number: dressed(free_case(number, series, {}, case_mix, protocol), number, scales))
     print(f"{patients} patients in {out}, drawn from seeds {FIRST_SEED} to {FIRST_SEED + patients - 1}: they are nobody's")
-    for scale in scales:
-        print(f"  in {scale.words}")
+    if new < patients:
+        print(f"  {patients - new} of them were there, and stay as they were drawn then")
+    for scale in scales if new else ():
+        print(f"  their brightness is that of hospitals: {scale.words}")
 
 
 def fill(
@@ -231,14 +233,15 @@ def _require_some(patients: int) -> None:
         raise ValueError(f"--patients is a number from 1 on, not {patients}")
 
 
-def _admit(out: Path, patients: int, drawn: Callable[[int], Case]) -> None:
-    """Put the patients of these numbers into a cohort, but for those that it has."""
+def _admit(out: Path, patients: int, drawn: Callable[[int], Case]) -> int:
+    """Put the patients of these numbers into a cohort, but for those that it has. Returns how many are new."""
     cohort = Cohort(out)
     there = set(cohort.patients)
-    for number in range(patients):
-        if f"G{FIRST_SEED + number:08d}" not in there:
-            cohort.admit(drawn(number))
-        print(f"patient {number + 1} of {patients}", end="\r", file=sys.stderr, flush=True)
+    missing = [number for number in range(patients) if f"G{FIRST_SEED + number:08d}" not in there]
+    for done, number in enumerate(missing, start=1):
+        cohort.admit(drawn(number))
+        print(f"patient {done} of {len(missing)}", end="\r", file=sys.stderr, flush=True)
+    return len(missing)
 
 
 if __name__ == "__main__":

@@ -126,11 +126,14 @@ def _mean(own: Sequence[list[float]]) -> list[float]:
 
 
 def _shown(hospital: Hospital, settings: Settings) -> Case | None:
-    """A patient held back who has the series."""
+    """A patient held back who has the series, with contrast."""
     for patient in hospital.test_patients:
         case = hospital.cohort.case(patient)
-        if case.volume(settings.series[0]) is not None:
-            return case
+        try:
+            _middle(case, settings, None)
+        except ValueError:
+            continue
+        return case
     return None
 
 

@@ -104,8 +104,12 @@ class Run:
 
     @property
     def start(self) -> str | None:
-        """Whose weights all arms began with, in words, where the run took over another model; None where it did not."""
-        if self.settings.get("start_from") is None:
+        """Whose weights all arms began with, in words, where patients have a share in them; None where it is nobody's.
+
+        So it is of another model that was taken over, and of generated patients in the intensities of hospitals.
+        """
+        worn = (self.settings.get("pretraining") or {}).get("intensities")
+        if self.settings.get("start_from") is None and not worn:
             return None
         words = self.folder / "start.json"
         return str(json.loads(words.read_text())["source"]) if words.exists() else "another model"

@@ -12,8 +12,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from sklearn.isotonic import isotonic_regression
 
 from conf.frozen import Frozen
@@ -29,8 +27,8 @@ SPREAD, ALIKE = 0.3, 25.0
 """What is believed of the roots before anything is counted: they lie this far (standard deviation) around percentile / 100, and
 percentiles this many apart have a correlation of 0.6. Without noise it changes nothing; with much, it is what is left."""
 
-WIDEST = 0.2
-"""Standard deviation of the noise on a root beyond which the scale would be the noise's; roots lie within [0, 1]."""
+WIDEST = 0.14
+"""`noise_sd` beyond which the scale would be the noise's; roots lie within [0, 1]."""
 
 
 class IntensityScale(Frozen):
@@ -46,7 +44,7 @@ class IntensityScale(Frozen):
     sum_sha256: str
     settings: Settings
     patients: float  # noisy number
-    noise_sd: float  # on the root of each landmark, before they were smoothed
+    noise_sd: float  # on each sum of roots, and on the number of patients, over that number
     landmarks: tuple[float, ...]  # where the percentiles lie between the 1st (0) and the 99th (1)
     roots_sd: tuple[float, ...]  # how far the noise may have moved the root of each, a standard deviation
 
@@ -65,8 +63,8 @@ class IntensityScale(Frozen):
             noise = "one noise for all" if self.one_noise else "noise at each hospital"
             promise = f"under epsilon {self.epsilon:g} at delta {self.delta:g}, {noise}"
         return (
-            f"the intensity scale of study {self.study} ({self.study_hash[:12]}), which about {self.patients:.0f} patients of "
-            f"{len(self.hospitals)} hospital{'' if len(self.hospitals) == 1 else 's'} made {promise}"
+            f"the intensity scale of study {self.study} ({self.study_hash[:12]}), which about {self.patients:.0f} patients or "
+            f"more of {len(self.hospitals)} hospital{'' if len(self.hospitals) == 1 else 's'} made {promise}"
         )
 
     def worn_by(self, case: Case) -> Case:
@@ -96,7 +94,7 @@ def intensity_scale(
         raise ValueError("the sum holds numbers that are not finite: no intensity scale can be read from it")
     patients = float(total[0]) * LONGEST
     noise = math.sqrt(variance) * LONGEST  # in patients
-    noise_sd = math.sqrt(2) * noise / patients if patients > 0 else math.inf  # of a sum, and of what it is divided by, if equal
+    noise_sd = noise / patients if patients > 0 else math.inf
     if patients < 1 or noise_sd > WIDEST:
         raise ValueError(
             f"the noise (standard deviation {noise:.1f}) is too much for the {max(patients, 0):.0f} patients that were "
@@ -122,14 +120,16 @@ def intensity_scale(
 def _smooth(roots: Floats, percentiles: Sequence[float], noise_sd: float) -> tuple[Floats, Floats]:
     """Noisy roots as a curve over the percentiles that noise of this size lets be believed, and its standard deviation.
 
-    A Gaussian process (Rasmussen and Williams 2006, chapter 2) whose parameters are fixed beforehand.
+    `noise_sd` is that of one sum over the number of patients. A Gaussian process (Rasmussen and Williams 2006, chapter 2) whose
+    parameters are fixed beforehand; the number that all sums are divided by is noisy, too, and moves all roots together.
     """
-    at = np.array(percentiles)[:, None]
-    kernel = ConstantKernel(SPREAD**2) * RBF(ALIKE)
-    process = GaussianProcessRegressor(kernel, alpha=max(noise_sd, 1e-3) ** 2, optimizer=None)
-    expected = at[:, 0] / 100
-    away, sd = process.fit(at, roots - expected).predict(at, return_std=True)
-    return expected + away, sd
+    at = np.array(percentiles)
+    believed = SPREAD**2 * np.exp(-0.5 * ((at[:, None] - at) / ALIKE) ** 2)
+    own = np.clip(roots, 0, 1)
+    noise = max(noise_sd, 1e-3) ** 2 * (np.eye(len(at)) + np.outer(own, own))
+    gain = np.linalg.solve(believed + noise, believed).T
+    expected = at / 100
+    return expected + gain @ (roots - expected), np.sqrt(np.diag(believed - gain @ believed).clip(0))
 
 
 def _short(numbers: Floats) -> tuple[float, ...]:

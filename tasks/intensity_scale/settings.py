@@ -41,5 +41,6 @@ class Settings(Frozen):
     @property
     def hash(self) -> str:
         """SHA-256 of the settings and of the code that measures."""
-        code = (Path(__file__).parent / "scale.py").read_text()
+        here = Path(__file__).parent
+        code = (here / "scale.py").read_text() + (here.parent / "segmentation" / "look.py").read_text()
         return hashlib.sha256(json.dumps(["intensity_scale/1", self.model_dump(mode="json"), code]).encode()).hexdigest()[:32]

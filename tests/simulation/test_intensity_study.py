@@ -138,7 +138,11 @@ def test_cases_to_learn_from_beside_patients_wear_it_too(runs, tmp_path, capsys)
     out = tmp_path / "made"
     arguments = [str(out), "--patients", "2", "--series", "cine_ed", "--intensities", str(runs / "grey")]
     assert synthetic.main(arguments) == 0
-    assert "in the intensity scale of study grey" in capsys.readouterr().out
+    assert "their brightness is that of hospitals: the intensity scale of study grey" in capsys.readouterr().out
+    assert synthetic.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "2 of them were there, and stay as they were drawn then" in said
+    assert "brightness" not in said
     scale = scale_of(runs / "grey")
     for case in Cohort(out):
         assert landmarks(case.volumes[0], scale.settings) == pytest.approx(scale.landmarks, abs=0.01)
@@ -162,6 +166,12 @@ def test_folders_without_a_scale_are_refused_in_words(runs, tmp_path, capsys):
     record["rounds"][-1]["arrays_sha256"] = "0" * 64
     (spoiled / "record.json").write_text(json.dumps(record))
     assert "holds another sum than the record tells of" in refused(f"pretraining.intensities=[{spoiled}]")
+    bare = tmp_path / "bare"
+    shutil.copytree(spoiled, bare)
+    record = json.loads((runs / "grey" / "record.json").read_text())
+    record["study"]["privacy"]["kind"] = "none"
+    (bare / "record.json").write_text(json.dumps(record))
+    assert "study grey promised no privacy" in refused(f"pretraining.intensities=[{bare}]")
     assert "is this run's own folder" in refused(f"pretraining.intensities=[{runs / 'other'}]")
 
 
@@ -178,6 +188,7 @@ def test_a_sum_that_the_noise_has_drowned_is_a_degraded_run_without_a_scale(runs
     ("override", "reason"),
     [
         ("intensity_scale.task.series=[lge]", "intensity_scale.task.series: the hospitals have cine_ed, cine_es, not lge"),
+        ("intensity_scale.task.series=[cine_ed,t1]", "the hospitals have cine_ed, cine_es, not t1"),
         ("intensity_scale.task.name=count", "no such setting"),
         ("intensity_scale.task.percentiles=[90,50]", "percentiles must rise"),
         ("faults.plan=[{fault: offline, site: isar, rounds: 1}]", "not of an intensity scale"),

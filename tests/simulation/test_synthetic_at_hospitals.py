@@ -50,8 +50,8 @@ def test_they_train_at_their_hospital_and_the_report_tells_of_them_and_no_ledger
     assert [beside.sites[name].cases_synthetic for name in ("isar", "rhein")] == [2, None]
     assert bare.sites["isar"].cases_synthetic is None
     assert beside.sites["isar"].cases_used == bare.sites["isar"].cases_used == 8
-    assert "and 2 synthetic to learn from" in (runs / "beside" / "report.html").read_text()
-    assert "synthetic to learn from" not in (runs / "bare" / "report.html").read_text()
+    assert "and 2 synthetic at hand" in (runs / "beside" / "report.html").read_text()
+    assert "synthetic at hand" not in (runs / "bare" / "report.html").read_text()
     for name, count in (("isar", 2), ("rhein", 0)):
         place = runs / "beside" / "arms" / "federation_private" / "0" / "sites" / name
         lines = [json.loads(line) for line in (place / "log" / "training.jsonl").read_text().splitlines()]

@@ -125,21 +125,21 @@ def test_bright_patients_weigh_less_and_do_not_darken_the_scale(task):
     assert found.landmarks == pytest.approx(rows["rows"][0], abs=0.01)
 
 
-def test_noise_leaves_a_curve_that_rises_and_is_nearer_than_the_noisy_numbers(task):
-    truth = task.prepare(case(volume(power=2.5)))
+@pytest.mark.parametrize(("power", "sd"), [(2.5, 4.0), (2.5, 1.0), (0.3, 2.0)], ids=["dark", "little noise", "bright"])
+def test_noise_leaves_a_curve_that_rises_and_intervals_that_hold_the_truth(task, power, sd):
+    truth = task.prepare(case(volume(power=power)))
     own = task.contribution(truth)
     gained, inside = [], []
-    for seed in range(40):
-        sd = 4.0  # of 100 patients
+    for seed in range(200):  # of 100 patients
         total = 100 * own + sd * np.random.default_rng(seed).standard_normal(12)
         found = intensity_scale(task, state(total, sd), **FACTS)
         assert list(found.landmarks) == sorted(found.landmarks)
         raw = np.clip(total[1:] / total[0], 0, 1) ** 2
         gained.append(np.abs(raw - truth["rows"][0]).mean() - np.abs(np.array(found.landmarks) - truth["rows"][0]).mean())
         low, high = np.array(found.interval)
-        inside.append(((low <= truth["rows"][0]) & (truth["rows"][0] <= high)).mean())
-    assert np.mean(gained) > 0.02
-    assert np.mean(inside) > 0.9
+        inside.append((low <= truth["rows"][0]) & (truth["rows"][0] <= high))
+    assert np.mean(gained) > (0.01 if sd == 4.0 else 0.0)
+    assert np.mean(inside, axis=0).min() > 0.9  # at every percentile
 
 
 def test_a_sum_that_the_noise_has_drowned_says_nothing(task):
