@@ -23,9 +23,9 @@ from tasks.intensity_scale.task import LONGEST, IntensityTask
 
 Floats = npt.NDArray[np.float64]
 
-SPREAD, ALIKE = 0.3, 25.0
+SPREAD, ALIKE = 0.3, 12.0
 """What is believed of the roots before anything is counted: they lie this far (standard deviation) around percentile / 100, and
-percentiles this many apart have a correlation of 0.6. Without noise it changes nothing; with much, it is what is left."""
+percentiles this many apart have a correlation of 0.6. Without noise it changes little; with much, it is what is left."""
 
 WIDEST = 0.14
 """`noise_sd` beyond which the scale would be the noise's; roots lie within [0, 1]."""
@@ -120,16 +120,18 @@ def intensity_scale(
 def _smooth(roots: Floats, percentiles: Sequence[float], noise_sd: float) -> tuple[Floats, Floats]:
     """Noisy roots as a curve over the percentiles that noise of this size lets be believed, and its standard deviation.
 
-    `noise_sd` is that of one sum over the number of patients. A Gaussian process (Rasmussen and Williams 2006, chapter 2) whose
-    parameters are fixed beforehand; the number that all sums are divided by is noisy, too, and moves all roots together.
+    `noise_sd` is that of one sum over the number of patients. The curve is the mean of a Gaussian process (Rasmussen and
+    Williams 2006, chapter 2) whose parameters are fixed beforehand, with the noise of a quotient near 1 on each root by itself.
+    The noise of the number that all sums are divided by moves all roots together: the deviation, of this curve, counts it so.
     """
-    at = np.array(percentiles)
+    at, each = np.array(percentiles), np.eye(len(percentiles))
     believed = SPREAD**2 * np.exp(-0.5 * ((at[:, None] - at) / ALIKE) ** 2)
+    variance = max(noise_sd, 1e-3) ** 2
+    gain = np.linalg.solve(believed + 2 * variance * each, believed).T
     own = np.clip(roots, 0, 1)
-    noise = max(noise_sd, 1e-3) ** 2 * (np.eye(len(at)) + np.outer(own, own))
-    gain = np.linalg.solve(believed + noise, believed).T
-    expected = at / 100
-    return expected + gain @ (roots - expected), np.sqrt(np.diag(believed - gain @ believed).clip(0))
+    noise = variance * (each + np.outer(own, own))
+    off = (each - gain) @ believed @ (each - gain).T + gain @ noise @ gain.T
+    return at / 100 + gain @ (roots - at / 100), np.sqrt(np.diag(off))
 
 
 def _short(numbers: Floats) -> tuple[float, ...]:

@@ -125,7 +125,7 @@ def test_bright_patients_weigh_less_and_do_not_darken_the_scale(task):
     assert found.landmarks == pytest.approx(rows["rows"][0], abs=0.01)
 
 
-@pytest.mark.parametrize(("power", "sd"), [(2.5, 4.0), (2.5, 1.0), (0.3, 2.0)], ids=["dark", "little noise", "bright"])
+@pytest.mark.parametrize(("power", "sd"), [(6.0, 1.0), (2.5, 4.0), (0.3, 2.0)], ids=["very dark", "dark", "bright"])
 def test_noise_leaves_a_curve_that_rises_and_intervals_that_hold_the_truth(task, power, sd):
     truth = task.prepare(case(volume(power=power)))
     own = task.contribution(truth)
@@ -138,7 +138,7 @@ def test_noise_leaves_a_curve_that_rises_and_intervals_that_hold_the_truth(task,
         gained.append(np.abs(raw - truth["rows"][0]).mean() - np.abs(np.array(found.landmarks) - truth["rows"][0]).mean())
         low, high = np.array(found.interval)
         inside.append((low <= truth["rows"][0]) & (truth["rows"][0] <= high))
-    assert np.mean(gained) > (0.01 if sd == 4.0 else 0.0)
+    assert np.mean(gained) > 0
     assert np.mean(inside, axis=0).min() > 0.9  # at every percentile
 
 
