@@ -43,6 +43,7 @@ from tasks.accounting.gaussian import epsilon_at, mu_at
 from tasks.case import Case
 from tasks.intensity_scale.released import IntensityScale, intensity_scale
 from tasks.intensity_scale.task import IntensityTask
+from tasks.provenance import Provenance
 from tasks.task import Arrays, GradientTask, gradient_task, load
 
 EPSILON, WHOLE, DELTA = 1.0, 3.0, 1e-3
@@ -154,9 +155,7 @@ def released(task: IntensityTask, training: Mapping[str, Sequence[Case]], epsilo
     sigma = calibrate(epsilon=epsilon, delta=DELTA, sample_rate=1.0, steps=1) if epsilon else 0.0
     noise = sigma * np.random.default_rng([seed, 3]).standard_normal(len(total))
     state = {"total": torch.from_numpy(total + noise), "noise_variance": torch.tensor([sigma**2], dtype=torch.float64)}
-    return intensity_scale(
-        task,
-        state,
+    provenance = Provenance(
         study="intensity_scale",
         study_hash="0" * 64,
         hospitals=tuple(training),
@@ -164,6 +163,7 @@ def released(task: IntensityTask, training: Mapping[str, Sequence[Case]], epsilo
         delta=DELTA if epsilon else None,
         one_noise=True,
     )
+    return intensity_scale(task, state, provenance)
 
 
 def studied(there: World, start: State, epsilon: float, seed: int) -> torch.nn.Module:

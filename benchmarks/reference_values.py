@@ -26,6 +26,7 @@ from fl_client.privacy import calibrate
 from simulation.patient import draw_patient
 from simulation.physique import embodied, physique
 from simulation.reference_values.recipe import exact
+from tasks.provenance import Provenance
 from tasks.reference_values.measures import GRAMS_PER_ML, Ventricle
 from tasks.reference_values.task import ReferenceTask
 from tasks.reference_values.values import ReferenceValues, Z, reference_values
@@ -53,8 +54,8 @@ def curves(task: ReferenceTask, patients: list[Ventricle], *, noise_sd: float, r
     state = exact(task, patients)
     state["total"] = state["total"] + torch.from_numpy(noise_sd * rng.standard_normal(task.length))
     state["noise_variance"] = torch.tensor([noise_sd**2], dtype=torch.float64)
-    about: dict[str, Any] = {"study": "benchmark", "study_hash": "0" * 64, "hospitals": ["all"], "delta": None}
-    return reference_values(task, state, epsilon=None, **about)
+    bare = Provenance(study="benchmark", study_hash="0" * 64, hospitals=("all",), epsilon=None, delta=None)
+    return reference_values(task, state, bare)
 
 
 def compared(found: ReferenceValues, pooled: ReferenceValues, others: ReferenceValues) -> dict[str, Any]:

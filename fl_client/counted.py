@@ -12,6 +12,7 @@ import torch
 
 from fl_client.trained import read_weights
 from tasks.fingerprint import fingerprint
+from tasks.provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,7 @@ class CountedSum:
 
     state: Mapping[str, torch.Tensor]  # total, noise_variance
     task: dict[str, Any]
-    study: str
-    study_hash: str
-    hospitals: tuple[str, ...]  # whose patients are in the sum
-    epsilon: float | None  # None: no promise was made
-    delta: float | None
-    one_noise: bool
+    provenance: Provenance
 
 
 def counted_sum(folder: Path, *, task: str, called: str) -> CountedSum:
@@ -46,17 +42,19 @@ def counted_sum(folder: Path, *, task: str, called: str) -> CountedSum:
         found = CountedSum(
             state=state,
             task=settings,
-            study=str(study["name"]),
-            study_hash=str(record["study_hash"]),
-            hospitals=tuple(site for site, answer in answers.items() if answer["answer"] == "used"),
-            epsilon=float(privacy["epsilon"]) if private else None,
-            delta=float(privacy["delta"]) if private else None,
-            one_noise=privacy.get("secure") is not None,
+            provenance=Provenance(
+                study=str(study["name"]),
+                study_hash=str(record["study_hash"]),
+                hospitals=tuple(site for site, answer in answers.items() if answer["answer"] == "used"),
+                epsilon=float(privacy["epsilon"]) if private else None,
+                delta=float(privacy["delta"]) if private else None,
+                one_noise=privacy.get("secure") is not None,
+            ),
         )
     except (KeyError, IndexError, TypeError, ValueError):
         raise ValueError(f"{folder / 'record.json'} is no record of a run that came to its end") from None
     if settings.get("name") != task:
-        raise ValueError(f"study {found.study} learns the task {settings.get('name')}; {called} come from {task}")
+        raise ValueError(f"study {found.provenance.study} learns the task {settings.get('name')}; {called} come from {task}")
     if fingerprint(state) != wanted:
         raise ValueError(f"{folder / 'model.pt'} holds another sum than the record tells of: one of the two was exchanged")
     return found

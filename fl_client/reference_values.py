@@ -51,17 +51,8 @@ def values_of(folder: Path) -> ReferenceValues:
     found = counted_sum(folder, task="reference_values", called="reference values")
     task = load(found.task)
     if not isinstance(task, ReferenceTask):
-        raise ValueError(f"study {found.study} is no study of reference values")
-    return reference_values(
-        task,
-        found.state,
-        study=found.study,
-        study_hash=found.study_hash,
-        hospitals=found.hospitals,
-        epsilon=found.epsilon,
-        delta=found.delta,
-        one_noise=found.one_noise,
-    )
+        raise ValueError(f"study {found.provenance.study} is no study of reference values")
+    return reference_values(task, found.state, found.provenance)
 
 
 def kept(site: Site) -> ReferenceValues | None:

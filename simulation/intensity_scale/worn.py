@@ -17,17 +17,8 @@ def scale_of(folder: Path | str) -> IntensityScale:
     found = counted_sum(Path(folder), task="intensity_scale", called="intensities")
     task = load(found.task)
     if not isinstance(task, IntensityTask):
-        raise ValueError(f"study {found.study} is no study of an intensity scale")
-    return intensity_scale(
-        task,
-        found.state,
-        study=found.study,
-        study_hash=found.study_hash,
-        hospitals=found.hospitals,
-        epsilon=found.epsilon,
-        delta=found.delta,
-        one_noise=found.one_noise,
-    )
+        raise ValueError(f"study {found.provenance.study} is no study of an intensity scale")
+    return intensity_scale(task, found.state, found.provenance)
 
 
 def scales_of(folders: Sequence[Path | str], series: Sequence[str]) -> list[IntensityScale]:

@@ -29,6 +29,8 @@ from simulation.reference_values.settings import Reference
 from simulation.report.reference_values import FACTS, VALUES
 from simulation.screen import Screen
 from simulation.settings import Simulation
+from simulation.whole_file import write_whole
+from tasks.provenance import Provenance
 from tasks.reference_values.measures import Ventricle
 from tasks.reference_values.task import ReferenceTask
 from tasks.reference_values.values import ReferenceValues, reference_values
@@ -56,7 +58,7 @@ def study(
     if (arm.folder / "model.pt").exists():
         with meter.phase("curves"):
             values = values_of(arm.folder)
-            (folder / VALUES).write_text(values.model_dump_json())
+            write_whole(folder / VALUES, values.model_dump_json())
             _write_facts(folder / FACTS, arm, hospitals, measured, values, shown=reference.shown)
         export(arm, folder)
     return record
@@ -109,19 +111,12 @@ def _write_facts(
     if not isinstance(task, ReferenceTask):
         return
     counted = [measured[name][p] for name, one in hospitals.items() for p in one.training_patients if p in measured[name]]
-    plain = reference_values(
-        task,
-        exact(task, counted),
-        study=values.study,
-        study_hash=values.study_hash,
-        hospitals=values.hospitals,
-        epsilon=None,
-        delta=None,
-    )
+    bare = Provenance(study=values.study, study_hash=values.study_hash, hospitals=values.hospitals, epsilon=None, delta=None)
+    plain = reference_values(task, exact(task, counted), bare)
     held_back = [
         {"hospital": name, "patient": patient, "ventricle": asdict(measured[name][patient])}
         for name, one in hospitals.items()
         for patient in [p for p in one.test_patients if p in measured[name]][:shown]
     ]
     facts = {"counted": [asdict(one) for one in counted], "pooled": plain.model_dump(mode="json"), "held_back": held_back}
-    path.write_text(json.dumps(facts))
+    write_whole(path, json.dumps(facts))

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 from sklearn.isotonic import isotonic_regression
 
-from conf.frozen import Frozen
 from tasks.case import Case
 from tasks.fingerprint import fingerprint
 from tasks.intensity_scale.scale import case_in_scale
 from tasks.intensity_scale.settings import Settings
 from tasks.intensity_scale.task import LONGEST, IntensityTask
+from tasks.provenance import Provenance, summed
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,16 +31,10 @@ WIDEST = 0.14
 """`noise_sd` beyond which the scale would be the noise's; roots lie within [0, 1]."""
 
 
-class IntensityScale(Frozen):
+class IntensityScale(Provenance):
     """What came of a study of an intensity scale, and where it comes from."""
 
     schema_name: Literal["konsil-intensity-scale/1"] = "konsil-intensity-scale/1"
-    study: str
-    study_hash: str
-    hospitals: tuple[str, ...]  # whose patients are in the sum
-    epsilon: float | None  # None: no promise was made
-    delta: float | None
-    one_noise: bool = False  # secure aggregation: one noise for all hospitals, not one at each
     sum_sha256: str
     settings: Settings
     patients: float  # noisy number
@@ -58,13 +52,10 @@ class IntensityScale(Frozen):
     @property
     def words(self) -> str:
         """Where it comes from, in a sentence without a full stop."""
-        promise = "without a promise of privacy"
-        if self.epsilon is not None:
-            noise = "one noise for all" if self.one_noise else "noise at each hospital"
-            promise = f"under epsilon {self.epsilon:g} at delta {self.delta:g}, {noise}"
+        promise = f"under {self.promise}" if self.promise else "without a promise of privacy"
         return (
             f"the intensity scale of study {self.study} ({self.study_hash[:12]}), which about {self.patients:.0f} patients or "
-            f"more of {len(self.hospitals)} hospital{'' if len(self.hospitals) == 1 else 's'} made {promise}"
+            f"more of {self.how_many} made {promise}"
         )
 
     def worn_by(self, case: Case) -> Case:
@@ -75,25 +66,17 @@ class IntensityScale(Frozen):
 def intensity_scale(
     task: IntensityTask,
     state: Mapping[str, torch.Tensor],
-    *,
-    study: str,
-    study_hash: str,
-    hospitals: Sequence[str],
-    epsilon: float | None,
-    delta: float | None,
-    one_noise: bool = False,
+    provenance: Provenance,
 ) -> IntensityScale:
     """Read the state of a counting study, `total` and `noise_variance`.
 
     Raises `ValueError` for a sum of another study, and for one in which the noise leaves nothing to be read.
     """
-    total, variance = np.asarray(state["total"].numpy(), np.float64), float(state["noise_variance"][0])
+    total, deviation = summed(state, called="intensity scale")
     if total.shape != (task.length,):
         raise ValueError(f"the sum has the shape {total.shape}; these settings count {task.length} numbers")
-    if not (np.isfinite(total).all() and math.isfinite(variance) and variance >= 0):
-        raise ValueError("the sum holds numbers that are not finite: no intensity scale can be read from it")
     patients = float(total[0]) * LONGEST
-    noise = math.sqrt(variance) * LONGEST  # in patients
+    noise = deviation * LONGEST  # in patients
     noise_sd = noise / patients if patients > 0 else math.inf
     if patients < 1 or noise_sd > WIDEST:
         raise ValueError(
@@ -102,12 +85,7 @@ def intensity_scale(
         )
     roots, roots_sd = _smooth(total[1:] / total[0], task.settings.percentiles, noise_sd)
     return IntensityScale(
-        study=study,
-        study_hash=study_hash,
-        hospitals=tuple(hospitals),
-        epsilon=epsilon,
-        delta=delta,
-        one_noise=one_noise,
+        **dict(provenance),
         sum_sha256=fingerprint(state),
         settings=task.settings,
         patients=round(patients, 2),

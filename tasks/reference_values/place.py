@@ -73,14 +73,9 @@ def source(values: ReferenceValues) -> str:
     masks = "masks that readers drew"
     if values.settings.masks != "reader":
         masks = f"masks that the model {values.settings.masks.sha256[:12]} drew"
-    promise = "no privacy was promised"
-    if values.epsilon is not None:
-        noise = "one noise for all" if values.one_noise else "noise at each hospital"
-        promise = f"epsilon {values.epsilon:g} at delta {values.delta:g}, {noise}"
-    number = len(values.hospitals)
     return (
         f"Reference values of study {values.study} ({values.study_hash[:12]}), from {masks}. Patients of "
-        f"{number} hospital{'' if number == 1 else 's'} ({', '.join(values.hospitals)}), counted together; {promise}."
+        f"{values.how_many} ({', '.join(values.hospitals)}), counted together; {values.promise or 'no privacy was promised'}."
     )
 
 

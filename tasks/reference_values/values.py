@@ -19,6 +19,7 @@ from scipy.special import gammaincc
 
 from conf.frozen import Frozen
 from tasks.fingerprint import fingerprint
+from tasks.provenance import Provenance, summed
 from tasks.reference_values.lms import PARAMETERS, Scale, fit, quantile, shares
 from tasks.reference_values.settings import SEXES, Measure, Settings
 from tasks.reference_values.task import ReferenceTask
@@ -61,16 +62,10 @@ class Curve(Frozen):
         return low, high
 
 
-class ReferenceValues(Frozen):
+class ReferenceValues(Provenance):
     """What came of a study of reference values, and where it comes from."""
 
     schema_name: Literal["konsil-reference-values/1"] = "konsil-reference-values/1"
-    study: str
-    study_hash: str
-    hospitals: tuple[str, ...]  # whose patients are in the sum
-    epsilon: float | None  # None: no promise was made
-    delta: float | None
-    one_noise: bool = False  # secure aggregation: one noise for all hospitals, not one at each
     sum_sha256: str
     noise_sd: float  # on each cell, in patients
     settings: Settings
@@ -86,20 +81,12 @@ class ReferenceValues(Frozen):
 def reference_values(
     task: ReferenceTask,
     state: Mapping[str, torch.Tensor],
-    *,
-    study: str,
-    study_hash: str,
-    hospitals: Sequence[str],
-    epsilon: float | None,
-    delta: float | None,
-    one_noise: bool = False,
+    provenance: Provenance,
 ) -> ReferenceValues:
     """Fit the state of a counting study, `total` and `noise_variance`. Raises `ValueError` for a sum of another study."""
     sha = fingerprint(state)
-    total, variance = state["total"].numpy(), float(state["noise_variance"][0])
-    if not (np.isfinite(total).all() and math.isfinite(variance) and variance >= 0):
-        raise ValueError("the sum holds numbers that are not finite: no reference values can be read from it")
-    noise_sd = math.sqrt(variance) / task.weight
+    total, deviation = summed(state, called="reference values")
+    noise_sd = deviation / task.weight
     rng = np.random.default_rng(int(sha[:16], 16))
     histograms = task.histograms(total)
     bins, measures = sum(measure.bins for measure in histograms), len(histograms)
@@ -112,12 +99,7 @@ def reference_values(
         for row, sex in enumerate(SEXES)
     ]
     return ReferenceValues(
-        study=study,
-        study_hash=study_hash,
-        hospitals=tuple(hospitals),
-        epsilon=epsilon,
-        delta=delta,
-        one_noise=one_noise,
+        **dict(provenance),
         sum_sha256=sha,
         noise_sd=noise_sd,
         settings=task.settings,

@@ -11,10 +11,11 @@ import yaml
 from tasks.case import Case, Volume
 from tasks.intensity_scale.released import intensity_scale
 from tasks.intensity_scale.scale import case_in_scale, in_scale, landmarks
+from tasks.provenance import Provenance
 from tasks.task import load
 
 PRESET = yaml.safe_load((Path(__file__).parents[3] / "conf" / "task" / "intensity_scale.yaml").read_text())
-FACTS = {"study": "grey", "study_hash": "ab" * 32, "hospitals": ("a", "b"), "epsilon": 1.0, "delta": 1e-3}
+FACTS = Provenance(study="grey", study_hash="ab" * 32, hospitals=("a", "b"), epsilon=1.0, delta=1e-3)
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_hospitals_that_differ_in_a_patient_differ_in_that_vector(task):
 
 def test_the_scale_of_a_sum_without_noise_is_that_of_the_mean_patient(task):
     prepared = [task.prepare(case(volume(seed, power=1.5 + 0.1 * (seed % 3)))) for seed in range(12)]
-    found = intensity_scale(task, state(np.sum([task.contribution(one) for one in prepared], axis=0)), **FACTS)
+    found = intensity_scale(task, state(np.sum([task.contribution(one) for one in prepared], axis=0)), FACTS)
     mean = np.mean([np.sqrt(one["rows"][0]) for one in prepared], axis=0) ** 2
     assert found.landmarks == pytest.approx(mean, abs=0.01)
     assert found.patients == pytest.approx(12, abs=2.5)  # who is bright is cut, and weighs less
@@ -120,7 +121,7 @@ def test_the_scale_of_a_sum_without_noise_is_that_of_the_mean_patient(task):
 def test_bright_patients_weigh_less_and_do_not_darken_the_scale(task):
     """All alike and cut: the quotient is still their own."""
     rows = task.prepare(case(volume(power=0.2)))
-    found = intensity_scale(task, state(50 * task.contribution(rows)), **FACTS)
+    found = intensity_scale(task, state(50 * task.contribution(rows)), FACTS)
     assert np.linalg.norm(task.contribution(rows)) > 0.99
     assert found.landmarks == pytest.approx(rows["rows"][0], abs=0.01)
 
@@ -132,7 +133,7 @@ def test_noise_leaves_a_curve_that_rises_and_intervals_that_hold_the_truth(task,
     gained, inside = [], []
     for seed in range(200):  # of 100 patients
         total = 100 * own + sd * np.random.default_rng(seed).standard_normal(12)
-        found = intensity_scale(task, state(total, sd), **FACTS)
+        found = intensity_scale(task, state(total, sd), FACTS)
         assert list(found.landmarks) == sorted(found.landmarks)
         raw = np.clip(total[1:] / total[0], 0, 1) ** 2
         gained.append(np.abs(raw - truth["rows"][0]).mean() - np.abs(np.array(found.landmarks) - truth["rows"][0]).mean())
@@ -145,25 +146,25 @@ def test_noise_leaves_a_curve_that_rises_and_intervals_that_hold_the_truth(task,
 def test_a_sum_that_the_noise_has_drowned_says_nothing(task):
     own = task.contribution(task.prepare(case(volume())))
     with pytest.raises(ValueError, match=r"the noise \(standard deviation 20.0\) is too much for the 8 patients"):
-        intensity_scale(task, state(8 * own / (own[0] * 2), 10.0), **FACTS)
+        intensity_scale(task, state(8 * own / (own[0] * 2), 10.0), FACTS)
     with pytest.raises(ValueError, match="is too much for the 0 patients"):
-        intensity_scale(task, state(-3 * own / (own[0] * 2), 0.1), **FACTS)
+        intensity_scale(task, state(-3 * own / (own[0] * 2), 0.1), FACTS)
 
 
 def test_a_sum_of_another_study_and_one_that_is_no_sum_are_refused(task):
     with pytest.raises(ValueError, match=r"the sum has the shape \(5,\); these settings count 12"):
-        intensity_scale(task, state(np.ones(5)), **FACTS)
+        intensity_scale(task, state(np.ones(5)), FACTS)
     for total, sd in ((np.full(12, math.nan), 0.0), (np.ones(12), math.inf)):
         with pytest.raises(ValueError, match="not finite"):
-            intensity_scale(task, state(total, sd), **FACTS)
+            intensity_scale(task, state(total, sd), FACTS)
 
 
 def test_where_it_comes_from_is_told_in_words(task):
     own = task.contribution(task.prepare(case(volume(power=3.0))))
-    words = intensity_scale(task, state(40 * own), **FACTS, one_noise=True).words
+    words = intensity_scale(task, state(40 * own), FACTS.model_copy(update={"one_noise": True})).words
     assert "of 2 hospitals made under epsilon 1 at delta 0.001, one noise for all" in words
-    bare = {**FACTS, "epsilon": None, "delta": None}
-    assert "without a promise of privacy" in intensity_scale(task, state(40 * own), **bare).words
+    bare = FACTS.model_copy(update={"epsilon": None, "delta": None})
+    assert "without a promise of privacy" in intensity_scale(task, state(40 * own), bare).words
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 import yaml
 from scipy.stats import norm
 
+from tasks.provenance import Provenance
 from tasks.reference_values.lms import Scale, fit, lms, quantile, shares, z_score
 from tasks.reference_values.measures import Ventricle
 from tasks.reference_values.place import ordinal, place, places, source
@@ -87,7 +88,7 @@ def values(of, *, settings=EF_ALONE, noise=0.0, seed=0, **more):
     total += sd * np.random.default_rng(seed).standard_normal(task.length)
     state = {"total": torch.from_numpy(total), "noise_variance": torch.tensor([sd**2], dtype=torch.float64)}
     about = {"study": "hearts", "study_hash": "ab" * 32, "hospitals": ["north", "south"], "epsilon": 3.0, "delta": 1e-3}
-    return reference_values(task, state, **{**about, **more})
+    return reference_values(task, state, Provenance(**{**about, **more}))
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +148,11 @@ def test_the_same_sum_gives_the_same_values_and_they_can_be_kept(many):
 def test_a_sum_of_another_study_or_with_broken_numbers_is_refused():
     task = load(EF_ALONE)
     broken = {"total": torch.full((task.length,), torch.nan, dtype=torch.float64), "noise_variance": torch.zeros(1)}
-    about = {"study": "s", "study_hash": "", "hospitals": [], "epsilon": None, "delta": None}
+    bare = Provenance(study="s", study_hash="", hospitals=(), epsilon=None, delta=None)
     with pytest.raises(ValueError, match="not finite"):
-        reference_values(task, broken, **about)
+        reference_values(task, broken, bare)
     with pytest.raises(ValueError, match="these settings count"):
-        reference_values(task, {**broken, "total": torch.zeros(3)}, **about)
+        reference_values(task, {**broken, "total": torch.zeros(3)}, bare)
 
 
 def test_a_patient_is_placed_by_sex_and_age(many):
