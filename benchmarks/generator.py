@@ -29,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from kept_results import keep, told
 from utility_data import MEAN, people, prepare, simulation_of, sites_of
 
 from conf.study import LocalTraining, Privacy, Strategy, Study
@@ -161,8 +162,8 @@ def world(cache: Path, trainable: str) -> World:
     with executor(0) as here:
         prepare(cache, "hearts", drawn=PATIENTS, pool=here)
         series = ("cine_ed", "cine_es")
-        start = pretraining.pretrain(settings, PRETRAINING, series, cache=cache, pool=here, advance=_told)
-        free = pretraining.free_cohort(PRETRAINING, series, cache=cache, pool=here, advance=_told)
+        start = pretraining.pretrain(settings, PRETRAINING, series, cache=cache, pool=here, advance=told)
+        free = pretraining.free_cohort(PRETRAINING, series, cache=cache, pool=here, advance=told)
     train_s = time.process_time() - begin
     one_thread()
     everybody = people(cache, "hearts", drawn=PATIENTS, tested=8)
@@ -176,10 +177,6 @@ def world(cache: Path, trainable: str) -> World:
         start=start,
         train_s=train_s,
     )
-
-
-def _told(what: str, done: int, of: int) -> None:
-    print(f"{what} {done} of {of}", file=sys.stderr, end="\r", flush=True)
 
 
 def arm(there: World, cache: Path, name: str, seed: int, *, epsilon: float | None, federated: bool) -> dict[str, Any]:
@@ -207,10 +204,7 @@ def arm(there: World, cache: Path, name: str, seed: int, *, epsilon: float | Non
         "sample_s": sample_s,
         **judged(there, state, drawn),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(result))
-    part.rename(path)
+    keep(path, result)
     return result
 
 

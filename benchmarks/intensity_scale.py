@@ -29,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from generator import PATIENTS, PRETRAINING, darkened, dice, fitted
+from kept_results import keep, told
 from utility import PRIVATE, Arm, study_of
 from utility_data import people, prepare, simulation_of
 
@@ -85,7 +86,7 @@ def world(cache: Path) -> World:
     """The hospitals' patients and the free ones, from the cache as far as they are there."""
     with executor(0) as here:
         prepare(cache, "hearts", drawn=PATIENTS, pool=here)
-        free = pretraining.free_cohort(PRETRAINING, ("cine_ed", "cine_es"), cache=cache, pool=here, advance=_told)
+        free = pretraining.free_cohort(PRETRAINING, ("cine_ed", "cine_es"), cache=cache, pool=here, advance=told)
     one_thread()
     everybody = people(cache, "hearts", drawn=PATIENTS, tested=8)
     return World(
@@ -118,10 +119,7 @@ def scores(there: World, cache: Path, arm: str, seed: int) -> list[float]:
     else:
         model = learned(there, arm, seed)
     found = dice(there.task, model, there.tested)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(found))
-    part.rename(path)
+    keep(path, found)
     return found
 
 
@@ -184,10 +182,6 @@ def studied(there: World, start: State, epsilon: float, seed: int) -> torch.nn.M
         noise_share=AT_HAND / PATIENTS,
     )
     return restore(task, [state])
-
-
-def _told(what: str, done: int, of: int) -> None:
-    print(f"{what} {done} of {of}", file=sys.stderr, end="\r", flush=True)
 
 
 def _options() -> argparse.Namespace:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from kept_results import keep
 from utility import ALL, PLAIN, Arm, Seen, dark, study_of
 from utility_data import MEAN, people, prepare, start
 
@@ -121,10 +122,7 @@ def learn(cache: Path, run: Run) -> float:
     ]
     dice = {part: float(np.mean([one[f"dice/{part}"] for one in scores])) for part in MEAN["hearts"]}
     place = cache / "partial" / run.file
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps({"run": run.model_dump(mode="json"), **dice}))
-    part.rename(place)  # whole, or not there
+    keep(place, {"run": run.model_dump(mode="json"), **dice})
     return float(np.mean(list(dice.values())))
 
 

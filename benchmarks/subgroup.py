@@ -38,6 +38,7 @@ import numpy.typing as npt
 import subgroup_data as whom
 import torch
 from generator import darkened, fitted
+from kept_results import keep
 from utility import PRIVATE, Arm, study_of
 from utility_data import HEARTS, MEAN, PARTS, generated_names, simulation_of, start
 
@@ -101,10 +102,7 @@ def main() -> int:
         if not path.exists():
             began = time.process_time()
             found = {"alone": alone, "federation": federation}[run.part](options.cache, run, options.generator)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps({"dice": found, "cpu_s": round(time.process_time() - began, 1)}))
-            part.rename(path)  # whole, or not there
+            keep(path, {"dice": found, "cpu_s": round(time.process_time() - began, 1)})
         print(f"{' '.join(map(str, run))}: {_line(_read(path))}", file=sys.stderr, flush=True)
     print(json.dumps(table(options.cache, runs)))
     return 0

@@ -39,6 +39,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from kept_results import keep
 from utility_data import MEAN, PARTS, Data, free_patients, people, prepare, simulation_of, sites_of, start
 
 from conf.study import Frozen, LocalTraining, Privacy, Strategy, Study
@@ -260,10 +261,7 @@ def learn(cache: Path, arm: Arm) -> float:
     mean = float(np.mean([dice[part] for part in MEAN[arm.data]]))
     result = {"arm": arm.model_dump(mode="json"), "dice": mean, **dice}
     place = cache / "arms" / arm.file
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps({**result, "cpu_s": round(time.process_time() - began, 1)}))
-    part.rename(place)  # whole, or not there
+    keep(place, {**result, "cpu_s": round(time.process_time() - began, 1)})
     return mean
 
 
