@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -49,7 +49,7 @@ class NotTaken(Exception):
 def rehearse(simulation: Simulation) -> Outcome:
     """Run the whole rehearsal; the last lines on the screen say what came of it. Returns the verdict.
 
-    Settings with a classifier are a radiomics study (`simulation.radiomics`), with reference values one of these.
+    Settings with a classifier are a radiomics study (`simulation.radiomics`); in others hospitals only count (`_counting`).
 
     Raises `FolderInUse` if another process runs under this name, and `NoPatients`.
     """
@@ -69,21 +69,9 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
             if not any(hospital.training_patients for hospital in sites.values()):
                 refused = [f"{name}: {reason}" for site in sites.values() for name, reason in site.refused.items()]
                 raise NoPatients("\n  ".join(["no hospital has a patient to train on", *refused[:5]]))
-        if simulation.reference is not None:
-            from simulation.reference_values import recipe as reference_values
-
+        if (counting := _counting(simulation)) is not None:
             one_thread()
-            record = reference_values.study(
-                simulation, simulation.reference, sites, folder, meter=meter, pool=pool, screen=screen
-            )
-            return _finish(record, folder, meter, pool, Measured(study_hash=record.study_hash, seeds=[simulation.seed]))
-        if simulation.intensity_scale is not None:
-            from simulation.intensity_scale import recipe as intensity_scale
-
-            one_thread()
-            record = intensity_scale.study(
-                simulation, simulation.intensity_scale, sites, folder, meter=meter, pool=pool, screen=screen
-            )
+            record = counting(sites, folder, meter=meter, pool=pool, screen=screen)
             return _finish(record, folder, meter, pool, Measured(study_hash=record.study_hash, seeds=[simulation.seed]))
         classifier = simulation.radiomics
         with meter.phase("pretraining"):
@@ -131,6 +119,19 @@ def _rehearse(simulation: Simulation, folder: Path, screen: Screen) -> Outcome:
             with meter.phase("uncertainty"):
                 how_sure(simulation, folder, world.roles, cache=cache, pool=pool, screen=screen)
         return _finish(study_record(simulation, arms, world, folder, meter), folder, meter, pool, measured)
+
+
+def _counting(simulation: Simulation) -> Callable[..., Record] | None:
+    """The study in which hospitals count and no model is trained; None for any other."""
+    if simulation.reference is not None:
+        from simulation.reference_values import recipe as reference_values
+
+        return partial(reference_values.study, simulation, simulation.reference)
+    if simulation.intensity_scale is not None:
+        from simulation.intensity_scale import recipe as intensity_scale
+
+        return partial(intensity_scale.study, simulation, simulation.intensity_scale)
+    return None
 
 
 def how_sure(
