@@ -5,9 +5,11 @@
 
 The hospitals, network, start and rounds are those of benchmarks/utility.py (`table`: ten patients at each, images darkened).
 Of the six, four have labels that lack something: `partial`, the blood pool alone was looked for; `sparse`, every third slice
-was drawn on. They are left out; or take part, what nobody looked for being unknown (`partial_labels: ignore`); or take part and
-their silence counts (`marginal`). Dice is by structure over four test patients with all labels at each of the six. The last
-line is one JSON object.
+was drawn on; `none`, nobody drew anything. They are left out; or take part, what nobody looked for being unknown
+(`partial_labels: ignore`); or take part and their silence counts (`marginal`). Hospitals without labels can count how bright
+their images are (`scale`: the task intensity_scale, under the study's epsilon, noise at each): pre-training then has free
+patients in that scale, and the two others train on from there, so that no patient pays for both. Dice is by structure over four
+test patients with all labels at each of the six. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -27,16 +30,25 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from kept_results import keep
+import torch
+from generator import darkened
+from kept_results import keep, told
 from utility import ALL, PLAIN, Arm, Seen, dark, study_of
-from utility_data import MEAN, people, prepare, start
+from utility_data import MEAN, people, prepare, simulation_of, start
 
-from conf.study import Frozen
+from conf.study import Frozen, Privacy
+from fl_server.weights import State
+from simulation import pretraining
+from simulation.__main__ import settings_of
 from simulation.machine import executor, one_thread
 from simulation.scoring import mean_scores, restore
 from simulation.trial import Place, federate
+from tasks.accounting.budget import calibrate
 from tasks.case import UNKNOWN, Case, Volume
-from tasks.task import gradient_task
+from tasks.fingerprint import fingerprint
+from tasks.intensity_scale.task import IntensityTask
+from tasks.task import gradient_task, load
+from tasks.weights import save
 
 MADE = 1
 """Part of every kept result's name: raise it when the same settings would give other numbers."""
@@ -44,14 +56,15 @@ WHOLE = ("alster", "donau")
 """Hospitals that drew everything; the other four did not."""
 DRAWN, TESTED, EVERY = 10, 4, 3
 
-Labels = Literal["full", "partial", "sparse"]
+Labels = Literal["full", "partial", "sparse", "none"]
+Use = Literal["left out", "ignore", "marginal", "scale"]
 
 
 class Run(Frozen):
     """One federation: what the four hospitals drew, and what is made of it."""
 
     labels: Labels
-    use: Literal["left out", "ignore", "marginal"]
+    use: Use
     epsilon: float | None
     seed: int
 
@@ -64,12 +77,13 @@ class Run(Frozen):
 
 def runs(epsilons: Sequence[float | None], seeds: Sequence[int]) -> Iterator[tuple[str, Run]]:
     """All of them; who is left out is left out of any labels alike."""
-    ways: list[tuple[str, Labels, Literal["left out", "ignore", "marginal"]]] = [
+    ways: list[tuple[str, Labels, Use]] = [
         ("full labels at all six", "full", "ignore"),
         ("two hospitals alone", "full", "left out"),
         ("four with the blood pool alone, the rest unknown", "partial", "ignore"),
         ("four with the blood pool alone, their silence counts", "partial", "marginal"),
         ("four with every third slice", "sparse", "ignore"),
+        ("four without labels count how bright their images are", "none", "scale"),
     ]
     for seed in seeds:
         for epsilon in epsilons:
@@ -82,7 +96,7 @@ def lacking(case: Case, labels: Labels) -> Case:
     """A patient of a hospital that drew less."""
 
     def drawn(volume: Volume) -> Volume:
-        if volume.mask is None or labels == "full":
+        if volume.mask is None or labels in ("full", "none"):
             return volume
         if labels == "partial":
             return dataclasses.replace(volume, mask=np.where(volume.mask == 1, volume.mask, 0), annotated=(1,))
@@ -98,7 +112,7 @@ def learn(cache: Path, run: Run) -> float:
     one_thread()
     logging.disable(logging.INFO)
     everybody = people(cache, "hearts", drawn=DRAWN, tested=TESTED)
-    sites = [site for site in everybody if run.use != "left out" or site in WHOLE]
+    sites = [site for site in everybody if run.use not in ("left out", "scale") or site in WHOLE]
     settings = {**PLAIN, "seed": run.seed} if run.epsilon is None else {**ALL, "epsilon": run.epsilon, "seed": run.seed}
     study = study_of(Arm(**{**settings, "secure": False}))
     task = gradient_task({**study.task, "partial_labels": "marginal" if run.use == "marginal" else "ignore"})
@@ -111,7 +125,7 @@ def learn(cache: Path, run: Run) -> float:
     state = federate(
         study,
         places,
-        start(cache, "hearts"),
+        in_scale(cache, run) if run.use == "scale" else start(cache, "hearts"),
         noise=np.random.default_rng([run.seed, 1]),
         sampling=lambda site, number, _: np.random.default_rng([run.seed, 2, sites.index(site), number]),
         noise_share=DRAWN / 40,
@@ -124,6 +138,46 @@ def learn(cache: Path, run: Run) -> float:
     place = cache / "partial" / run.file
     keep(place, {"run": run.model_dump(mode="json"), **dice})
     return float(np.mean(list(dice.values())))
+
+
+def in_scale(cache: Path, run: Run) -> State:
+    """The start of pre-training on free patients in the scale that the hospitals without labels have released."""
+    simulation = simulation_of("hearts")
+    if simulation.pretraining is None:
+        raise TypeError("size=small has no pre-training any more")
+    with tempfile.TemporaryDirectory() as place:
+        count(cache, run, Path(place))
+        with executor(0) as here:
+            return pretraining.pretrain(
+                simulation.task,
+                simulation.pretraining.model_copy(update={"intensities": (place,)}),
+                simulation.hospitals.series,
+                cache=cache,
+                pool=here,
+                advance=told,
+            )
+
+
+def count(cache: Path, run: Run, folder: Path) -> None:
+    """The noisy sum of the patients without labels, as a study leaves it (`model.pt`, `record.json`)."""
+    asked = settings_of(["study=intensity_scale"]).intensity_scale
+    task = load(asked.task) if asked else None
+    if asked is None or not isinstance(task, IntensityTask):
+        raise TypeError("study=intensity_scale counts another task now")
+    everybody = people(cache, "hearts", drawn=DRAWN, tested=TESTED)
+    counted = [site for site in everybody if site not in WHOLE]
+    privacy = Privacy(kind="none") if run.epsilon is None else Privacy(epsilon=run.epsilon, delta=1e-3)
+    sigma = 0.0
+    if run.epsilon is not None:
+        sigma = calibrate(epsilon=run.epsilon, delta=1e-3, sample_rate=1.0, steps=1) * len(counted) ** 0.5 * DRAWN / 40
+    cases = [darkened(everybody[site].cohort.case(name)) for site in counted for name in everybody[site].train]
+    total = np.sum([task.contribution(task.prepare(case)) for case in cases], axis=0)
+    total += sigma * np.random.default_rng([run.seed, 4]).standard_normal(len(total))
+    state = {"total": torch.from_numpy(total), "noise_variance": torch.tensor([sigma**2], dtype=torch.float64)}
+    save(state, folder / "model.pt")
+    last = {"arrays_sha256": fingerprint(state), "sites": {site: {"answer": "used"} for site in counted}}
+    study = {"name": "intensity_scale", "task": asked.task, "privacy": privacy.model_dump(mode="json")}
+    (folder / "record.json").write_text(json.dumps({"study": study, "study_hash": "0" * 64, "rounds": [last]}))
 
 
 def main() -> int:
