@@ -20,13 +20,15 @@ import torch
 from fl_client.cohort import Cohort
 from fl_client.uncertainty import BESIDE
 from simulation.hospital import Hospital
+from simulation.intensity_scale.worn import dressed, scales_of
 from simulation.machine import unordered
-from simulation.pretraining import free_cohort, free_patients
+from simulation.pretraining import free_cohort, free_patients, looked_at
 from simulation.scoring import device, restore
 from simulation.settings import Simulation
 from simulation.uncertainty.found import FILE, PICTURE, Figures, Ranked, Unsure
 from simulation.whole_file import write_whole
 from tasks.fingerprint import fingerprint
+from tasks.intensity_scale.released import IntensityScale
 from tasks.segmentation.settings import Settings
 from tasks.segmentation.task import SegmentationTask
 from tasks.task import gradient_task
@@ -71,6 +73,8 @@ class Job:
     cohort: Path
     patient: str
     members: int
+    number: int = 0
+    scales: tuple[IntensityScale, ...] = ()  # that this patient, the one of this number, is seen in
 
 
 def measure(
@@ -152,7 +156,7 @@ def figures(rows: Sequence[Ranked], judged: Sequence[Judged], temperature: float
 def look(job: Job) -> tuple[Path, str, list[Judged]]:
     """Examine a patient's labelled series and judge them. Runs in a worker process; equal arguments give equal numbers."""
     members, settings = _members(job.task, job.weights, job.members)
-    case = Cohort(job.cohort).case(job.patient)
+    case = dressed(Cohort(job.cohort).case(job.patient), job.number, job.scales)
     volumes = [v for v in case.volumes if v.series in settings.series and v.mask is not None]
     return job.cohort, job.patient, [judge(examine(members, settings, v), job.patient, v, settings) for v in volumes]
 
@@ -163,7 +167,7 @@ def look(job: Job) -> tuple[Path, str, list[Judged]]:
 def _free(
     simulation: Simulation, weights: Path, cache: Path, pool: Executor, advance: Advance, count: int, members: int
 ) -> list[Judged]:
-    """Generated patients of the family that pre-training draws from, examined. `ValueError` where there is none."""
+    """Generated patients as pre-training sees them, who are none of its own, examined. `ValueError` where there are none."""
     if simulation.pretraining is None:
         raise ValueError("this rehearsal draws no patients to pre-train on, so there are none to calibrate by")
     drawn = simulation.pretraining.model_copy(update={"first_seed": FIRST_SEED, "patients": count})
@@ -172,7 +176,11 @@ def _free(
         advance("patients to calibrate by", done, of)
 
     cohort = free_cohort(drawn, simulation.hospitals.series, cache=cache, pool=pool, advance=named)
-    jobs = [Job(simulation.task, weights, cohort.folder, patient, members) for patient in free_patients(drawn)]
+    scales = tuple(scales_of(drawn.intensities, looked_at(simulation.task, simulation.hospitals.series)))
+    jobs = [
+        Job(simulation.task, weights, cohort.folder, patient, members, number, scales)
+        for number, patient in enumerate(free_patients(drawn))
+    ]
     found = _all(jobs, pool, lambda done: advance("how sure: generated patients", done, len(jobs)))
     return [one for job in jobs for one in found[job.cohort, job.patient]]
 

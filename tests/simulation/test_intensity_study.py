@@ -5,17 +5,19 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from fl_client.cohort import Cohort
 from fl_client.privacy import calibrate
 from fl_server.record import Record
-from simulation import free, pretraining, starting, synthetic
+from simulation import free, pretraining, starting, synthetic, uncertainty
 from simulation.__main__ import main, settings_of
 from simulation.intensity_scale.worn import dressed, scale_of
 from simulation.machine import Immediately
 from simulation.settings import Pretraining
 from tasks.intensity_scale.scale import landmarks
 from tasks.task import load
+from tasks.uncertainty.examine import examine
 
 HOSPITALS = ("isar", "rhein")
 SMALL = [
@@ -132,6 +134,27 @@ def test_patients_to_filter_noise_by_wear_it_too(runs, tmp_path):
     drawn, worn = image(asked), image(asked.model_copy(update={"intensities": (str(runs / "grey"),)}))
     assert np.abs(drawn - worn).max() > 0.02
     assert np.corrcoef(drawn.ravel(), worn.ravel())[0, 1] > 0.9  # the same patient
+
+
+def test_patients_to_calibrate_by_wear_it_too(runs, tmp_path, monkeypatch, one_thread):
+    """A model that began with patients in the scale is calibrated by others in the scale."""
+    seen = []
+
+    def looked_at(members, settings, volume):
+        seen.append(landmarks(volume, scale.settings))
+        return examine(members, settings, volume)
+
+    scale = scale_of(runs / "grey")
+    monkeypatch.setattr(uncertainty, "examine", looked_at)
+    torch.save(load(TINY_NET).model().state_dict(), tmp_path / "model.pt")
+    pool, nobody = Immediately(), lambda *_: None
+    for folders in ((), (str(runs / "grey"),)):
+        drawn = Pretraining(patients=1, steps=1, subslices=1, intensities=folders)
+        simulation = settings_of([*SMALL, "size=small"]).model_copy(update={"task": TINY_NET, "pretraining": drawn})
+        uncertainty.measure(simulation, tmp_path, [], cache=tmp_path, pool=pool, advance=nobody, learned_from=1, members=2)
+    bare, worn = seen
+    assert worn == pytest.approx(scale.landmarks, abs=0.01)
+    assert np.abs(bare - worn).max() > 0.02
 
 
 def test_cases_to_learn_from_beside_patients_wear_it_too(runs, tmp_path, capsys):
