@@ -6,6 +6,7 @@ and in print. Hospitals are told apart by marks and by the colour-blind safe pal
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import zlib
@@ -14,6 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from PIL import Image
 
 INK, MUTED, RULE, ACCENT, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 SERIES = tuple(f"#f0f0{i:02x}" for i in range(1, 9))
@@ -98,3 +100,13 @@ def svg(figure: Figure, alt: str) -> Markup:
         raise RuntimeError("matplotlib wrote an SVG without a viewBox")
     head = f'<svg viewBox="{box.group(1)}" role="img" aria-label="{escape(alt)}">'
     return Markup(re.sub(r"<svg[^>]*>", lambda _: head, text, count=1))
+
+
+def png(picture: Figure | Image.Image, *, dpi: int = 130) -> str:
+    """The picture as PNG in a data URL; `dpi` is for figures, an image keeps its pixels."""
+    held = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(held, format="png", dpi=dpi)
+    else:
+        picture.save(held, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()

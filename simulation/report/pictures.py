@@ -6,8 +6,6 @@ contour and the model's have the same two colours everywhere, amber and blue, wh
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from markupsafe import Markup
 from PIL import Image
 from scipy import ndimage
 
+from simulation.report.drawing import png
 from tasks.case import UNKNOWN
 
 READER, MODEL = "reader", "model"
@@ -156,16 +155,13 @@ def _drawing(
     """
     dy, dx = spacing_mm
     height, width = grey.shape[0] * dy, grey.shape[1] * dx
-    buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, format="png", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
     paths = "".join(f'<path class="{kind}" d="{_contours(labels, dy, dx)}"/>' for labels, kind in lines)
     x, y = 0.04 * width, 0.955 * height
     bar = f'<path class="bar" d="M{x:.1f} {y:.1f}h{bar_mm:g}"/><text x="{x:.1f}" y="{y - 0.02 * height:.1f}" '
     bar += f'font-size="{text * width:.1f}">{bar_mm:g} mm</text>'
     return Markup(
         f'<svg class="slice" viewBox="0 0 {width:.2f} {height:.2f}" role="img" aria-label="{escape(alt)}">'
-        f'<image href="data:image/png;base64,{data}" width="{width:.2f}" height="{height:.2f}" preserveAspectRatio="none"/>'
+        f'<image href="{png(Image.fromarray(grey))}" width="{width:.2f}" height="{height:.2f}" preserveAspectRatio="none"/>'
         f"{paths}{bar}</svg>"
     )
 
