@@ -8,15 +8,23 @@ one with reference_values.json that of reference values; studies of a generator 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
-from fl_server.report.statistics import mean
-from simulation.report import intensity_scale, radiomics, reference_values, synthesis, words
-from simulation.report.page import page
-from simulation.report.radiomics_results import FILE, Findings
-from simulation.report.results import Run
+from fl_server.record import Record
+from simulation.report import intensity_scale, radiomics, radiomics_results, reference_values, study, synthesis
 from simulation.whole_file import write_whole
 
 __all__ = ["summary_lines", "write_report"]
+
+
+class Kind(Protocol):
+    """A module that reports on one kind of run."""
+
+    def page(self, folder: Path) -> str:
+        """The whole report as one HTML text."""
+
+    def summary_lines(self, folder: Path) -> list[str]:
+        """The verdict and the figures that matter first."""
 
 
 def write_report(folder: Path) -> Path:
@@ -25,51 +33,21 @@ def write_report(folder: Path) -> Path:
     Raises `FileNotFoundError` when there is no record.json; every other file may be missing. Raises `ValueError` for a
     radiomics.json that holds no JSON object.
     """
-    if (folder / reference_values.VALUES).exists():
-        text = reference_values.page(folder)
-    elif synthesis.is_one(folder):
-        text = synthesis.page(folder)
-    elif intensity_scale.is_one(folder):
-        text = intensity_scale.page(folder)
-    else:
-        text = radiomics.page(Findings(folder)) if (folder / FILE).exists() else page(Run(folder))
     path = folder / "report.html"
-    write_whole(path, text)
+    write_whole(path, _kind(folder).page(folder))
     return path
 
 
 def summary_lines(folder: Path) -> list[str]:
-    """The verdict, Dice and epsilon by hospital, and where the report lies: the last lines on the screen.
+    """The last lines on the screen: the verdict, the figures that matter first, epsilon by hospital, where the report lies."""
+    return [*_kind(folder).summary_lines(folder), f"Report: {folder / 'report.html'}"]
 
-    Of a radiomics study: the verdict, AUC and epsilon by arm and by hospital, and where the report lies.
-    """
+
+def _kind(folder: Path) -> Kind:
+    """Which report a run gets: by what it left, else by its task."""
     if (folder / reference_values.VALUES).exists():
-        return reference_values.summary_lines(folder)
-    if synthesis.is_one(folder):
-        return synthesis.summary_lines(folder)
-    if intensity_scale.is_one(folder):
-        return intensity_scale.summary_lines(folder)
-    if (folder / FILE).exists():
-        return radiomics.summary_lines(Findings(folder))
-    run = Run(folder)
-    lines = [words.VERDICTS[run.record.verdict]]
-    lines += [f"  {reason}" for reason in run.record.reasons[:5]]
-    if len(run.record.reasons) > 5:
-        lines.append(f"  and {len(run.record.reasons) - 5} more, in the report")
-    lines += words.chosen(run.record)
-    if made := words.faults(run):
-        lines.append(f"  {len(made)} faults were made on purpose; the report names them")
-    if banner := words.rehearsal_banner(run):
-        lines.append(banner)
-    width = max((len(name) for role in ("site", "held_out", "real") for name in run.hospitals(role)), default=0)
-    width = max([width, *map(len, run.sites)])
-    shown = [(name, "site", "") for name in run.sites]
-    shown += [(name, "held_out", "  held out") for name in run.hospitals("held_out")]
-    shown += [(name, "real", "  real patients") for name in run.hospitals("real")]
-    for name, role, note in shown:
-        means = {s: mean(run.values(f"dice/{s}", run.headline, role, name)).value for s in run.structures}
-        dice = [f"{structure.replace('_', ' ')} {words.number(value)}" for structure, value in means.items()]
-        spent = f"  ε {words.epsilon(run.epsilon(name))}" if role == "site" and run.epsilon(name) is not None else ""
-        lines.append(f"  {name:<{width}}  Dice {', '.join(dice) or '–'}{spent}{note}")
-    lines.append(f"Report: {folder / 'report.html'}")
-    return lines
+        return reference_values
+    if (folder / radiomics_results.FILE).exists():
+        return radiomics
+    task = Record.read(folder / "record.json").study.get("task", {}).get("name")
+    return {synthesis.TASK: synthesis, intensity_scale.TASK: intensity_scale}.get(task, study)

@@ -5,23 +5,20 @@ Reads `record.json`, `intensity_scale.json`, `intensity_facts.json` and `overlay
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fl_server.record import Record
 from simulation.report import words
+from simulation.report.drawing import png
+from simulation.report.layout import rendered
 from tasks.intensity_scale.released import IntensityScale
 
-HERE = Path(__file__).parent
 TASK = "intensity_scale"
 SCALE, FACTS, PICTURES = "intensity_scale.json", "intensity_facts.json", "overlays/intensities.npz"
 RELEASED, OWN, FREE = "#0b5c9e", "#8a94a0", "#b8860b"
@@ -29,41 +26,31 @@ WINDOW = 1.2
 """Brightness (0..1.5) that is shown as white."""
 
 
-def is_one(folder: Path) -> bool:
-    """Whether the run in this folder counted intensities. Raises `FileNotFoundError` for a folder without a record."""
-    return bool(Record.read(folder / "record.json").study.get("task", {}).get("name") == TASK)
-
-
 def page(folder: Path) -> str:
     """The whole report as one HTML text; a run that left no scale has the verdict alone."""
     record = Record.read(folder / "record.json")
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     scale = _scale(folder)
     facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).exists() else None
-    return environment.get_template("intensity_scale.html").render(
-        css=Markup((HERE / "style.css").read_text()),
-        record=record,
-        verdict=words.VERDICTS[record.verdict],
-        epsilons=[(name, words.epsilon(site.epsilon)) for name, site in record.sites.items() if site.epsilon is not None],
-        source=scale.words if scale else None,
-        rows=_rows(scale, facts) if scale else [],
-        chart=_png(_chart(scale, facts)) if scale else None,
-        pictures=_pictures(folder) if scale else [],
-        folder=folder.name,
-    )
+    spent = [(name, site.epsilon) for name, site in record.sites.items() if site.epsilon is not None]
+    contents = {
+        "banner": "The patients do not exist: they were drawn, and their scanners were made up.",
+        "source": scale.words if scale else None,
+        "chart": png(_chart(scale, facts)) if scale else None,
+        "pictures": _pictures(folder) if scale else [],
+        "rows": _rows(scale, facts) if scale else [],
+        "epsilons": [(name, words.epsilon(epsilon)) for name, epsilon in spent],
+    }
+    return rendered("intensity_scale.html", record, contents)
 
 
 def summary_lines(folder: Path) -> list[str]:
-    """The verdict, the landmarks, and where the report lies."""
-    record = Record.read(folder / "record.json")
-    found = [words.VERDICTS[record.verdict], *(f"  {reason}" for reason in record.reasons[:5])]
+    """The verdict and the landmarks."""
+    found = words.opening(Record.read(folder / "record.json"))
     if scale := _scale(folder):
         pairs = zip(scale.settings.percentiles, scale.landmarks, strict=True)
         found.append("  percentile: place between the 1st and the 99th: " + ", ".join(f"{p:g}: {v:.2f}" for p, v in pairs))
         found.append(f"  generated patients in it: konsil-simulate pretraining.intensities=[{folder}]")
-    return [*found, f"Report: {folder / 'report.html'}"]
+    return found
 
 
 def _scale(folder: Path) -> IntensityScale | None:
@@ -126,10 +113,4 @@ def _picture(image: npt.NDArray[np.float32]) -> str:
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.imshow(image, cmap="gray", vmin=0.0, vmax=WINDOW, interpolation="bicubic")
     axes.axis("off")
-    return _png(figure, dpi=100)
-
-
-def _png(figure: Figure, dpi: int = 130) -> str:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=dpi)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    return png(figure, dpi=100)

@@ -6,49 +6,41 @@ radiomics.json that is not there takes its section with it.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from fl_server.report.statistics import Estimate
-from simulation.report import drawing, radiomics_bars, radiomics_charts, radiomics_explained, radiomics_words, words
+from simulation.report import radiomics_bars, radiomics_charts, radiomics_explained, radiomics_words, words
+from simulation.report.layout import rendered
 from simulation.report.lenient import mapping, mappings, number, text
 from simulation.report.radiomics_arms import PLAIN, PRIVATE, UNET, Arm
 from simulation.report.radiomics_results import Findings
 
-HERE = Path(__file__).parent
 ICC_ROBUST = 0.75
 """Good reliability from here on (Koo and Li 2016, J Chiropr Med 15:155)."""
 MOST_ROBUST = 30
+FILTERS: dict[str, Callable[..., str]] = {
+    "cut": radiomics_words.cut,
+    "threshold": radiomics_words.threshold,
+    "learner": radiomics_words.learner,
+}
 
 
-def page(findings: Findings) -> str:
-    """The whole report as one HTML text."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "number": words.number,
-        "interval": words.interval,
-        "epsilon": words.epsilon,
-        "cut": radiomics_words.cut,
-        "threshold": radiomics_words.threshold,
-        "learner": radiomics_words.learner,
-    }
+def page(folder: Path) -> str:
+    """The whole report as one HTML text.
+
+    Raises `FileNotFoundError` for a folder without a record, `ValueError` where radiomics.json holds no JSON object.
+    """
+    findings = Findings(folder)
     record = findings.record
     main, charts = radiomics_charts.rocs(findings)
     predictions, more_predictions = radiomics_explained.predictions(findings)
     contents = {
-        "css": Markup((HERE / "style.css").read_text() + (HERE / "radiomics.css").read_text()),
-        "record": record,
-        "findings": findings,
         "arm": findings.headline,
         "unit": findings.unit,
-        "verdict": words.VERDICTS[record.verdict],
+        "seeds": record.seeds or [record.seed],
         "banner": radiomics_words.banner(findings),
         "result": radiomics_words.result(findings),
         "tiles": tiles(findings),
@@ -77,20 +69,15 @@ def page(findings: Findings) -> str:
         "checklist": checklist(findings),
         "privacy": radiomics_words.privacy(findings),
         "limits": radiomics_words.limits(findings),
-        "settings": json.dumps(record.study, indent=2),
-        "mark": drawing.mark,
         "share": radiomics_bars.share,
     }
-    return environment.get_template("radiomics.html").render(contents)
+    return rendered("radiomics.html", record, contents, styles=("radiomics.css",), filters=FILTERS)
 
 
-def summary_lines(findings: Findings) -> list[str]:
-    """The verdict, AUC and epsilon by arm and by hospital, and where the report lies."""
-    record = findings.record
-    lines = [words.VERDICTS[record.verdict], *(f"  {reason}" for reason in record.reasons[:5])]
-    if len(record.reasons) > 5:
-        lines.append(f"  and {len(record.reasons) - 5} more, in the report")
-    lines += words.chosen(record)
+def summary_lines(folder: Path) -> list[str]:
+    """The verdict, AUC and epsilon by arm and by hospital."""
+    findings = Findings(folder)
+    lines = words.opening(findings.record) + words.chosen(findings.record)
     if banner := radiomics_words.banner(findings):
         lines.append(banner)
     width = max((len(arm.label) for arm in findings.arms.values()), default=0)
@@ -105,7 +92,6 @@ def summary_lines(findings: Findings) -> list[str]:
         auc = words.number(row["auc"].value) if row["auc"] else "–"
         spent = "" if row["epsilon"] is None else f"  ε {words.epsilon(row['epsilon'])}"
         lines.append(f"  {row['name']:<{width}}  AUC {auc}{spent}")
-    lines.append(f"Report: {findings.folder / 'report.html'}")
     return lines
 
 

@@ -7,14 +7,14 @@ are told as numbers and never as a claim: their own intervals are not computed.
 from __future__ import annotations
 
 import re
-from math import exp, isfinite
+from math import isfinite
 
 from fl_server.report.statistics import Estimate
 from simulation.report.lenient import mapping
 from simulation.report.lenient import number as read
 from simulation.report.radiomics_arms import ALONE, PLAIN, PRIVATE, UNET, Arm, Cut
 from simulation.report.radiomics_results import Findings
-from simulation.report.words import count, epsilon, interval, number
+from simulation.report.words import count, epsilon, interval, listed, number, odds
 
 _LOG = re.compile(r"log-sigma-(\d+)(?:[-.](\d+))?-mm(?:-3D)?")
 _CLASSES = ("firstorder", "shape2D", "shape", "glcm", "glrlm", "glszm", "gldm", "ngtdm")
@@ -92,7 +92,7 @@ def result(findings: Findings) -> list[str]:
     compared = [told for other, said in _OTHERS if (told := _compared(findings, arm, other, said))]
     if compared:
         where = f" over the certain {findings.unit}s" if arm.auc_certain else ""
-        lines.append(f"For comparison, the AUC{where} was {_listed(compared)}. No difference was tested, so none is claimed.")
+        lines.append(f"For comparison, the AUC{where} was {listed(compared)}. No difference was tested, so none is claimed.")
     alone = findings.arms.get(ALONE)
     if alone and arm.hospital_mean and alone.hospital_mean:
         lines.append(
@@ -119,10 +119,6 @@ def _compared(findings: Findings, arm: Arm, key: str, said: str) -> str:
     estimate = other.auc_certain if arm.auc_certain else other.auc
     bounds = f" ({interval(estimate)})" if interval(estimate) else ""
     return f"{number(estimate.value)}{bounds} {said}" if estimate else ""
-
-
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def cut(value: Cut) -> str:
@@ -162,13 +158,12 @@ def privacy(findings: Findings) -> list[str]:
     )
     if worst is None:
         return [meaning, "No hospital's ledger says that any of it was spent."]
-    factor = f"{exp(worst):,.0f}" if worst > 3 else f"{exp(worst):.1f}"
     size = (
         "ε (epsilon) bounds what can be told about one patient: whoever sees everything a hospital sent can raise the odds "
-        f"they would give to “this patient took part” by at most a factor of {factor} (e to the power of {epsilon(worst)}, "
-        f"the highest ε on any hospital's ledger). δ (delta) = {delta:g} is the probability with which this bound may fail. "
-        "ε up to 1 is usually read as a strong guarantee and up to 10 as a reasonable one (Ponomareva et al., Journal of "
-        "Artificial Intelligence Research 2023)."
+        f"they would give to “this patient took part” by at most a factor of {odds(worst)} (e to the power of "
+        f"{epsilon(worst)}, the highest ε on any hospital's ledger). δ (delta) = {delta:g} is the probability with which this "
+        "bound may fail. ε up to 1 is usually read as a strong guarantee and up to 10 as a reasonable one (Ponomareva et al., "
+        "Journal of Artificial Intelligence Research 2023)."
     )
     left = (
         "What left a hospital: sums over its patients with noise in them, of counts in the leaves of trees that were drawn "

@@ -6,27 +6,24 @@ Reads `record.json`, `reference_values.json` and `reference_facts.json` of a run
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fl_client.reference_chart import figure_of, stretches
 from fl_client.reference_values import lines
 from fl_server.record import Record
 from simulation.report import words
+from simulation.report.drawing import png
+from simulation.report.layout import rendered
 from tasks.reference_values.measures import Ventricle
 from tasks.reference_values.place import PEOPLE, Place, places, source
 from tasks.reference_values.settings import SEXES
 from tasks.reference_values.values import Curve, ReferenceValues
 
-HERE = Path(__file__).parent
 VALUES, FACTS = "reference_values.json", "reference_facts.json"
 TRUTH = "#b8860b"
 
@@ -38,29 +35,22 @@ def page(folder: Path) -> str:
     record = Record.read(folder / "record.json")
     counted = [Ventricle(**one) for one in facts["counted"]]
     pooled = ReferenceValues.model_validate(facts["pooled"])
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("reference_values.html").render(
-        css=Markup((HERE / "style.css").read_text()),
-        record=record,
-        verdict=words.VERDICTS[record.verdict],
-        source=source(values),
-        counted=len(counted),
-        lines=[line.strip() for line in lines(values)],
-        charts=[(PEOPLE[sex], _png(_chart(values, pooled, counted, sex))) for sex in SEXES],
-        errors=errors(values, pooled),
-        patients=[_patient(one, values) for one in facts["held_back"]],
-    )
+    contents = {
+        "banner": "The patients do not exist: they were drawn, and so were their reference values.",
+        "source": source(values),
+        "counted": len(counted),
+        "lines": [line.strip() for line in lines(values)],
+        "charts": [(PEOPLE[sex], png(_chart(values, pooled, counted, sex))) for sex in SEXES],
+        "errors": errors(values, pooled),
+        "patients": [_patient(one, values) for one in facts["held_back"]],
+    }
+    return rendered("reference_values.html", record, contents)
 
 
 def summary_lines(folder: Path) -> list[str]:
-    """The verdict, medians with their intervals, and where the report lies."""
-    record = Record.read(folder / "record.json")
-    found = [words.VERDICTS[record.verdict], *(f"  {reason}" for reason in record.reasons[:5])]
-    if (folder / VALUES).exists():
-        found += lines(ReferenceValues.model_validate_json((folder / VALUES).read_text()))
-    return [*found, f"Report: {folder / 'report.html'}"]
+    """The verdict, and medians with their intervals."""
+    values = ReferenceValues.model_validate_json((folder / VALUES).read_text())
+    return words.opening(Record.read(folder / "record.json")) + lines(values)
 
 
 def errors(values: ReferenceValues, pooled: ReferenceValues) -> list[dict[str, Any]]:
@@ -102,11 +92,5 @@ def _patient(one: dict[str, Any], values: ReferenceValues) -> dict[str, Any]:
         "hospital": one["hospital"],
         "of": f"{'woman' if found.sex == 'F' else 'man'} of {int(found.age)}",
         "places": own,
-        "chart": _png(figure_of(values, found.sex, own)),
+        "chart": png(figure_of(values, found.sex, own)),
     }
-
-
-def _png(figure: Figure) -> str:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=130)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -5,25 +5,21 @@ Reads `record.json`, `scores.jsonl`, `gate.json` and `overlays/synthetic.npz` of
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
-from fl_server.record import Record
 from fl_server.report.statistics import mean
 from simulation import gated
 from simulation.report import words
+from simulation.report.drawing import png
+from simulation.report.layout import rendered
 from simulation.report.results import ROLES, Run
 
-HERE = Path(__file__).parent
 TASK = "synthesis"
 WINDOW = 1.2
 """Brightness (0..1.5) that is shown as white."""
@@ -32,35 +28,25 @@ LARGER = 3  # screen pixels for each of the generator's
 ROWS = {"patient": "A test patient of this hospital", "sketch": "The drawn patient that drawing began with"}
 
 
-def is_one(folder: Path) -> bool:
-    """Whether the run in this folder learned a generator. Raises `FileNotFoundError` for a folder without a record."""
-    return bool(Record.read(folder / "record.json").study.get("task", {}).get("name") == TASK)
-
-
 def page(folder: Path) -> str:
     """The whole report as one HTML text. Raises `FileNotFoundError` for a folder without a record."""
     run = Run(folder)
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("synthesis.html").render(
-        css=Markup((HERE / "style.css").read_text()),
-        record=run.record,
-        verdict=words.VERDICTS[run.record.verdict],
-        banner=words.rehearsal_banner(run),
-        epsilons=[(name, words.epsilon(run.epsilon(name))) for name in run.sites if run.epsilon(name) is not None],
-        promise=run.record.study.get("privacy", {}).get("epsilon"),
-        begin=run.record.study.get("task", {}).get("begin", 1.0),
-        tables=[table for role in ROLES if (table := _table(run, role))],
-        hospitals=_gallery(run),
-        gate=gated.read(folder),
-    )
+    contents = {
+        "banner": words.rehearsal_banner(run),
+        "epsilons": [(name, words.epsilon(run.epsilon(name))) for name in run.sites if run.epsilon(name) is not None],
+        "promise": run.record.study.get("privacy", {}).get("epsilon"),
+        "begin": run.record.study.get("task", {}).get("begin", 1.0),
+        "tables": [table for role in ROLES if (table := _table(run, role))],
+        "hospitals": _gallery(run),
+        "gate": gated.read(folder),
+    }
+    return rendered("synthesis.html", run.record, contents)
 
 
 def summary_lines(folder: Path) -> list[str]:
-    """The verdict, what was explained by arm, and where the report lies."""
+    """The verdict, what was explained by arm, and epsilon by hospital."""
     run = Run(folder)
-    lines = [words.VERDICTS[run.record.verdict], *(f"  {reason}" for reason in run.record.reasons[:5])]
+    lines = words.opening(run.record)
     if banner := words.rehearsal_banner(run):
         lines.append(banner)
     for arm in run.arms("site"):
@@ -69,8 +55,7 @@ def summary_lines(folder: Path) -> list[str]:
     for name in run.sites:
         if run.epsilon(name) is not None:
             lines.append(f"  {name}  ε {words.epsilon(run.epsilon(name))}")
-    lines.append(f"  {gated.in_a_line(gated.read(folder))}")
-    return [*lines, f"Report: {folder / 'report.html'}"]
+    return [*lines, f"  {gated.in_a_line(gated.read(folder))}"]
 
 
 def _table(run: Run, role: str) -> dict[str, Any] | None:
@@ -98,15 +83,12 @@ def _gallery(run: Run) -> list[dict[str, Any]]:
     for key, slices in pictures.items():
         name, _, kind = key.rpartition("/")
         words_of = ROWS.get(kind) or f"Drawn by: {run.words_of(kind)}"
-        found.setdefault(name, []).append({"words": words_of, "png": _png(slices)})
+        found.setdefault(name, []).append({"words": words_of, "png": _row(slices)})
     return [{"name": name, "rows": rows} for name, rows in found.items()]
 
 
-def _png(slices: npt.NDArray[Any]) -> str:
+def _row(slices: npt.NDArray[Any]) -> str:
     """One row of pictures as a data URL."""
     row = np.concatenate([np.pad(one, 1) for one in slices], axis=1)
     grey = (255 * np.clip(row / WINDOW, 0, 1)).astype(np.uint8)
-    image = Image.fromarray(grey).resize((grey.shape[1] * LARGER, grey.shape[0] * LARGER), Image.Resampling.BICUBIC)
-    held = io.BytesIO()
-    image.save(held, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
+    return png(Image.fromarray(grey).resize((grey.shape[1] * LARGER, grey.shape[0] * LARGER), Image.Resampling.BICUBIC))

@@ -14,7 +14,7 @@ from fl_server.report.words import VERDICTS as VERDICTS
 from fl_server.report.words import count as count
 from fl_server.report.words import epsilon as epsilon
 from fl_server.report.words import interval as interval
-from fl_server.report.words import listed
+from fl_server.report.words import listed as listed
 from fl_server.report.words import number as number
 from fl_server.report.words import structure as structure
 from simulation.report.results import ALONE_ELSEWHERE, PLAIN, PRIVATE, Run
@@ -22,6 +22,8 @@ from simulation.report.results import ALONE_ELSEWHERE, PLAIN, PRIVATE, Run
 LEAST_PATIENTS, LEAST_ROUNDS = 30, 10
 """Patients of a hospital and rounds below which a run shows that the software works, and nothing else. The five scanners of a
 study have 40 to 60 patients and train for 24 rounds."""
+MOST_REASONS = 5
+"""Reasons for a verdict that the screen shows."""
 
 
 def faults(run: Run) -> list[str]:
@@ -107,6 +109,13 @@ def result(run: Run) -> list[str]:
     return [" ".join(text), *([" ".join(filter(None, claims))] if any(claims) else [])]
 
 
+def opening(record: Record) -> list[str]:
+    """The verdict and the first reasons for it: lines for the screen."""
+    more = len(record.reasons) - MOST_REASONS
+    told = [VERDICTS[record.verdict], *(f"  {reason}" for reason in record.reasons[:MOST_REASONS])]
+    return told + ([f"  and {more} more, in the report"] if more > 0 else [])
+
+
 def chosen(record: Record) -> list[str]:
     """Whether the study ended early, and which round's model is its result: lines for the screen."""
     early = [f"  ended early, {record.stopped_early}"] if record.stopped_early else []
@@ -161,11 +170,10 @@ def privacy(run: Run) -> list[str]:
     )
     if worst is None:
         return ["No privacy was spent: no hospital released anything."]
-    factor = f"{exp(worst):,.0f}" if worst > 3 else f"{exp(worst):.1f}"
     meaning = (
         f"The unit is the patient, not the image: the promise holds for everything a patient contributed. ε (epsilon) "
         f"bounds what a release can tell about one patient: whoever sees everything a hospital sent can raise the odds "
-        f"they would give to “this patient took part” by at most a factor of {factor} (e to the power of "
+        f"they would give to “this patient took part” by at most a factor of {odds(worst)} (e to the power of "
         f"{epsilon(worst)}, the highest ε of any hospital). δ (delta) = {delta:g} is the probability with which this "
         "bound may fail. With ε = 0 nothing could be told; smaller is better."
     )
@@ -184,6 +192,11 @@ def privacy(run: Run) -> list[str]:
             f"{seeds} times each (basic composition)."
         )
     return text
+
+
+def odds(epsilon: float) -> str:
+    """The factor that an epsilon allows odds to be raised by."""
+    return f"{exp(epsilon):,.0f}" if epsilon > 3 else f"{exp(epsilon):.1f}"
 
 
 def limits(run: Run) -> list[str]:

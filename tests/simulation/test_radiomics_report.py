@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from drawn_radiomics import SITES, build
 from PIL import Image
-from test_report_page import Page
+from test_report_page import Page, costs
 
+from fl_server.record import Record
 from simulation.report import summary_lines, write_report
 from simulation.report.feature_map import MISSING, MOST_ROWS, feature_map
 from simulation.report.radiomics_words import feature
@@ -363,6 +364,21 @@ def test_the_promise_is_to_the_patient_and_generated_data_are_no_evidence(page):
     assert f"by at most a factor of {np.exp(2.99):.1f} (e to the power of 2.99" in page.text
     assert "trained each classifier 10 times, and ε is that of one" in page.text
     assert "Generated data are no evidence about patients" in page.text
+
+
+def test_seconds_stand_beside_the_peak_memory_of_each_phase_where_the_record_tells_it(tmp_path):
+    build(tmp_path, arms=(), drop=("feature_map", "bullseye"))
+    plain = ("Phase", "Seconds", "hospitals", "212.4", "features", "95.1", "total", "401.0")
+    assert costs(Page(write_report(tmp_path).read_text()))[: len(plain)] == list(plain)
+    record = Record.read(tmp_path / "record.json")
+    record.memory_mb, record.peak_memory_mb = {"hospitals": 1404.2, "features": 310.0}, 1404.2
+    record.write(tmp_path / "record.json")
+    assert costs(Page(write_report(tmp_path).read_text())) == [
+        *("Phase", "Seconds", "Peak memory MiB"),
+        *("hospitals", "212.4", "1,404"),
+        *("features", "95.1", "310"),
+        *("total", "401.0", "1,404"),
+    ]
 
 
 def test_a_study_without_privacy_says_so_and_a_small_one_is_no_evidence(tmp_path):

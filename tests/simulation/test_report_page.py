@@ -12,7 +12,7 @@ import pytest
 from drawn_run import HEART, HIPPOCAMPUS, REASON, SITES, build
 from PIL import Image
 
-from fl_server.record import Answer
+from fl_server.record import Answer, Record
 from simulation.report import summary_lines, write_report
 
 
@@ -237,6 +237,29 @@ def test_nothing_at_all_is_reported_as_failed(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     assert "Failed:" in Page(write_report(tmp_path).read_text()).text
     assert summary_lines(tmp_path)[0] == "Failed: the study did not reach its end."
+
+
+@pytest.mark.parametrize(
+    ("task", "title"),
+    [
+        ("segmentation", "konsil study report"),
+        ("synthesis", "konsil generator of scans"),
+        ("intensity_scale", "konsil intensity scale"),
+    ],
+)
+def test_every_kind_of_report_gives_every_reason_and_the_screen_the_first(tmp_path, task, title):
+    build(tmp_path, rounds=0, arms=(), overlays=False, real=False)
+    record = Record.read(tmp_path / "record.json")
+    record.study["task"] = {"name": task}
+    record.verdict, record.reasons = "degraded", [f"round {number}: nobody answered" for number in range(1, 9)]
+    record.write(tmp_path / "record.json")
+    text = Page(write_report(tmp_path).read_text()).text
+    assert title in text
+    places = [text.index(words) for words in [*record.reasons[:6], "2 more", *record.reasons[6:]]]
+    assert places == sorted(places)
+    screen = summary_lines(tmp_path)
+    assert screen[1:6] == [f"  {reason}" for reason in record.reasons[:5]]
+    assert screen[6] == "  and 3 more, in the report"
 
 
 def test_other_organs_and_a_study_without_privacy_are_reported_in_their_own_words(tmp_path):

@@ -57,7 +57,7 @@ def test_an_arm_trained_by_other_code_is_another_arm(tree, arm, name):
 def test_an_arm_does_not_depend_on_the_report_or_on_the_screen(tree, arm):
     before = arm().identity
     tree("simulation/screen.py")
-    tree("simulation/report/page.py")
+    tree("simulation/report/study.py")
     assert arm().identity == before
 
 

@@ -5,44 +5,32 @@ Nothing is computed here that `results` or `statistics` could compute; nothing i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fl_server.report.statistics import Estimate, Values, agreement, difference, mean
-from simulation.report import comparison, drawing, figures, pictures, words
+from simulation.report import comparison, figures, pictures, words
+from simulation.report.layout import rendered
 from simulation.report.results import ARMS, PLAIN, ROLES, Run
 from simulation.report.uncertainty import sureness
 
-HERE = Path(__file__).parent
 VOLUME_ERRORS = ("volume_error_ml", "volume_ml_error")
 POINTS = 100.0
 """`ef_error` is a fraction of 1; readers think in percentage points."""
 
 
-def page(run: Run) -> str:
-    """The whole report as one HTML text."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "number": words.number,
-        "interval": words.interval,
-        "structure": words.structure,
-        "epsilon": words.epsilon,
-    }
+def page(folder: Path) -> str:
+    """The whole report as one HTML text. Raises `FileNotFoundError` for a folder without a record."""
+    run = Run(folder)
     record = run.record
     contents = {
-        "css": Markup((HERE / "style.css").read_text()),
-        "record": record,
         "run": run,
-        "verdict": words.VERDICTS[record.verdict],
+        "seeds": run.seeds,
         "faults": words.faults(run),
         "banner": words.rehearsal_banner(run),
         "result": words.result(run),
@@ -71,14 +59,32 @@ def page(run: Run) -> str:
         "scanners": pictures.scanners(run.overlays / "scanners.npz"),
         "sureness": sureness(run.folder, cardiac="myocardium" in run.structures),
         "agreements": agreements(run),
-        "phases": phases(run),
-        "settings": json.dumps(record.study, indent=2),
         "headline": run.words_of(run.headline),
         "roles": ROLES,
         "arms": {arm: run.words_of(arm) for arm in ARMS},
-        "mark": drawing.mark,
     }
-    return environment.get_template("template.html").render(contents)
+    return rendered("study.html", record, contents)
+
+
+def summary_lines(folder: Path) -> list[str]:
+    """The verdict, Dice and epsilon by hospital."""
+    run = Run(folder)
+    lines = words.opening(run.record) + words.chosen(run.record)
+    if made := words.faults(run):
+        lines.append(f"  {len(made)} faults were made on purpose; the report names them")
+    if banner := words.rehearsal_banner(run):
+        lines.append(banner)
+    width = max((len(name) for role in ("site", "held_out", "real") for name in run.hospitals(role)), default=0)
+    width = max([width, *map(len, run.sites)])
+    shown = [(name, "site", "") for name in run.sites]
+    shown += [(name, "held_out", "  held out") for name in run.hospitals("held_out")]
+    shown += [(name, "real", "  real patients") for name in run.hospitals("real")]
+    for name, role, note in shown:
+        means = {s: mean(run.values(f"dice/{s}", run.headline, role, name)).value for s in run.structures}
+        dice = [f"{structure.replace('_', ' ')} {words.number(value)}" for structure, value in means.items()]
+        spent = f"  ε {words.epsilon(run.epsilon(name))}" if role == "site" and run.epsilon(name) is not None else ""
+        lines.append(f"  {name:<{width}}  Dice {', '.join(dice) or '–'}{spent}{note}")
+    return lines
 
 
 def tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -164,13 +170,6 @@ def answers(run: Run) -> dict[str, list[tuple[int, str, str]]]:
             for r in run.record.rounds
         ]
     return table
-
-
-def phases(run: Run) -> list[tuple[str, float | None, float | None]]:
-    """(phase, seconds, peak memory in MiB) in the order of the run; of the total, the highest peak. None: not recorded."""
-    seconds, memory = run.record.timings, {"total": run.record.peak_memory_mb, **run.record.memory_mb}
-    names = sorted({**seconds, **run.record.memory_mb}, key="total".__eq__)  # the total last
-    return [(name, seconds.get(name), memory.get(name)) for name in names]
 
 
 def curves(run: Run) -> list[Markup]:
