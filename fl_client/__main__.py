@@ -52,6 +52,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from conf.imports import import_monai_alone
 from conf.study import words
 from fl_client.chain import ChainBroken
 from fl_client.commands import (
@@ -104,6 +105,7 @@ MODULES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it did what was asked, 1 with a sentence on standard error if not."""
     options = _parser().parse_args(arguments)
+    import_monai_alone()
     if getattr(options, "who", "") is None:
         options.who = user_name()
     try:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from conf.imports import import_monai_alone
 from fl_client.halt import halted
 from fl_client.heap import give_back, keep_large_blocks
 from fl_client.loopback import Loopback, write_private
@@ -295,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.update(environment(site))
     os.environ.pop("no_proxy", None)
     keep_large_blocks()
+    import_monai_alone()
 
     def work() -> int:
         worker = Worker(settings)

@@ -49,6 +49,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from conf.imports import import_monai_alone
 from conf.study import words
 from fl_server.commands import (
     coordinator,
@@ -87,6 +88,7 @@ MODULES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 1 with a sentence on standard error if it can't be done."""
     options = _parser().parse_args(arguments)
+    import_monai_alone()
     about = getattr(options, "file", None) or "konsil-study"
     try:
         code: int = options.run(options)

@@ -16,6 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from pydantic import ValidationError
 
+from conf.imports import import_monai_alone
 from conf.study import Study, words
 from fl_server.checkpoint import NoCheckpoint
 from fl_server.prompt_grid import PromptGrid
@@ -36,6 +37,7 @@ def main(grid: Grid, context: Context) -> None:
     it is with `strategy.references_sha256` and `KONSIL_REFERENCES`.
     Raises `RuntimeError` if the verdict is `failed`, so that Flower reports the run as failed too.
     """
+    import_monai_alone()
     study = study_of(context)
     folder = Path(os.environ.get("KONSIL_RUNS", "runs")).resolve() / study.name
     given = context.run_config

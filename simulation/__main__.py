@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 import conf
 from conf.command_line import unreadable
+from conf.imports import import_monai_alone
 from fl_client.heap import keep_large_blocks
 from simulation.run_folder import FolderInUse
 from simulation.settings import Simulation, read, require_checks, require_data, sentences
@@ -60,6 +61,7 @@ Settings (key=value; dots go deeper; these are the defaults):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0 complete, 1 failed, 2 refused, 3 degraded."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    import_monai_alone()
     if {"-h", "--help"} & set(arguments):
         settings = OmegaConf.to_yaml(_compose([]))
         try:

@@ -46,7 +46,7 @@ def executor(workers: int | None) -> Executor:
     if workers == 0:
         return Immediately()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["simulation.scoring", "simulation.hospital", "monai.networks.nets"])
+    context.set_forkserver_preload(["simulation.preload"])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
 
 
