@@ -290,6 +290,8 @@ def read(settings: dict[str, Any]) -> Simulation:
         raise ValueError(
             "strategy.references_sha256 is left out: a rehearsal draws the free patients that it filters by, and names them"
         )
+    if simulation.secure is not None:  # says how many hospitals a sum under masks needs
+        circle_of(simulation.study(seed=0, private=True, sites=tuple(simulation.hospitals.sites), initial=None))
     if simulation.reference is not None:
         _require_reference(simulation, simulation.reference)
         return simulation
@@ -306,8 +308,6 @@ def read(settings: dict[str, Any]) -> Simulation:
     for private in (True, False):
         study = simulation.study(seed=0, private=private, sites=tuple(simulation.hospitals.sites), initial=None)
         require_protection(study)
-        if study.privacy.secure is not None:
-            circle_of(study)  # says how many hospitals a sum under masks needs
         tasks.task.load(study.task)
         if study.training.frozen or study.training.personal:
             tasks.task.load_for(study)  # a hospital would decline names that its task doesn't have

@@ -74,6 +74,19 @@ def test_the_report_shows_the_curve_and_the_pictures(runs, capsys):
     assert f"konsil-simulate pretraining.intensities=[{runs / 'grey'}]" in said
 
 
+def test_the_preset_masks_the_sums_and_has_one_noise_for_all(runs):
+    donau = ["hospitals.sites.donau.scanner.matrix=64", "hospitals.sites.donau.scanner.pixel_mm=4"]
+    masked = [word for word in GREY if word not in ("secure=null", "~hospitals.sites.donau")]
+    assert main([*masked, *donau, f"runs_folder={runs}", "name=masked"]) == 0
+    scale = scale_of(runs / "masked")
+    facts = json.loads((runs / "masked" / "intensity_facts.json").read_text())
+    exact = np.mean([facts["hospitals"][name] for name in ("donau", *HOSPITALS)], axis=0)
+    assert "one noise for all" in scale.words
+    assert np.abs(np.array(scale.landmarks) - exact).mean() < 0.05
+    record = Record.read(runs / "masked" / "record.json")
+    assert all(0 < record.sites[name].epsilon <= 40 for name in HOSPITALS)
+
+
 def test_free_patients_wear_it_in_turn(runs):
     scale = scale_of(runs / "grey")
     other = scale.model_copy(update={"landmarks": tuple(value**3 for value in scale.landmarks)})
@@ -215,6 +228,7 @@ def test_a_sum_that_the_noise_has_drowned_is_a_degraded_run_without_a_scale(runs
         ("intensity_scale.task.name=count", "no such setting"),
         ("intensity_scale.task.percentiles=[90,50]", "percentiles must rise"),
         ("faults.plan=[{fault: offline, site: isar, rounds: 1}]", "not of an intensity scale"),
+        ("secure={}", "a secure sum needs at least 3 hospitals, not 2: of two each knows the other's numbers"),
     ],
 )
 def test_settings_that_these_hospitals_cannot_follow_are_refused(tmp_path, capsys, override, reason):
