@@ -6,7 +6,7 @@ is better than another only where `statistics` says that this was shown.
 
 from __future__ import annotations
 
-from math import ceil, exp
+from math import ceil, exp, log
 
 from fl_server.record import Record
 from fl_server.report.statistics import SEEDS_FOR_A_CLAIM, Estimate, difference, mean
@@ -195,7 +195,9 @@ def privacy(run: Run) -> list[str]:
 
 
 def odds(epsilon: float) -> str:
-    """The factor that an epsilon allows odds to be raised by."""
+    """The factor by which an epsilon lets odds be raised; beyond a million its power of ten, rounded up."""
+    if epsilon > log(1e6):
+        return f"10 to the power of {ceil(epsilon / log(10))}"
     return f"{exp(epsilon):,.0f}" if epsilon > 3 else f"{exp(epsilon):.1f}"
 
 

@@ -158,3 +158,11 @@ def test_epsilon_is_never_rounded_down():
 def test_a_bound_near_zero_shows_its_side():
     assert words.interval(statistics.Estimate(-0.01, -0.02, -0.0003, 9, 3)) == "−0.0200 to −0.0003"
     assert words.number(-0.0001) == "0.000"
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "told"),
+    [(1.1, "3.0"), (8.0, "2,981"), (13.8, "984,609"), (13.9, "10 to the power of 7"), (1000.0, "10 to the power of 435")],
+)
+def test_a_factor_nobody_can_read_is_told_by_its_power_of_ten(epsilon, told):
+    assert words.odds(epsilon) == told
