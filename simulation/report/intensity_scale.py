@@ -25,6 +25,12 @@ RELEASED, OWN, FREE = "#0b5c9e", "#8a94a0", "#b8860b"
 WINDOW = 1.2
 """Brightness (0..1.5) that is shown as white."""
 
+LIMITS = (
+    words.visible("Hospitals' own curves and pictures of patients"),
+    "A scale moves grey values. Texture, blur, noise, artifacts, cut and contours stay as they are drawn.",
+    "One scale is the mean of whoever took part. Where scanners lie far apart it is nobody's; a study can have one for each.",
+)
+
 
 def page(folder: Path) -> str:
     """The whole report as one HTML text; a run that left no scale has the verdict alone."""
@@ -39,6 +45,8 @@ def page(folder: Path) -> str:
         "pictures": _pictures(folder) if scale else [],
         "rows": _rows(scale, facts) if scale else [],
         "epsilons": [(name, words.epsilon(epsilon)) for name, epsilon in spent],
+        "afterwards": "By each hospital's ledger. A study that starts from patients in this scale costs its own ε on top.",
+        "limits": words.limits_of(record, *LIMITS),
     }
     return rendered("intensity_scale.html", record, contents)
 

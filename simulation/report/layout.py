@@ -42,6 +42,7 @@ def rendered(
         "record": record,
         "verdict": words.VERDICTS[record.verdict],
         "phases": phases(record),
+        "seeds": record.seeds,
         "settings": json.dumps(record.study, indent=2),
         "mark": drawing.mark,
     }

@@ -27,6 +27,14 @@ from tasks.reference_values.values import Curve, ReferenceValues
 VALUES, FACTS = "reference_values.json", "reference_facts.json"
 TRUTH = "#b8860b"
 
+LIMITS = (
+    words.visible("Single patients and percentiles without noise"),
+    "Volumes of generated patients, and how they change with age, sex and body size, are assumed: nobody real can be compared "
+    "with these curves.",
+    "Curves follow one family (LMS) for each measure and sex; where the words say that the shape is in doubt, they don't fit.",
+    "Who is counted is who a hospital has. Reference values of healthy people need a study that selects them.",
+)
+
 
 def page(folder: Path) -> str:
     """The whole report as one HTML text. Raises `FileNotFoundError` for a folder without the three files."""
@@ -42,6 +50,9 @@ def page(folder: Path) -> str:
         "lines": [line.strip() for line in lines(values)],
         "charts": [(PEOPLE[sex], png(_chart(values, pooled, counted, sex))) for sex in SEXES],
         "errors": errors(values, pooled),
+        "epsilons": [(name, words.epsilon(site.epsilon)) for name, site in record.sites.items() if site.epsilon is not None],
+        "afterwards": "By each hospital's ledger. The curves, and every patient who is compared with them, cost nothing more.",
+        "limits": words.limits_of(record, *LIMITS),
         "patients": [_patient(one, values) for one in facts["held_back"]],
     }
     return rendered("reference_values.html", record, contents)

@@ -27,6 +27,13 @@ LARGER = 3  # screen pixels for each of the generator's
 
 ROWS = {"patient": "A test patient of this hospital", "sketch": "The drawn patient that drawing began with"}
 
+LIMITS = (
+    words.visible("Patients beside what was drawn"),
+    "Hospitals' patients and those that drawing begins with come from one program, with other scanners: what was learned is a "
+    "scanner's style, and nothing of an anatomy that the program doesn't know.",
+    "How much of the noise is told says nothing of how real a scan looks to a reader, or of what a network learns from it.",
+)
+
 
 def page(folder: Path) -> str:
     """The whole report as one HTML text. Raises `FileNotFoundError` for a folder without a record."""
@@ -34,6 +41,8 @@ def page(folder: Path) -> str:
     contents = {
         "banner": words.rehearsal_banner(run),
         "epsilons": [(name, words.epsilon(run.epsilon(name))) for name in run.sites if run.epsilon(name) is not None],
+        "afterwards": "Scans that the model draws cost nothing more, however many: they are made of the model alone.",
+        "limits": words.limits_of(run.record, *LIMITS),
         "promise": run.record.study.get("privacy", {}).get("epsilon"),
         "begin": run.record.study.get("task", {}).get("begin", 1.0),
         "tables": [table for role in ROLES if (table := _table(run, role))],
