@@ -61,12 +61,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessPe
     return OneProcessPerFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+LONG = (
+    *("test_federation.py", "test_end_to_end.py", "test_refused_over_the_network.py", "test_serve.py", "test_faults.py"),
+    *("test_returning.py", "test_secure_rounds.py", "test_arrivals.py", "test_engines.py", "test_resuming.py"),
+    *("test_pretraining.py", "test_judging.py", "test_page.py", "test_exports.py", "test_reference_study.py"),
+)
+"""Files of half a minute and more, the longest first: one that begins late leaves the other processes without work."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First what takes longest: the files that share the tiny rehearsal, and the test of everything."""
-    first = {
-        item.path for item in items if "tiny" in getattr(item, "fixturenames", ()) or item.path.name == "test_end_to_end.py"
-    }
-    items.sort(key=lambda item: item.path not in first)
+    """First what takes longest: the files that share the tiny rehearsal, and those that are `LONG`."""
+    tiny = {item.path for item in items if "tiny" in getattr(item, "fixturenames", ())}
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.name
+        return -1 if item.path in tiny else LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
 
 
 gc.disable()  # what is imported by the end of the collection stays: a million objects that need not be looked through

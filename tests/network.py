@@ -2,17 +2,24 @@
 
 import contextlib
 
+import yaml
+
 from simulation.federation.programs import Daemon, free_port, konsil_site, konsil_study, run
 
 
 class Network:
-    """A coordinator in `folder`/coordinator. Commands write to `folder`/commands.log, each daemon to a log of its own there."""
+    """A coordinator in `folder`/coordinator, which doesn't track studies in MLflow.
+
+    Commands write to `folder`/commands.log, each daemon to a log of its own there.
+    """
 
     def __init__(self, folder):
         self.folder, self.coordinator, self.log = folder, folder / "coordinator", folder / "commands.log"
         self.port = free_port()
         self.serving = None
         run(konsil_study("init", str(self.coordinator), "--host", "localhost", "--port", str(self.port)), log=self.log)
+        settings = self.coordinator / "coordinator.yaml"
+        settings.write_text(yaml.safe_dump({**yaml.safe_load(settings.read_text()), "tracking": {"mlflow": None}}))
 
     def command(self, *words):
         """What the coordinator's command says. Raises `CommandFailed` if it isn't done."""
