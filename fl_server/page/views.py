@@ -279,7 +279,7 @@ def facts(course: Course) -> list[tuple[str, str]]:
         said = f"{strategy.get('name', '?')}; a round counts with {_quorum(study)} usable answers or more, "
         found.append(("Rounds", said + f"and waits for {lasting(float(strategy.get('round_timeout_s') or 0))} at most"))
     if free := strategy.get("references_sha256"):
-        found.append(("Filtered", f"noise is taken out of the mean update by free patients, {str(free)[:12]}: nobody's scans"))
+        found.append(("Filtered", f"noise is taken out of the mean update by generated patients, {str(free)[:12]}"))
     found.append(("Study hash", record.study_hash))
     made = ", ".join(f"{name} {version}" for name, version in record.versions.items() if name in ("konsil", "flwr", "torch"))
     found += [("Made with", made), ("Engine", " on ".join(filter(None, [record.engine, record.device])))]

@@ -169,7 +169,7 @@ def _training(findings: Findings) -> str:
     ]
     told += [f"combined by {strategy['name']}"] if "name" in strategy else []
     free = strategy.get("references_sha256")
-    told += [f"noise filtered by free patients that are nobody's scans ({str(free)[:12]})"] if free else []
+    told += [f"noise filtered by generated patients ({str(free)[:12]})"] if free else []
     return f"{', '.join(told)}.{_privacy(findings)}"
 
 

@@ -44,10 +44,10 @@ def test_the_page_and_the_report_say_by_whom_it_filters(filtered):
     record = Record.read(filtered / "record.json")
     free = record.study["strategy"]["references_sha256"][:12]
     told = dict(facts(read(filtered / "record.json")))
-    assert told["Filtered"] == f"noise is taken out of the mean update by free patients, {free}: nobody's scans"
+    assert told["Filtered"] == f"noise is taken out of the mean update by generated patients, {free}"
     said = [text for text in answers(Findings(filtered)).values() if "combined by fedwiener" in text]
     assert len(said) == 1
-    assert f", noise filtered by free patients that are nobody's scans ({free})." in said[0]
+    assert f", noise filtered by generated patients ({free})." in said[0]
 
 
 def test_without_patients_to_draw_it_is_refused_at_once(tiny):
