@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 
 PREPARED = """
 import json, os, sys, traceback
+from conf.imports import import_monai_alone
+import_monai_alone()
 import monai.networks.nets, numpy, torch
 import fl_client.__main__, fl_client.contract, fl_client.ending, fl_client.patients
 import fl_client.app, fl_client.intake.quarantine, fl_server.weights, simulation.grid

@@ -60,10 +60,12 @@ def test_a_coordinator_that_crashes_leaves_the_model_and_the_record_of_the_last_
 KILLED = """
 import os, sys
 from pathlib import Path
+from conf.imports import import_monai_alone
 from conf.study import Study
 from fl_server.rounds import run
 from fl_server.weights import initial_state
 from simulation.grid import InProcessGrid
+import_monai_alone()
 study = Study.from_json(sys.argv[1])
 grid = InProcessGrid("fl_client.app:app", [{"site": site} for site in sys.argv[3:]], {"study": study.to_json()})
 run(grid, study, initial_state(study), folder=Path(sys.argv[2]), observer=lambda entry, model: os._exit(7))

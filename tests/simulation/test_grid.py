@@ -55,7 +55,7 @@ APP = f"{__name__}:echo"
 def workers(count: int) -> ProcessPoolExecutor:
     """Worker processes forked from one that has imported what they need: imports are most of a worker's life."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fl_client.app", "fl_server.rounds", "monai.networks.nets"])
+    context.set_forkserver_preload(["simulation.preload", "fl_client.app", "fl_server.rounds"])
     return ProcessPoolExecutor(count, context, initializer=_begin, initargs=(sys.path,))
 
 
