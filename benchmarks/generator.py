@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -152,6 +153,7 @@ class World:
     train_s: float  # of its pre-training, None if it was kept
 
 
+@functools.cache
 def world(cache: Path, trainable: str) -> World:
     """The hospitals' patients, the free ones, and the pre-trained generator, from the cache as far as they are there."""
     settings = {**settings_of(["study=synthesis"]).task, "trainable": trainable}
@@ -179,12 +181,13 @@ def world(cache: Path, trainable: str) -> World:
     )
 
 
-def arm(there: World, cache: Path, name: str, seed: int, *, epsilon: float | None, federated: bool) -> dict[str, Any]:
+def arm(cache: Path, trainable: str, name: str, seed: int, *, epsilon: float | None, federated: bool) -> dict[str, Any]:
     """One generator: learned, asked to draw, judged by what is learned from its scans and by the gate. Kept in a file."""
-    path = cache / "generators" / f"{name.replace(' ', '_')}-{there.settings['trainable']}-{seed}.json"
+    path = cache / "generators" / f"{name.replace(' ', '_')}-{trainable}-{seed}.json"
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
         return kept
+    there = world(cache, trainable)
     begin = time.process_time()
     state = learned(there, epsilon=epsilon, seed=seed) if federated else there.start
     train_s = time.process_time() - begin
@@ -237,20 +240,20 @@ def judged(there: World, state: State, drawn: Sequence[Case]) -> dict[str, Any]:
     return {"membership": membership, "neighbours": neighbours, "realism": realism, "words": words}
 
 
-def bare(there: World, cache: Path, seed: int) -> dict[str, float]:
+def bare(cache: Path, trainable: str, seed: int) -> dict[str, float]:
     """Dice of who learns from the free patients as they were drawn, and from the hospitals' own. Kept in a file."""
     path = cache / "generators" / f"bare-{seed}.json"
     if path.exists():
         kept: dict[str, float] = json.loads(path.read_text())
         return kept
+    there = world(cache, trainable)
     task = there.segmentation
     sets = {"drawn_dice": there.free, "real_dice": [case for cases in there.training.values() for case in cases]}
     found = {
         name: float(np.mean(dice(task, fitted(task, [task.prepare(case) for case in cases], seed=seed), there.tested)))
         for name, cases in sets.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found))
+    keep(path, found)
     return found
 
 
@@ -264,14 +267,13 @@ ARMS: dict[str, dict[str, Any]] = {
 def main() -> int:
     """Run what is missing; the last line is one JSON object."""
     options = _options()
-    there = world(options.cache, options.trainable)
     table: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
         for name in options.arms:
-            table.setdefault(name, []).append(arm(there, options.cache, name, seed, **ARMS[name]))
+            table.setdefault(name, []).append(arm(options.cache, options.trainable, name, seed, **ARMS[name]))
             print(f"{name}, seed {seed}: {_line(table[name][-1])}", file=sys.stderr, flush=True)
-        table.setdefault("none", []).append(bare(there, options.cache, seed))
-    result: dict[str, Any] = {"epsilon": 3.0, "seeds": len(options.seeds), "trainable": options.trainable}
+        table.setdefault("none", []).append(bare(options.cache, options.trainable, seed))
+    result: dict[str, Any] = {"seeds": len(options.seeds), "trainable": options.trainable}
     for name, rows in table.items():
         numbers = {key for key, value in rows[0].items() if isinstance(value, float)}
         result[name] = {key: round(float(np.mean([row[key] for row in rows])), 4) for key in sorted(numbers)}
@@ -281,8 +283,26 @@ def main() -> int:
         for question in ("membership", "neighbours", "realism"):
             if question in rows[0]:
                 result[name][question] = rows[0][question]
+    shown = next((name for name in ("private", *options.arms) if name in table), None)
+    if shown is not None:
+        result |= headline(result[shown], result["none"], ARMS[shown]["epsilon"])
     print(json.dumps(result))
     return 0
+
+
+def headline(made: Mapping[str, Any], none: Mapping[str, Any], epsilon: float | None) -> dict[str, Any]:
+    """The figures of one arm by their usual names; distances and attack are of the first seed, None if they can't be told."""
+    realism, membership = made["realism"] or {}, made["membership"] or {}
+    own, control = membership.get("auc"), membership.get("start")
+    return {
+        **{key: made[key] for key in ("train_s", "sample_s", "tstr_dice", "real_plus_synthetic_dice")},
+        "real_dice": none["real_dice"],
+        "frechet_radiomics_distance": realism.get("distance"),
+        "split_half_distance": realism.get("null_median"),
+        "membership_auc": own and own["value"],
+        "membership_auc_control": control and control["value"],
+        "epsilon": epsilon,
+    }
 
 
 def _line(row: Mapping[str, Any]) -> str:

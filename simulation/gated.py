@@ -26,5 +26,5 @@ def in_a_line(found: dict[str, Any] | None) -> str:
         return "The gate is open: these scans may be used and may leave"
     no = [one["question"] for one in found["findings"] if one["passed"] is False]
     if no:
-        return f"The gate is shut: {' '.join(no)} See the report."
+        return f"The gate is shut, for the answer is no: {' '.join(no)} See the report."
     return "The gate is shut: there were too few patients to tell. See the report."

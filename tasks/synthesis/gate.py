@@ -1,7 +1,7 @@
 """The gate: what drawn scans must pass before anybody uses them, and before they leave the place where they were drawn.
 
 Five questions, each answered yes, no, or that there are too few patients to tell, in figures and one sentence: do they look
-like real ones, are they nearer to those learned from, does the generator give these away, is a group of patients missing, and
+like real ones, are they no nearer to those learned from, does the generator keep these to itself, is every group there, and
 does who learns from them know what who learned from real ones knows. A gate with a shut eye is no gate: where it can't be told
 whether a patient is given away, nothing passes.
 """
@@ -120,7 +120,7 @@ def realism(held_out: Sequence[Seen], drawn: Sequence[Seen], *, seed: int = 0) -
 
 def neighbours(training: Sequence[Seen], held_out: Sequence[Seen], drawn: Sequence[Seen], *, seed: int = 0) -> Finding:
     """Whether drawn patients are nearer to those learned from than to others, which copies would be."""
-    question = "Are drawn patients nearer to those learned from?"
+    question = "Are drawn patients no nearer to those learned from than to others?"
     sides = (("trained on", len(training), FEWEST), ("held back", len(held_out), FEWEST), ("drawn", len(drawn), FEWEST))
     if few := _too_few(*sides):
         return Finding(question, None, None, few)
@@ -147,7 +147,7 @@ def neighbours(training: Sequence[Seen], held_out: Sequence[Seen], drawn: Sequen
 
 def attacked(scores: Scores, start_scores: Scores | None, *, seed: int = 0) -> Finding:
     """Whether the generator's score gives away who was trained on, beyond what the start model's does."""
-    question = "Does the generator give away whom it learned from?"
+    question = "Does the generator keep to itself whom it learned from?"
     if few := _too_few(("trained on", len(scores[0]), FEWEST), ("held back", len(scores[1]), FEWEST)):
         return Finding(question, None, None, few)
     found = membership(*scores, start=start_scores, seed=seed)
@@ -168,7 +168,7 @@ def attacked(scores: Scores, start_scores: Scores | None, *, seed: int = 0) -> F
 
 def complete(wanted: Counts, made: Counts) -> Finding:
     """Whether of every value of every fact about as many patients were made as were wanted."""
-    question = "Is a group of patients missing?"
+    question = "Is every group of patients there?"
     found = subgroups(wanted, made)
     short = [row for row in found if row.made < LEAST_OF_WANTED * row.wanted]
     if short:

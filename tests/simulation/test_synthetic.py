@@ -117,7 +117,7 @@ def test_with_enough_patients_scans_are_drawn_and_every_question_but_their_use_i
     assert "The attack's AUC is" in figures[2]
     assert "at least half of what was wanted was made" in figures[3]
     assert figures[4] == "It wasn't measured."
-    assert in_a_line(found).startswith("The gate is shut: ")
+    assert in_a_line(found).startswith("The gate is shut")
 
 
 @pytest.mark.parametrize(("hospitals", "each", "together"), [(3, 26, 78), (60, 1, 60), (100, 1, MOST)])
@@ -133,7 +133,7 @@ def test_the_gate_looks_at_as_many_of_each_hospital_and_at_no_more_than_it_can(t
     [
         (None, "The gate was not asked"),
         ([True, None, True], "The gate is shut: there were too few"),
-        ([True, False, True], "The gate is shut: Question 1? See"),
+        ([True, False, True], "The gate is shut, for the answer is no: Question 1? See"),
         ([True, True, True], "The gate is open"),
     ],
 )
