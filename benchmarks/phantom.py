@@ -1,22 +1,27 @@
 """CPU seconds per generated volume, beside the generator this one replaced.
 
-Usage: `python benchmarks/phantom.py [path to the earlier generator's phantom.py]`. Both make the same kind of volume (late
+    .venv/bin/python benchmarks/phantom.py [path to the earlier generator's phantom.py]        # a minute
+
+Both make the same kind of volume (late
 enhancement with anatomy, image and reader's mask; 128 x 128 pixels of 1.4 mm, 8 mm slices with a 2 mm gap, oversampling 2,
-3 sub-slices) in turn in one process, so that a busy machine slows both alike. Without the path the ratio is left out. Set
-OMP_NUM_THREADS=1 for figures of one core. `rescan_s` is a scan anew in torch of a volume whose anatomy is there,
+3 sub-slices) in turn in one process, so that a busy machine slows both alike. Without the path the ratio is left out. Figures are of one
+core. `rescan_s` is a scan anew in torch of a volume whose anatomy is there,
 `rescan_batch_s` the same in batches of six; with a CUDA device its name and the seconds there are printed, too. Last line: one
 JSON object.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
-import sys
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
@@ -77,6 +82,11 @@ def earlier(path: Path) -> ModuleType:
 
 def main() -> None:
     """Time every kind of volume in turn and print the table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("earlier", nargs="?", type=Path, help="another generator's phantom.py, to compare with")
+    options = parser.parse_args()
+    if options.earlier is not None and not options.earlier.is_file():
+        parser.error(f"{options.earlier} is no file")
     kinds: dict[str, Callable[[int], int]] = {
         "volume_s": lambda seed: volume(seed, SAME, oversampling=2, subslices=3),
         "fast_volume_s": lambda seed: volume(seed, SAME, oversampling=1, subslices=2),
@@ -87,8 +97,8 @@ def main() -> None:
     cpu = torch.device("cpu")
     kinds["rescan_s"] = lambda seed: rescan(scenes[seed % BATCH : seed % BATCH + 1], cpu, seed=seed)
     kinds["rescan_batch_s"] = lambda seed: rescan(scenes, cpu, seed=seed)
-    if len(sys.argv) > 1 and Path(sys.argv[1]).exists():
-        before = earlier(Path(sys.argv[1]))
+    if options.earlier is not None:
+        before = earlier(options.earlier)
         kinds["earlier_volume_s"] = lambda seed: len(before.make(seed, site="A", kind="lge")["image"])
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     slices: dict[str, list[int]] = {name: [] for name in kinds}
