@@ -1,8 +1,8 @@
 # Two commands: `make rehearse` runs the whole system on generated hospitals, `make test` the tests. Both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-# One process more than there are cores, and four at most: a test in two waits for servers that it has started.
-WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
+# Two processes more than there are cores, and four at most: a test in two waits for servers that it has started.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, 2 + (os.cpu_count() or 1)))')
 # One thread per process: tests run side by side, and the simulator's hospitals do (which it sees to itself).
 test test-slow: export OMP_NUM_THREADS := 1
 # Where it is set, every process compiles konsil again, and pytest rewrites all asserts in each of its own.
