@@ -219,6 +219,16 @@ def test_a_degraded_rehearsal_says_who_was_missing_and_claims_nothing(tmp_path):
     assert "On real patients" not in page.text
 
 
+def test_a_start_that_cost_patients_something_is_named_beside_what_the_study_cost(tmp_path):
+    build(tmp_path, profile="small", seeds=(0,), patients=3, rounds=6, real=False, overlays=False)
+    assert "comes on top" not in Page(write_report(tmp_path).read_text()).text
+    (tmp_path / "settings.json").write_text(json.dumps({"pretraining": {"intensities": ["runs/grey"]}}))
+    (tmp_path / "start.json").write_text(json.dumps({"source": "the scale of study grey"}))
+    text = Page(write_report(tmp_path).read_text()).text
+    cost = text[text.index("What it cost in privacy") :]
+    assert cost.index("All arms began with the scale of study grey. What that has cost") < cost.index("ledger says")
+
+
 def test_three_seeds_and_an_interval_without_zero_make_a_claim(full_report):
     page = Page(full_report[2])
     assert "Compared with the same federation without privacy, its mean Dice was 0.0" in page.text
