@@ -38,6 +38,7 @@ from simulation.scanner import Scanner, Series, random_scanner
 from simulation.scoring import restore
 from tasks.case import Case
 from tasks.intensity_scale.released import IntensityScale
+from tasks.segmentation.partial import ANY_OF
 from tasks.synthesis import SynthesisTask
 from tasks.synthesis.diffusion import look
 from tasks.synthesis.volumes import middle
@@ -92,18 +93,21 @@ def gallery(
         free = free_case(number, task.settings.series[:1], case.scanner)
         for kind, one in (("patient", case), ("sketch", free)):
             arrays = task.prepare(one)
-            first = _shown(arrays["labelled"] & (arrays["volume"] == arrays["volume"][0]))  # of one volume
+            first = _shown(arrays["mask"], arrays["volume"] == arrays["volume"][0])  # of one volume
             found[f"{name}/{kind}"] = look(arrays, first, task.settings)[0][:, 0].numpy()
         for arm, model in models.items():
             volume = middle(task.synthetic(model, free, np.random.default_rng([number, 3])).volumes[0], task.settings)
-            labelled = (np.asarray(volume.mask) != 0).reshape(len(volume.image), -1).any(axis=1)
-            found[f"{name}/{arm}"] = np.asarray(volume.image[_shown(labelled)], np.float32)
+            shown = _shown(np.asarray(volume.mask), np.ones(len(volume.image), bool))
+            found[f"{name}/{arm}"] = np.asarray(volume.image[shown], np.float32)
     return found
 
 
-def _shown(labelled: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Slices from base to apex, of those on which something was drawn."""
-    there = np.flatnonzero(labelled)
+def _shown(mask: npt.NDArray[np.uint8], wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Slices from base to apex, of those wanted on which something was drawn: the half where more was drawn comes first."""
+    area = ((mask > 0) & (mask < ANY_OF)).reshape(len(mask), -1).sum(axis=1) * wanted
+    there = np.flatnonzero(area)
+    if area[there[: len(there) // 2]].sum() < area[there[-(len(there) // 2) :]].sum():
+        there = there[::-1]
     return there[np.linspace(0, len(there) - 1, SHOWN).round().astype(np.intp)]
 
 

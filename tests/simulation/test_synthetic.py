@@ -16,7 +16,7 @@ from simulation.rehearsal import open_hospitals
 from simulation.report import summary_lines
 from simulation.screen import Screen
 from simulation.settings import Simulation
-from simulation.synthetic import FIRST_SEED, free_case
+from simulation.synthetic import FIRST_SEED, _shown, free_case
 from simulation.synthetic import main as draw
 from tasks.task import load
 
@@ -73,6 +73,16 @@ def test_the_report_shows_a_patient_and_what_each_model_draws_at_every_hospital(
     told = summary_lines(learned)
     assert any("Federation with privacy: " in line and "of the noise told on test patients" in line for line in told)
     assert not any("Dice" in line for line in told)
+
+
+def test_slices_are_shown_from_base_to_apex_whichever_way_the_stack_runs():
+    mask = np.zeros((9, 8, 8), np.uint8)
+    for n in range(1, 8):
+        mask[n, : 8 - n, :4] = 1  # smaller and smaller
+    mask[8] = 255  # nothing is known of it
+    every = np.ones(9, bool)
+    assert _shown(mask, every).tolist() == [1, 3, 4, 5, 7]
+    assert _shown(mask[::-1], every).tolist() == [7, 5, 4, 3, 1]
 
 
 def test_the_gate_is_asked_of_the_run_and_stays_shut_where_too_few_were_held_back(learned):
