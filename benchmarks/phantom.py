@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/phantom.py [path to the earlier generator's phantom.py]        # a minute
 
-Both make the same kind of volume (late enhancement with anatomy, image and reader's mask; 128 x 128 pixels of 1.4 mm, 8 mm slices
-with a 2 mm gap, oversampling 2, 3 sub-slices) in turn in one process, so that a busy machine slows both alike. Without the path
-the ratio is left out. Figures are of one core. `rescan_s` is a scan anew in torch of a volume whose anatomy is there,
+Both make the same kind of volume (late enhancement with anatomy, image and reader's mask; 128 x 128 pixels of 1.4 mm, 8 mm
+slices with a 2 mm gap, oversampling 2, 3 sub-slices) in turn in one process, so that a busy machine slows both alike. Without
+the path the ratio is left out. Figures are of one core. `rescan_s` is a scan anew in torch of a volume whose anatomy is there,
 `rescan_batch_s` the same in batches of six; with a CUDA device its name and the seconds there are printed, too. Last line: one
 JSON object.
 """

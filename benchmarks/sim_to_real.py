@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from finished_run import command_line, rounded_mean
+from kept_results import told
 
 from fl_client.intake.deidentify import Deidentifier
 from simulation import hospital, pretraining
@@ -53,7 +54,7 @@ def main() -> None:
             simulation.hospitals.series,
             cache=cache,
             pool=pool,
-            advance=lambda *_: None,
+            advance=told,
         )
     task = load({**simulation.task, "test_time_rotations": 4})
     model = restore(task, [start])
