@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fl_client.cohort import CaseUnreadable, Cohort
+from fl_client.orphans import end_with_main
 from tasks.case import Case
 from tasks.radiomics.extraction import Extraction
 from tasks.radiomics.features import Features
@@ -102,6 +103,11 @@ def extract(cohort: Cohort, image: Image | None, *, models: Path, workers: int |
     return found
 
 
+def _begin_worker() -> None:
+    end_with_main()
+    torch.set_num_threads(1)
+
+
 def _prepare_all(cohort: Cohort, task: EveryFeature, models: Path, workers: int | None) -> dict[str, str]:
     """Make sure that everybody's features are kept in the cohort; the reason for each patient who has none."""
     kept = {path.name.partition(".")[0] for path in (cohort.folder / "prepared" / task.hash).glob("[!.]*")}
@@ -117,7 +123,7 @@ def _prepare_all(cohort: Cohort, task: EveryFeature, models: Path, workers: int 
             return left_out
         context = multiprocessing.get_context("forkserver")  # a server that has imported torch once, and no thread of this one
         context.set_forkserver_preload([__name__])
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker) as pool:
             futures = [pool.submit(_prepare, *job, patient) for patient in new]
             try:
                 for future in as_completed(futures):

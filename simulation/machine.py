@@ -1,7 +1,8 @@
 """What the rehearsal costs the machine: processes that share the work, memory of all of them, seconds by phase.
 
 Workers are forked from a clean server process that has imported torch once, with one thread each: two hospitals on two
-cores are faster than one hospital on two threads, and the numbers don't depend on how many there are.
+cores are faster than one hospital on two threads, and the numbers don't depend on how many there are. A worker ends with the
+process that it works for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 import psutil
 
 from fl_client.heap import give_back, keep_large_blocks
+from fl_client.orphans import end_with_main
 from simulation.whole_file import write_whole
 
 T = TypeVar("T")
@@ -58,6 +60,7 @@ def one_thread() -> None:
 
 
 def _begin_worker() -> None:
+    end_with_main()
     one_thread()
     keep_large_blocks()
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its lines would tear the progress bars

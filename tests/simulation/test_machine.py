@@ -1,10 +1,13 @@
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -19,6 +22,11 @@ def half(number):
     if number % 2:
         raise ValueError(f"{number} is odd")
     return number // 2
+
+
+def busy_for(seconds):
+    time.sleep(seconds)
+    return os.getpid()
 
 
 def interrupted():
@@ -139,6 +147,44 @@ def test_workers_are_other_processes_with_one_thread_each():
             list(unordered(pool, half, [(2,), (5,), (4,)]))
         with pytest.raises(BrokenProcessPool):
             list(unordered(pool, die, [()]))
+
+
+KILLED = """
+import time
+from test_machine import busy_for
+from simulation.machine import executor
+if __name__ == "__main__":
+    pool = executor(2)
+    started = [pool.submit(busy_for, 0.5) for _ in range(2)]
+    workers = {one.result() for one in started}
+    at_work = pool.submit(busy_for, 600)
+    print(*workers, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_worker_outlives_a_main_process_that_is_killed_be_it_at_work_or_idle(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    paths = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    main = subprocess.Popen(
+        [sys.executable, str(tmp_path / "killed.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    workers = {int(pid) for pid in main.stdout.readline().split()}
+    others = psutil.Process(main.pid).children(recursive=True)  # the server, its tracker, the workers
+    main.kill()
+    main.communicate()
+    try:
+        assert workers
+        assert workers < {one.pid for one in others}
+        _, alive = psutil.wait_procs(others, timeout=20)
+        assert not [one.cmdline() for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        for one in others:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 def test_results_come_as_they_are_ready_each_once():
