@@ -57,6 +57,8 @@ def summary_lines(folder: Path) -> list[str]:
     if scale := _scale(folder):
         pairs = zip(scale.settings.percentiles, scale.landmarks, strict=True)
         found.append("  percentile: place between the 1st and the 99th: " + ", ".join(f"{p:g}: {v:.2f}" for p, v in pairs))
+        wide = max(high - low for low, high in zip(*scale.interval, strict=True))
+        found.append(f"  the noise may have moved them: 95 % intervals are up to {wide:.2f} wide")
         found.append(f"  generated patients in it: konsil-simulate pretraining.intensities=[{folder}]")
     return found
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.isotonic import isotonic_regression
+from scipy.optimize import nnls
 
 from tasks.case import Case
 from tasks.fingerprint import fingerprint
@@ -27,6 +27,10 @@ SPREAD, ALIKE = 0.3, 12.0
 """What is believed of the roots before anything is counted: they lie this far (standard deviation) around percentile / 100, and
 percentiles this many apart have a correlation of 0.6. Without noise it changes little; with much, it is what is left."""
 
+LEAST = 0.001
+"""Roots rise by so much for each percentile at least: grey values that patients have apart stay apart."""
+
+HEAVY = 1e6
 WIDEST = 0.14
 """`noise_sd` beyond which the scale would be the noise's; roots lie within [0, 1]."""
 
@@ -83,20 +87,24 @@ def intensity_scale(
             f"the noise (standard deviation {noise:.1f}) is too much for the {max(patients, 0):.0f} patients that were "
             "counted: nothing can be said of their intensities; a larger epsilon, or more patients, would do"
         )
-    roots, roots_sd = _smooth(total[1:] / total[0], task.settings.percentiles, noise_sd)
+    percentiles = task.settings.percentiles
+    roots, left, roots_sd = _smooth(total[1:] / total[0], percentiles, noise_sd)
     return IntensityScale(
         **dict(provenance),
         sum_sha256=fingerprint(state),
         settings=task.settings,
         patients=round(patients, 2),
         noise_sd=float(f"{noise_sd:.4g}"),
-        landmarks=_short(np.square(isotonic_regression(roots, y_min=0.0, y_max=1.0))),  # the nearest that rise
+        landmarks=_short(np.square(_rising(roots, left, percentiles))),
         roots_sd=_short(roots_sd),
     )
 
 
-def _smooth(roots: Floats, percentiles: Sequence[float], noise_sd: float) -> tuple[Floats, Floats]:
-    """Noisy roots as a curve over the percentiles that noise of this size lets be believed, and its standard deviation.
+def _smooth(roots: Floats, percentiles: Sequence[float], noise_sd: float) -> tuple[Floats, Floats, Floats]:
+    """Noisy roots as a curve over the percentiles that noise of this size lets be believed, what is open about it, and how far
+    it is off.
+
+    The second is the covariance of what is believed then, the third the standard deviation from the truth.
 
     `noise_sd` is that of one sum over the number of patients. The curve is the mean of a Gaussian process (Rasmussen and
     Williams 2006, chapter 2) whose parameters are fixed beforehand, with the noise of a quotient near 1 on each root by itself.
@@ -109,7 +117,22 @@ def _smooth(roots: Floats, percentiles: Sequence[float], noise_sd: float) -> tup
     own = np.clip(roots, 0, 1)
     noise = variance * (each + np.outer(own, own))
     off = (each - gain) @ believed @ (each - gain).T + gain @ noise @ gain.T
-    return at / 100 + gain @ (roots - at / 100), np.sqrt(np.diag(off))
+    return at / 100 + gain @ (roots - at / 100), believed - gain @ believed, np.sqrt(np.diag(off))
+
+
+def _rising(roots: Floats, covariance: Floats, percentiles: Sequence[float]) -> Floats:
+    """The likeliest curve, by this mean and covariance, that rises everywhere from 0 at the 1st percentile to 1 at the 99th.
+
+    Its steps are what non-negative least squares (Lawson and Hanson 1974, chapter 23) finds over `LEAST`; one heavy row has
+    them add up to 1.
+    """
+    count, least = len(percentiles), LEAST * np.diff([1.0, *percentiles, 99.0])
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance + 1e-10 * np.eye(count)))
+    steps = np.vstack([whiten @ np.tril(np.ones((count, count + 1))), np.full(count + 1, HEAVY)])
+    wanted = np.append(whiten @ (roots - np.cumsum(least[:-1])), HEAVY * (1.0 - least.sum()))
+    more, _ = nnls(steps, wanted)
+    found: Floats = np.cumsum(least + more)[:-1]
+    return found
 
 
 def _short(numbers: Floats) -> tuple[float, ...]:

@@ -72,6 +72,8 @@ def test_the_report_shows_the_curve_and_the_pictures(runs, capsys):
     assert main([*GREY, f"runs_folder={runs}"]) == 0
     said = capsys.readouterr().out
     assert f"konsil-simulate pretraining.intensities=[{runs / 'grey'}]" in said
+    low, high = np.array(scale_of(runs / "grey").interval)
+    assert f"95 % intervals are up to {(high - low).max():.2f} wide" in said
 
 
 def test_the_preset_masks_the_sums_and_has_one_noise_for_all(runs):
