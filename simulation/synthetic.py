@@ -6,7 +6,8 @@
     python -m simulation.synthetic synthetic/ --protocol pixel_mm=1.6 slice_thickness_mm=10      # and in the hospital's slices
 
 Anatomy and masks are those of free patients (`simulation.pretraining`), of no hospital; the look is what the generator has
-learned. What leaves the machine should have passed the gate first (`tasks.synthesis.gate`).
+learned. What leaves the machine should have passed the gate first (`tasks.synthesis.gate`). A folder keeps to one generator, or
+none, and to one set of series: `drawn.json` beside its cases says by whom they were drawn.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from pydantic import ValidationError
 
 from conf.study import words as words_of
-from fl_client.cohort import Cohort
+from fl_client.cohort import CaseUnreadable, Cohort
 from simulation.family import HEARTS
 from simulation.gated import in_a_line, read
 from simulation.hospital_case import patient_case
@@ -36,7 +37,9 @@ from simulation.pretraining import CASE_MIX
 from simulation.reader import Reader
 from simulation.scanner import Scanner, Series, random_scanner
 from simulation.scoring import restore
+from simulation.whole_file import write_whole
 from tasks.case import Case
+from tasks.fingerprint import fingerprint
 from tasks.intensity_scale.released import IntensityScale
 from tasks.segmentation.partial import ANY_OF
 from tasks.synthesis import SynthesisTask
@@ -46,6 +49,9 @@ from tasks.task import load
 
 FIRST_SEED = 90_000_000
 """Of those drawn here: none of them is anybody's training or test patient (those lie below)."""
+
+NOTE = "drawn.json"
+"""Beside the cases of a folder: by which generator they were drawn."""
 
 SHOWN = 5  # slices of a row
 
@@ -185,15 +191,18 @@ def as_drawn(
     scales: Sequence[IntensityScale] = (),
     protocol: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Put so many free patients into a cohort. Raises `ValueError`, in words, for no patients, series or case mix there is."""
+    """Put so many free patients into a cohort.
+
+    Raises `ValueError`, in words, for no patients, series or case mix there is, and for a folder of cases drawn otherwise.
+    """
     _require_some(patients)
     if unknown := sorted(set(series) - set(HEARTS.series)):
         raise ValueError(f"no heart has the series {', '.join(unknown)}; there are {', '.join(HEARTS.series)}")
-    draw_patient(FIRST_SEED, case_mix)  # raises, before a folder is made
+    _require_mix(case_mix)
+    _keep_to(out, None, series)
     new = _admit(out, patients, lambda number: dressed(free_case(number, series, {}, case_mix, protocol), number, scales))
     print(f"{patients} patients in {out}, drawn from seeds {FIRST_SEED} to {FIRST_SEED + patients - 1}: they are nobody's")
-    if new < patients:
-        print(f"  {patients - new} of them were there, and stay as they were drawn then")
+    _tell_old(patients - new)
     for scale in scales if new else ():
         print(f"  their brightness is that of hospitals: {scale.words}")
 
@@ -207,7 +216,11 @@ def fill(
     seed: int = 0,
     case_mix: Mapping[str, float] = CASE_MIX,
 ) -> None:
-    """Draw so many patients into a cohort. Raises `ValueError`, in words, for a run without a generator or such a hospital."""
+    """Draw so many patients into a cohort.
+
+    Raises `ValueError`, in words, for a run without a generator or such a hospital, for a case mix that is none, and for a
+    folder of cases drawn otherwise.
+    """
     _require_some(patients)
     path = run / "settings.json"
     if not path.exists() or not (run / "model.pt").exists():
@@ -220,21 +233,70 @@ def fill(
     names = [hospital] if hospital is not None else list(sites)
     if strangers := [name for name in names if name not in sites]:
         raise ValueError(f"the run has no hospital {strangers[0]}; it has {', '.join(sites)}")
-    model = restore(task, [torch.load(run / "model.pt", weights_only=True)])
+    _require_mix(case_mix)
+    state = torch.load(run / "model.pt", weights_only=True)
+    model = restore(task, [state])
+    _keep_to(out, fingerprint(state), task.settings.series)
 
     def drawn(number: int) -> Case:
         facts = told_of(sites[names[number % len(names)]]["scanner"])
         case = free_case(number, task.settings.series, facts, case_mix)
         return task.synthetic(model, case, np.random.default_rng([seed, number]))
 
-    _admit(out, patients, drawn)
+    new = _admit(out, patients, drawn)
     print(f"{patients} patients in {out}")
+    _tell_old(patients - new)
     print(in_a_line(read(run)))
 
 
 def _require_some(patients: int) -> None:
     if patients < 1:
         raise ValueError(f"--patients is a number from 1 on, not {patients}")
+
+
+def _require_mix(case_mix: Mapping[str, float]) -> None:
+    """Raise `ValueError` for a case mix that is none, before a folder is made."""
+    try:
+        draw_patient(FIRST_SEED, case_mix)
+    except ValueError as error:
+        raise ValueError(str(error).replace("case_mix", "--case-mix", 1)) from None
+
+
+def _keep_to(out: Path, generator: str | None, series: Sequence[str]) -> None:
+    """Note beside the first cases by which generator (fingerprint; None: without one) they are drawn.
+
+    Raises `ValueError` where those that are there were drawn otherwise, as far as the note tells, or have other series.
+    """
+    there = Cohort(out).patients if (out / "cases").is_dir() else ()
+    note = out / NOTE
+    if not there:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(note, json.dumps({"generator": generator}))
+        return
+    if note.exists() and (before := _noted(note)) != generator:
+        was, now = (f"by generator {name[:12]}" if name else "without a generator" for name in (before, generator))
+        raise ValueError(f"the cases in {out} were drawn {was}, and these would be {now}: draw them into another folder")
+    try:
+        has = sorted(volume.series for volume in Cohort(out).case(there[0]).volumes)
+    except CaseUnreadable as unreadable:
+        raise ValueError(f"{unreadable}; nothing was drawn") from None
+    if has != (wanted := sorted(series)):
+        raise ValueError(
+            f"the cases in {out} have {', '.join(has)}, and these would have {', '.join(wanted)}: draw them into another folder"
+        )
+
+
+def _noted(note: Path) -> str | None:
+    try:
+        generator: str | None = json.loads(note.read_text())["generator"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{note} is not what was written there: by whom the cases were drawn can't be told") from None
+    return generator
+
+
+def _tell_old(count: int) -> None:
+    if count:
+        print(f"  {count} of them were there, and stay as they were drawn then")
 
 
 def _admit(out: Path, patients: int, drawn: Callable[[int], Case]) -> int:

@@ -1,6 +1,7 @@
 """A rehearsal of a generator: it is learned under a promise, draws, is reported on, and fills cohorts."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from simulation.screen import Screen
 from simulation.settings import Simulation
 from simulation.synthetic import FIRST_SEED, _shown, free_case
 from simulation.synthetic import main as draw
+from tasks.fingerprint import fingerprint
 from tasks.task import load
 
 HOSPITALS = ("sites.donau", "sites.rhein", "held_out.limmat")
@@ -164,8 +166,46 @@ def test_a_cohort_is_filled_with_patients_in_the_hospitals_styles_and_gone_on_wi
     assert all((volume.mask == 1).any() for case in cases for volume in case.volumes)
     assert draw([str(learned), str(tmp_path / "made"), "--patients", "3", "--hospital", "rhein"]) == 0
     assert len(Cohort(tmp_path / "made").patients) == 3
+    assert "2 of them were there, and stay as they were drawn then" in capsys.readouterr().out
     again = Cohort(tmp_path / "made").case(cases[0].patient)
     assert np.array_equal(again.volumes[0].image, cases[0].volumes[0].image)
+
+
+def refused(capsys, folder, *words):
+    """What is said of a call that leaves the cases in `folder` as they are."""
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert draw([*map(str, words), "--patients", "2"]) == 1
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    return capsys.readouterr().err
+
+
+def test_a_folder_keeps_to_one_generator_or_none(learned, tmp_path, capsys):
+    free, made, other = tmp_path / "free", tmp_path / "made", tmp_path / "other"
+    assert draw([str(free), "--patients", "1"]) == 0
+    assert "were drawn without a generator, and these would be by generator " in refused(capsys, free, learned, free)
+    assert draw([str(learned), str(made), "--patients", "1", "--seed", "1"]) == 0
+    assert " and these would be without a generator" in refused(capsys, made, made)
+    other.mkdir()
+    shutil.copy(learned / "settings.json", other)
+    state = torch.load(learned / "model.pt", weights_only=True)
+    torch.save({name: value + 1 for name, value in state.items()}, other / "model.pt")
+    assert f"were drawn by generator {fingerprint(state)[:12]}" in refused(capsys, made, other, made)
+    assert draw([str(learned), str(made), "--patients", "1", "--seed", "2"]) == 0  # more of the same, and none is drawn anew
+    assert "1 of them were there, and stay as they were drawn then" in capsys.readouterr().out
+    (made / "drawn.json").write_text("[]")
+    assert "drawn.json is not what was written there" in refused(capsys, made, learned, made)
+
+
+def test_a_folder_keeps_to_its_series_also_where_no_note_tells_who_drew_it(tmp_path, capsys):
+    out = tmp_path / "made"
+    assert draw([str(out), "--patients", "1", "--series", "cine_ed"]) == 0
+    said = f"the cases in {out} have cine_ed, and these would have lge: draw them into another folder"
+    assert said in refused(capsys, out, out, "--series", "lge")
+    (out / "drawn.json").unlink()
+    assert said in refused(capsys, out, out, "--series", "lge")
+    assert draw([str(out), "--patients", "2", "--series", "cine_ed"]) == 0
+    (out / "cases" / f"G{FIRST_SEED}" / "case.json").write_text("{")
+    assert "case.json is cut short, or isn't JSON; nothing was drawn" in refused(capsys, out, out, "--series", "cine_ed")
 
 
 def test_a_drawn_patient_is_nobody_of_a_hospital_and_carries_the_scanners_facts():
@@ -178,6 +218,7 @@ def test_a_drawn_patient_is_nobody_of_a_hospital_and_carries_the_scanners_facts(
     ("arguments", "words"),
     [
         (["--patients", "0"], "--patients is a number from 1 on, not 0"),
+        (["--case-mix", "flu=1"], "--case-mix names unknown diseases ['flu']"),
         (["--hospital", "elbe"], "the run has no hospital elbe; it has donau, rhein"),
     ],
 )
@@ -214,8 +255,8 @@ def test_a_folder_is_filled_with_patients_of_one_disease_as_they_are_drawn(tmp_p
     ("words", "told"),
     [
         (["--case-mix", "dcm"], "a disease and its share, such as dcm=1, not 'dcm'"),
-        (["--case-mix", "flu=1"], "unknown diseases ['flu']"),
-        (["--case-mix", "dcm=0"], "non-negative weights with a positive sum"),
+        (["--case-mix", "flu=1"], "--case-mix names unknown diseases ['flu']"),
+        (["--case-mix", "dcm=0"], "--case-mix must hold non-negative weights with a positive sum"),
         (["--series", "t1"], "no heart has the series t1"),
         (["--patients", "0"], "a number from 1 on, not 0"),
     ],
