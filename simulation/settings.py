@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
@@ -23,6 +23,9 @@ from simulation.radiomics.settings import Classifier
 from simulation.reader import Reader
 from simulation.reference_values.settings import Reference
 from simulation.scanner import Scanner, Series
+
+if TYPE_CHECKING:
+    from tasks.task import Task
 
 Arm = Literal["federation_private", "federation_plain", "pooled", "alone", "ensemble"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -466,13 +469,33 @@ def _require_synthetic(simulation: Simulation, name: str, folder: Path) -> None:
     if name not in simulation.hospitals.sites:
         raise ValueError(f"synthetic: no hospital {name} trains here; there are {', '.join(simulation.hospitals.sites)}")
     counted = simulation.radiomics or simulation.reference or simulation.intensity_scale
-    if counted or not isinstance(load(simulation.task), GradientTask):
+    task = load(simulation.task)
+    if counted or not isinstance(task, GradientTask):
         raise ValueError("synthetic: only a study that learns by gradients learns from synthetic cases")
     if not any((folder / "cases").glob("*/case.json")):
         raise ValueError(
             f"synthetic.{name}: {folder} is no folder of cases; python -m simulation.synthetic {folder} --case-mix dcm=1 "
             "makes one"
         )
+    _require_usable(f"synthetic.{name}: {folder}", task, folder)
+
+
+def _require_usable(where: str, task: Task, folder: Path) -> None:
+    """Raise `ValueError` where the task learns from no case of the folder. One that it can learn from is enough."""
+    from fl_client.cohort import CaseUnreadable, Cohort  # after the cheap checks, as above
+
+    reasons = list[str]()
+    for case in Cohort(folder).look():
+        try:
+            if isinstance(case, CaseUnreadable):
+                raise case
+            task.prepare(case)
+        except Exception as error:  # whatever it is, the hospital would leave this case out
+            reasons.append(str(error))
+        else:
+            return
+    if reasons:
+        raise ValueError(f"{where} has no case that the task learns from: {reasons[0]}")
 
 
 def _require_labels(where: str, labels: str) -> None:

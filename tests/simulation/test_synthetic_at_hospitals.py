@@ -78,7 +78,14 @@ def test_what_a_hospital_does_not_take_is_refused_in_words_before_anything_train
     assert "synthetic: no hospital spree trains here; there are isar, rhein" in said
     nothing = tmp_path / "nothing"
     assert f"synthetic.isar: {nothing} is no folder of cases" in refused(SMALL, f"synthetic={{isar: {nothing}}}")
-    said = refused([*HOUSES, "study=intensity_scale"], f"synthetic={{isar: {made}}}")
+    late = tmp_path / "late"
+    assert draw([str(late), "--patients", "1", "--series", "lge", "--protocol", "matrix=64", "pixel_mm=4"]) == 0
+    capsys.readouterr()
+    said = refused(SMALL, f"synthetic={{isar: {late}}}")
+    assert f"synthetic.isar: {late} has no case that the task learns from: " in said
+    assert "cine_ed, cine_es" in said
+    assert not (tmp_path / "runs").exists()
+    said = refused([*HOUSES, "study=intensity_scale", "secure=null"], f"synthetic={{isar: {made}}}")
     assert "only a study that learns by gradients learns from synthetic cases" in said
     said = refused(SMALL, f"synthetic={{isar: {made}}}")
     assert "synthetic.isar: with these there would be 6 synthetic cases, and isar declares 5 patients" in said
