@@ -37,7 +37,7 @@ from simulation.machine import executor, one_thread
 from simulation.report import write_report
 from simulation.scoring import restore
 from simulation.settings import Simulation
-from simulation.uncertainty import PATIENTS, Examinee, measure
+from simulation.uncertainty import PATIENTS, Examinee, measure, require_masks
 from tasks.segmentation import SegmentationTask
 from tasks.task import gradient_task
 from tasks.uncertainty import triage
@@ -58,6 +58,12 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=["dropout", "rounds"])
     options = parser.parse_args()
     one_thread()
+    if lacking := [name for name in ("settings.json", "record.json") if not (options.run / name).is_file()]:
+        parser.error(f"{options.run} is no folder of a run that has ended: it has no {' and no '.join(lacking)}")
+    try:
+        require_masks(options.run, _task(options.run))
+    except ValueError as error:
+        parser.error(f"{options.run}: {error}")
     if not options.out.exists():
         shutil.copytree(options.run, options.out, symlinks=True)
     settings = json.loads((options.run / "settings.json").read_text())

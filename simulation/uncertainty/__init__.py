@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fl_client.cohort import Cohort
+from fl_client.trained import read_weights
 from fl_client.uncertainty import BESIDE
 from simulation.hospital import Hospital
 from simulation.intensity_scale.worn import dressed, scales_of
@@ -31,7 +32,7 @@ from tasks.fingerprint import fingerprint
 from tasks.intensity_scale.released import IntensityScale
 from tasks.segmentation.settings import Settings
 from tasks.segmentation.task import SegmentationTask
-from tasks.task import gradient_task
+from tasks.task import gradient_task, load
 from tasks.uncertainty import triage
 from tasks.uncertainty.calibration import Calibration, calibrate, calibration_error, rank_correlation, reliability
 from tasks.uncertainty.examine import Examined, Judged, examine, judge
@@ -89,8 +90,7 @@ def measure(
     members: int = MEMBERS,
 ) -> Unsure | None:
     """Write `calibration.json`, `uncertainty.json` and a picture into the run's folder; None for a run without such a model."""
-    for name in (BESIDE, FILE, f"overlays/{PICTURE}"):  # of an earlier call
-        (folder / name).unlink(missing_ok=True)
+    forget(folder)
     weights = folder / "model.pt"
     if simulation.task.get("name") != "segmentation" or not weights.exists():
         return None
@@ -159,6 +159,24 @@ def look(job: Job) -> tuple[Path, str, list[Judged]]:
     case = dressed(Cohort(job.cohort).case(job.patient), job.number, job.scales)
     volumes = [v for v in case.volumes if v.series in settings.series and v.mask is not None]
     return job.cohort, job.patient, [judge(examine(members, settings, v), job.patient, v, settings) for v in volumes]
+
+
+def forget(folder: Path) -> None:
+    """Remove what an earlier call wrote, perhaps of another model."""
+    for name in (BESIDE, FILE, f"overlays/{PICTURE}"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def require_masks(folder: Path, task: Mapping[str, Any]) -> None:
+    """Raise `ValueError`, in words and at once, for a folder whose model isn't one of this task that draws masks."""
+    if not (folder / "model.pt").is_file():
+        raise ValueError("it has no model.pt: the run has not ended, or it trained nothing")
+    made = load(task)
+    if not isinstance(made, SegmentationTask):
+        raise ValueError(f"the run learned task {task.get('name')}, which draws no masks: there is nothing to be unsure of")
+    state, wanted = read_weights(folder / "model.pt"), made.model().state_dict()
+    if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in wanted.items()}:
+        raise ValueError("its model.pt is no model that draws masks: there is nothing to be unsure of")
 
 
 # -- the parts -----------------------------------------------------------------------------------------------------------

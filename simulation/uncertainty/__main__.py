@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from simulation.run_folder import FolderInUse
 from simulation.settings import Simulation, sentences
 
 
@@ -22,11 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder: Path = options.folder
     try:
+        if not (folder / "settings.json").is_file():
+            raise ValueError("it is no folder of a run: it has no settings.json")
         simulation = Simulation.model_validate(json.loads((folder / "settings.json").read_text()))
         for line in measured_report(simulation, folder, patients=options.patients, workers=options.workers):
             print(line)
     except ValidationError as error:
         print(f"{folder / 'settings.json'}: {sentences(error)}", file=sys.stderr)
+        return 1
+    except FolderInUse as error:
+        print(error, file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
         print(f"{folder}: {error}", file=sys.stderr)
@@ -41,18 +47,20 @@ def measured_report(simulation: Simulation, folder: Path, *, patients: int, work
     from simulation.report import write_report
     from simulation.run_folder import to_itself
     from simulation.screen import Screen
-    from simulation.uncertainty import examinees, measure
+    from simulation.uncertainty import examinees, forget, measure, require_masks
     from simulation.uncertainty.found import FILE
 
     screen, cache = Screen(simulation), folder.parent / "cache"
-    with to_itself(folder), screen, executor(workers) as pool:
-        sites, held_out, real = open_hospitals(simulation, cache, pool, screen)
-        every = [(role, h) for role, group in (("site", sites), ("held_out", held_out), ("real", real)) for h in group.values()]
-        found = measure(
-            simulation, folder, examinees(every), cache=cache, pool=pool, advance=screen.advance, learned_from=patients
-        )
+    with to_itself(folder):
+        forget(folder)
+        require_masks(folder, simulation.task)
+        with screen, executor(workers) as pool:
+            sites, held_out, real = open_hospitals(simulation, cache, pool, screen)
+            groups = (("site", sites), ("held_out", held_out), ("real", real))
+            tested = examinees((role, hospital) for role, group in groups for hospital in group.values())
+            found = measure(simulation, folder, tested, cache=cache, pool=pool, advance=screen.advance, learned_from=patients)
         if found is None:
-            raise ValueError("no model that draws masks lies there, or nobody to test it on: there is nothing to be unsure of")
+            raise ValueError("there is nobody to test its model on")
         report = write_report(folder)
     told = found.figures
     rank = "can't be told" if told.rank is None else f"{told.rank:.2f}"

@@ -54,3 +54,21 @@ def test_a_patient_without_a_series_that_the_model_reads_is_left_out(kinds, tmp_
 def test_where_nobody_is_left_it_says_so(kinds, tmp_path):
     with pytest.raises(SystemExit, match="none of the 1 test patients has a series that the model reads"):
         kinds["_kind"]("dropout", tmp_path, a_run(tmp_path, ["scout"]))
+
+
+def test_what_is_no_run_is_refused_in_words_before_anything_is_copied(kinds, tmp_path, capsys, monkeypatch):
+    def refused(run):
+        monkeypatch.setattr("sys.argv", ["uncertainty.py", str(run), "--out", str(tmp_path / "out")])
+        with pytest.raises(SystemExit) as ended:
+            kinds["main"]()
+        assert ended.value.code == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    assert "nothing is no folder of a run that has ended: it has no settings.json and no record.json" in refused(
+        tmp_path / "nothing"
+    )
+    a_run(tmp_path, [])
+    (tmp_path / "settings.json").write_text("{}")
+    torch.save({"total": torch.zeros(12)}, tmp_path / "model.pt")
+    assert "its model.pt is no model that draws masks" in refused(tmp_path)

@@ -13,6 +13,7 @@ from simulation.machine import executor
 from simulation.rehearsal import how_sure, open_hospitals
 from simulation.report import write_report
 from simulation.report.uncertainty import sentences
+from simulation.run_folder import to_itself
 from simulation.screen import Screen
 from simulation.settings import Simulation
 from simulation.uncertainty import figures
@@ -81,8 +82,24 @@ def test_a_folder_without_a_model_is_refused_in_words(measured, tmp_path, capsys
     shutil.copytree(folder.parent / "cache", tmp_path / "cache", symlinks=True)
     (tmp_path / "run" / "model.pt").unlink()
     assert main([str(tmp_path / "run"), "--workers", "0"]) == 1
-    assert "no model that draws masks lies there" in capsys.readouterr().err
+    assert "it has no model.pt: the run has not ended, or it trained nothing" in capsys.readouterr().err
     assert not (tmp_path / "run" / "uncertainty.json").exists()  # what spoke of another model is gone
+
+
+def test_what_is_no_run_and_a_model_that_draws_no_masks_are_refused_in_words_and_at_once(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("simulation.rehearsal.open_hospitals", None)  # nobody is drawn for it
+    assert main([str(tmp_path / "nothing")]) == 1
+    assert "nothing: it is no folder of a run: it has no settings.json" in capsys.readouterr().err
+    assert not (tmp_path / "nothing").exists()
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(tiny.folder / "settings.json", run)
+    torch.save({"total": torch.zeros(12)}, run / "model.pt")
+    assert main([str(run)]) == 1
+    assert "its model.pt is no model that draws masks: there is nothing to be unsure of" in capsys.readouterr().err
+    with to_itself(run):
+        assert main([str(run)]) == 1
+    assert "runs in" in capsys.readouterr().err
 
 
 def test_without_free_patients_nothing_is_calibrated_and_the_report_says_why(measured, tmp_path):
