@@ -64,10 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_monai_alone()
     if {"-h", "--help"} & set(arguments):
         settings = OmegaConf.to_yaml(_compose([]))
-        try:
-            print(HELP.format(groups=_groups(), settings="".join(f"  {line}\n" for line in settings.splitlines())), flush=True)
-        except BrokenPipeError:  # whoever read along has enough, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say(HELP.format(groups=_groups(), settings="".join(f"  {line}\n" for line in settings.splitlines())))
         return 0
     many = bool({"-m", "--multirun"} & set(arguments))
     show = "--show" in arguments
@@ -84,8 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except REFUSALS as error:
         return _refuse(in_words(error))
     if show:
-        for simulation in simulations:
-            print(OmegaConf.to_yaml(OmegaConf.create(simulation.model_dump(mode="json"))))
+        _say("\n".join(OmegaConf.to_yaml(OmegaConf.create(one.model_dump(mode="json"))) for one in simulations))
         return 0
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before Flower is imported; else it reports its use
     status = _attack([simulation for simulation in simulations if simulation.audit])
@@ -117,6 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that Python can't put back
     return 1 if "failed" in verdicts else 3 if "degraded" in verdicts else 0
+
+
+def _say(text: str) -> None:
+    """Print it; whoever reads along may have enough before its end, as `| head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _attack(simulations: Sequence[Simulation]) -> int:

@@ -77,6 +77,16 @@ def test_show_prints_what_would_be_run_and_runs_nothing(capsys, rehearsed):
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.parametrize("asked", ["--show", "--help"])
+def test_who_has_read_enough_may_leave(asked):
+    """The reader closes the pipe before anything is written into it."""
+    command = Path(sys.executable).with_name("konsil-simulate")
+    with subprocess.Popen([command, asked], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, "")
+
+
 def test_a_size_sets_patients_and_rounds_and_an_override_beats_it():
     assert settings_of([]).hospitals.patients == 10
     assert settings_of(["size=standard"]).hospitals.patients == 50
