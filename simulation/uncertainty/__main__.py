@@ -50,10 +50,10 @@ def measured_report(simulation: Simulation, folder: Path, *, patients: int, work
     from simulation.uncertainty import examinees, forget, measure, require_masks
     from simulation.uncertainty.found import FILE
 
-    screen, cache = Screen(simulation), folder.parent / "cache"
     with to_itself(folder):
         forget(folder)
         require_masks(folder, simulation.task)
+        screen, cache = Screen(simulation), folder.parent / "cache"
         with screen, executor(workers) as pool:
             sites, held_out, real = open_hospitals(simulation, cache, pool, screen)
             groups = (("site", sites), ("held_out", held_out), ("real", real))
