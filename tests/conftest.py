@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib.metadata import version
@@ -28,6 +29,8 @@ from tasks.case import Case, Volume
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 import_monai_alone()  # as in the programs: every process of the tests saves seconds and memory
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so are background jobs of a shell, and all that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C
 
 
 def _flushed(file: int) -> None:

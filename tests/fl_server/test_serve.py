@@ -338,7 +338,7 @@ def test_a_study_that_nobody_answers_ends_as_failed(running, tmp_path, capsys, t
     assert command.main(["start", str(tmp_path / "study.json"), "--wait", *folder]) == 4
     told = capsys.readouterr().out
     assert "round 1 of 1" in told
-    assert "quiet absent (no node has enrolled under this name)" in told
+    assert "quiet absent (no node has enrolled under this name" in told  # perhaps with a word of nodes that have just ended
     assert command.main(["record", str(running.house.runs / "alone" / "record.json")]) == 4
     unpacked = [path.name for path in running.house.flower_home.rglob("*") if path.is_file() and "apps" in path.parts]
     assert set(unpacked) == {"pyproject.toml"}  # no code travels
