@@ -77,6 +77,25 @@ def test_the_report_shows_a_patient_and_what_each_model_draws_at_every_hospital(
     assert not any("Dice" in line for line in told)
 
 
+def test_the_generator_for_a_gpu_is_a_matter_of_settings():
+    few, many = (load(settings_of(["study=synthesis", f"task={name}"]).task) for name in ("synthesis", "synthesis_large"))
+    sizes = [sum(parameter.numel() for parameter in task.model().parameters()) for task in (few, many)]
+    assert sizes == [955_844, 22_083_777]  # as docs/synthesis.md says
+    look, target = many.example(many.drawn(np.random.default_rng(0)), 1, np.random.default_rng(1))
+    with torch.inference_mode():
+        assert torch.isfinite(many.loss(many.model()(look), target)).all()
+
+
+@pytest.mark.gpu
+def test_the_large_generator_takes_a_step_on_a_gpu():
+    task = load(settings_of(["study=synthesis", "task=synthesis_large"]).task)
+    model = task.model().cuda()
+    look, target = task.example(task.drawn(np.random.default_rng(0)), 4, np.random.default_rng(1))
+    task.loss(model(look.cuda()), target.cuda()).sum().backward()
+    moved = dict(model.named_parameters())
+    assert all(torch.isfinite(moved[name].grad).all() for name in task.trainable(model))
+
+
 def test_slices_are_shown_from_base_to_apex_whichever_way_the_stack_runs():
     mask = np.zeros((9, 8, 8), np.uint8)
     for n in range(1, 8):
