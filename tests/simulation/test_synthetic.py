@@ -87,6 +87,7 @@ def test_the_generator_for_a_gpu_is_a_matter_of_settings():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_large_generator_takes_a_step_on_a_gpu():
     task = load(settings_of(["study=synthesis", "task=synthesis_large"]).task)
     model = task.model().cuda()
