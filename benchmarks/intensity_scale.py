@@ -148,11 +148,8 @@ def prepared(task: GradientTask, cases: Sequence[Case]) -> list[Arrays]:
 
 def released(task: IntensityTask, training: Mapping[str, Sequence[Case]], epsilon: float | None, seed: int) -> IntensityScale:
     """The scale as the study's sum would leave it: one noise for all hospitals."""
-    own = [task.contribution(task.prepare(case)) for cases in training.values() for case in cases]
-    total = np.sum(own, axis=0)
-    sigma = calibrate(epsilon=epsilon, delta=DELTA, sample_rate=1.0, steps=1) if epsilon else 0.0
-    noise = sigma * np.random.default_rng([seed, 3]).standard_normal(len(total))
-    state = {"total": torch.from_numpy(total + noise), "noise_variance": torch.tensor([sigma**2], dtype=torch.float64)}
+    everybody = [case for cases in training.values() for case in cases]
+    state = noisy_sum(task, everybody, epsilon, np.random.default_rng([seed, 3]))
     provenance = Provenance(
         study="intensity_scale",
         study_hash="0" * 64,
@@ -162,6 +159,16 @@ def released(task: IntensityTask, training: Mapping[str, Sequence[Case]], epsilo
         one_noise=True,
     )
     return intensity_scale(task, state, provenance)
+
+
+def noisy_sum(
+    task: IntensityTask, cases: Sequence[Case], epsilon: float | None, rng: np.random.Generator, *, share: float = 1.0
+) -> State:
+    """What a counting study of these patients leaves, with this share of the noise of one release; None: without noise."""
+    total = np.sum([task.contribution(task.prepare(case)) for case in cases], axis=0)
+    sigma = share * calibrate(epsilon=epsilon, delta=DELTA, sample_rate=1.0, steps=1) if epsilon else 0.0
+    noise = sigma * rng.standard_normal(len(total))
+    return {"total": torch.from_numpy(total + noise), "noise_variance": torch.tensor([sigma**2], dtype=torch.float64)}
 
 
 def studied(there: World, start: State, epsilon: float, seed: int) -> torch.nn.Module:

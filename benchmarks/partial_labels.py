@@ -30,8 +30,8 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import torch
 from generator import darkened
+from intensity_scale import DELTA, counting, noisy_sum
 from kept_results import keep, told
 from utility import ALL, PLAIN, Arm, Seen, dark, study_of
 from utility_data import MEAN, people, prepare, simulation_of, start
@@ -39,15 +39,12 @@ from utility_data import MEAN, people, prepare, simulation_of, start
 from conf.study import Frozen, Privacy
 from fl_server.weights import State
 from simulation import pretraining
-from simulation.__main__ import settings_of
 from simulation.machine import executor, one_thread
 from simulation.scoring import mean_scores, restore
 from simulation.trial import Place, federate
-from tasks.accounting.budget import calibrate
 from tasks.case import UNKNOWN, Case, Volume
 from tasks.fingerprint import fingerprint
-from tasks.intensity_scale.task import IntensityTask
-from tasks.task import gradient_task, load
+from tasks.task import gradient_task
 from tasks.weights import save
 
 MADE = 1
@@ -160,23 +157,17 @@ def in_scale(cache: Path, run: Run) -> State:
 
 def count(cache: Path, run: Run, folder: Path) -> None:
     """The noisy sum of the patients without labels, as a study leaves it (`model.pt`, `record.json`)."""
-    asked = settings_of(["study=intensity_scale"]).intensity_scale
-    task = load(asked.task) if asked else None
-    if asked is None or not isinstance(task, IntensityTask):
-        raise TypeError("study=intensity_scale counts another task now")
+    task = counting()
     everybody = people(cache, "hearts", drawn=DRAWN, tested=TESTED)
     counted = [site for site in everybody if site not in WHOLE]
-    privacy = Privacy(kind="none") if run.epsilon is None else Privacy(epsilon=run.epsilon, delta=1e-3)
-    sigma = 0.0
-    if run.epsilon is not None:
-        sigma = calibrate(epsilon=run.epsilon, delta=1e-3, sample_rate=1.0, steps=1) * len(counted) ** 0.5 * DRAWN / 40
     cases = [darkened(everybody[site].cohort.case(name)) for site in counted for name in everybody[site].train]
-    total = np.sum([task.contribution(task.prepare(case)) for case in cases], axis=0)
-    total += sigma * np.random.default_rng([run.seed, 4]).standard_normal(len(total))
-    state = {"total": torch.from_numpy(total), "noise_variance": torch.tensor([sigma**2], dtype=torch.float64)}
+    share = len(counted) ** 0.5 * DRAWN / 40  # noise at each hospital, of whose patients a quarter is at hand
+    state = noisy_sum(task, cases, run.epsilon, np.random.default_rng([run.seed, 4]), share=share)
     save(state, folder / "model.pt")
+    privacy = Privacy(kind="none") if run.epsilon is None else Privacy(epsilon=run.epsilon, delta=DELTA)
+    settings = {"name": "intensity_scale", **task.settings.model_dump(mode="json")}
     last = {"arrays_sha256": fingerprint(state), "sites": {site: {"answer": "used"} for site in counted}}
-    study = {"name": "intensity_scale", "task": asked.task, "privacy": privacy.model_dump(mode="json")}
+    study = {"name": "intensity_scale", "task": settings, "privacy": privacy.model_dump(mode="json")}
     (folder / "record.json").write_text(json.dumps({"study": study, "study_hash": "0" * 64, "rounds": [last]}))
 
 
