@@ -37,14 +37,12 @@ def page(folder: Path) -> str:
     record = Record.read(folder / "record.json")
     scale = _scale(folder)
     facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).exists() else None
-    spent = [(name, site.epsilon) for name, site in record.sites.items() if site.epsilon is not None]
     contents = {
         "banner": "The patients do not exist: they were drawn, and their scanners were made up.",
         "source": scale.words if scale else None,
         "chart": png(_chart(scale, facts)) if scale else None,
         "pictures": _pictures(folder) if scale else [],
         "rows": _rows(scale, facts) if scale else [],
-        "epsilons": [(name, words.epsilon(epsilon)) for name, epsilon in spent],
         "afterwards": "By each hospital's ledger. A study that starts from patients in this scale costs its own ε on top.",
         "limits": words.limits_of(record, *LIMITS),
     }

@@ -43,6 +43,7 @@ def rendered(
         "verdict": words.VERDICTS[record.verdict],
         "phases": phases(record),
         "seeds": record.seeds,
+        "epsilons": [(name, words.epsilon(site.epsilon)) for name, site in record.sites.items() if site.epsilon is not None],
         "settings": json.dumps(record.study, indent=2),
         "mark": drawing.mark,
     }

@@ -50,7 +50,6 @@ def page(folder: Path) -> str:
         "lines": [line.strip() for line in lines(values)],
         "charts": [(PEOPLE[sex], png(_chart(values, pooled, counted, sex))) for sex in SEXES],
         "errors": errors(values, pooled),
-        "epsilons": [(name, words.epsilon(site.epsilon)) for name, site in record.sites.items() if site.epsilon is not None],
         "afterwards": "By each hospital's ledger. The curves, and every patient who is compared with them, cost nothing more.",
         "limits": words.limits_of(record, *LIMITS),
         "patients": [_patient(one, values) for one in facts["held_back"]],
