@@ -32,6 +32,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.fsm import StateMachine
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
@@ -247,10 +248,11 @@ class _Connection(RequestHandler):  # type: ignore[misc]  # pynetdicom is read w
     """Makes the association of one connection, with a socket that does not poll."""
 
     def _create_association(self) -> Association:
-        association = Association(self.ae, "acceptor")
+        association = _Association(self.ae, "acceptor")
         association._server = self.server
         association.name = f"AcceptorThread-{id(association):x}"  # by which pynetdicom finds it
         association.daemon = association.dul.daemon = True
+        association.dul.state_machine = _States(association.dul)
         association.set_socket(_Socket(association, client_socket=self.request))
         ours, theirs = association.acceptor, association.requestor
         ours.maximum_length, ours.ae_title, ours.address_info = self.ae.maximum_pdu_size, self.server.ae_title, self.local
@@ -262,6 +264,40 @@ class _Connection(RequestHandler):  # type: ignore[misc]  # pynetdicom is read w
             for handler in [bound] if event.is_intervention else bound:
                 association.bind(event, *handler)
         return association
+
+
+class _Association(Association):  # type: ignore[misc]  # pynetdicom is read without its types
+    """An association whose connection is closed when it has been aborted, also one that has only just been made.
+
+    pynetdicom means to close it and leaves it open until the other side gives up.
+    """
+
+    def abort(self, block: bool = True) -> None:
+        """Tell the other side, and close; with `block` not, in a handler, only tell it."""
+        super().abort(block)
+        if block:
+            self.dul.socket._shutdown_socket()
+
+
+class _States(StateMachine):  # type: ignore[misc]  # pynetdicom is read without its types
+    """The states of a connection (PS3.8 table 9-10), in all of which the door may be closed.
+
+    The standard knows no abort where there is no association yet, or none any more; pynetdicom's thread dies of it.
+    """
+
+    def do_action(self, event: str) -> None:
+        """As if nobody had said anything for too long, there: the connection is closed, and nobody need be told."""
+        if event == ABORTED_HERE and self.current_state in NO_ASSOCIATION:
+            with contextlib.suppress(queue.Empty):
+                self.dul.to_provider_queue.get_nowait()
+            event = TIME_IS_UP
+        if (event, self.current_state) != (TIME_IS_UP, IDLE):
+            super().do_action(event)
+
+
+ABORTED_HERE, TIME_IS_UP = "Evt15", "Evt18"
+IDLE = "Sta1"
+NO_ASSOCIATION = {IDLE, "Sta2", "Sta13"}
 
 
 class _Socket(AssociationSocket):  # type: ignore[misc]  # pynetdicom is read without its types

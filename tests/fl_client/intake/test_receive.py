@@ -292,6 +292,24 @@ def test_a_caller_who_says_nothing_keeps_nobody_waiting(identity: Path, tmp_path
             each.close()
 
 
+@pytest.mark.parametrize("silent_for_s", [0.0, 0.5])
+def test_the_door_closes_on_a_caller_who_says_nothing(identity: Path, silent_for_s: float) -> None:
+    with open_door(identity) as door:
+        silent = socket.create_connection(("127.0.0.1", door.port))
+        deadline = time.monotonic() + 10
+        while door.is_idle and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not door.is_idle
+        time.sleep(silent_for_s)
+        threads = [thread for thread in threading.enumerate() if "run_reactor" in thread.name]
+    silent.settimeout(5)
+    assert silent.recv(1) == b""  # closed, and nothing is said: there is no association to abort (PS3.8 table 9-10)
+    silent.close()
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+
+
 @needs("storescu")
 def test_below_the_watermark_the_sender_is_told_out_of_resources(identity: Path, images: Path) -> None:
     with open_door(identity, min_free_bytes=2**60) as door:
