@@ -111,7 +111,7 @@ def _kind(kind: str, run: Path, tested: Sequence[Examinee]) -> dict[str, float |
             with dropout(others[0], probability=SHARE, seed=1) if kind == "dropout" else nullcontext():
                 seen = examine([plain, *others], task.settings, volume)
             judged = judge(seen, one.patient, volume, task.settings)
-            values += [value for value in [triage.sureness(judged.agreement, None)] if value is not None]
+            values += [sure.value for sure in [triage.sureness(judged.agreement, None)] if sure is not None]
             dice.append(sum(judged.dice.values()) / max(len(judged.dice), 1))
         if values:
             sure.append(min(values))

@@ -64,7 +64,7 @@ class Row:
     agreement: Mapping[str, float] = field(default_factory=dict)  # of the members, by structure; empty: of one member
     expected: Mapping[str, float] = field(default_factory=dict)  # Dice, where there is a calibration
     low: Mapping[str, float] = field(default_factory=dict)  # Dice that nine patients in ten reach
-    sureness: float | None = None
+    sureness: triage.Sure | None = None
     no_map: str = ""  # why there is no Parametric Map, where one was asked for and the mask is here
 
 
@@ -274,8 +274,8 @@ def _words_for_dicom(kind: str) -> Iterator[None]:
         raise GeometryRefused(f"no DICOM {kind} can refer to these images ({type(error).__name__})") from None
 
 
-def _by_patient(rows: Sequence[Row]) -> dict[str, list[float | None]]:
-    found: dict[str, list[float | None]] = {}
+def _by_patient(rows: Sequence[Row]) -> dict[str, list[triage.Sure | None]]:
+    found: dict[str, list[triage.Sure | None]] = {}
     for row in rows:
         if not row.refused:
             found.setdefault(row.patient, []).append(row.sureness)

@@ -57,8 +57,8 @@ class Jury:
         """Segment a volume with all of them. Raises `ValueError` for an image, or an answer, that won't do."""
         return examine(self.members, self.settings, volume)
 
-    def sureness(self, found: Examined) -> float | None:
-        """One number for a volume, 0..1, lowest where somebody should look first; None of one member."""
+    def sureness(self, found: Examined) -> triage.Sure | None:
+        """How sure the members are of a volume, lowest where somebody should look first; None of one member."""
         return triage.sureness(found.agreement, self.calibration)
 
     def require_maps(self) -> None:
@@ -172,7 +172,9 @@ def lines(found: Calibration) -> list[str]:
         f"{found.error_after:.3f} after",
     ]
     for name, curve in found.curves.items():
-        ends = [f"agreement {curve.agreement[i]:.2f} means Dice {curve.dice[i]:.2f}" for i in (0, -1)]
+        ends = [
+            f"agreement {end:.2f} means Dice {curve.expected(end):.2f}" for end in (curve.agreement[0], curve.agreement[-1])
+        ]
         result.append(f"  {name}: {' and '.join(ends)}; one patient in ten lies more than {curve.below:.2f} below")
     return result
 

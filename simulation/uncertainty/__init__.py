@@ -113,7 +113,7 @@ def measure(
             rows.append(row)
     if not rows:
         return None
-    rows.sort(key=lambda row: (row.sureness, row.patient))
+    rows.sort(key=lambda row: (row.sureness, float(np.mean(list(row.agreement.values()))), row.patient))
     temperature = calibration.temperature if calibration else 1.0
     unsure = Unsure(
         model=model,
@@ -225,7 +225,7 @@ def _ranked(examinee: Examinee, series: Sequence[Judged], calibration: Calibrati
         expected=_means([calibration.expected(one.agreement) for one in series]) if calibration else {},
         low=_means([calibration.low(one.agreement) for one in series]) if calibration else {},
         dice=dice,
-        sureness=min(sure),
+        sureness=min(sure).value,
     )
 
 
@@ -255,11 +255,11 @@ def _picture(path: Path, unsure: Unsure, task: dict[str, Any], weights: Path, co
     """The least sure series of the patient who is looked at first: image, reader's mask, prediction, entropy."""
     first = unsure.patients[0]
     members, settings = _members(task, weights, unsure.members)
-    shown: tuple[float, Any, Examined] | None = None
+    shown: tuple[triage.Sure, Any, Examined] | None = None
     for volume in Cohort(cohort).case(first.patient).volumes:
         if volume.series in settings.series and volume.mask is not None:
             found = examine(members, settings, volume)
-            sure = triage.sureness(found.agreement, unsure.calibration) or 0.0
+            sure = triage.sureness(found.agreement, unsure.calibration) or triage.Sure(0.0, 0.0)
             if shown is None or sure < shown[0]:
                 shown = sure, volume, found
     if shown is None:

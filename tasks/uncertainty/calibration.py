@@ -34,7 +34,10 @@ Floats = npt.NDArray[np.float64]
 
 
 class Curve(Frozen):
-    """Expected Dice of one structure by the members' agreement: straight lines between these points, level beyond them."""
+    """Expected Dice of one structure by the members' agreement: straight lines between these points, level beyond them.
+
+    At agreement 0 it is 0, whatever was seen: the mask is empty, or no other member's overlaps with it.
+    """
 
     agreement: tuple[Share, ...]  # rising
     dice: tuple[Share, ...]  # rising or level
@@ -52,7 +55,7 @@ class Curve(Frozen):
 
     def expected(self, agreement: float) -> float:
         """The Dice that a reader would find on average."""
-        return float(np.interp(agreement, self.agreement, self.dice))
+        return float(_along(np.float64(agreement), self.agreement, self.dice))
 
     def low(self, agreement: float) -> float:
         """What nine patients in ten of this agreement reach."""
@@ -144,11 +147,16 @@ def _learned(rows: Sequence[Judged], name: str) -> tuple[Curve, float, float | N
     folds = np.array([fold[one.patient] for one in rows])
     guess = np.empty(len(y))
     for number in np.unique(folds):
-        guess[folds == number] = np.interp(x[folds == number], *_isotonic(x[folds != number], y[folds != number]))
+        guess[folds == number] = _along(x[folds == number], *_isotonic(x[folds != number], y[folds != number]))
     below = max(0.0, min(1.0, -float(np.quantile(y - guess, ONE_IN))))
     points, values = _isotonic(x, y)
     curve = Curve(agreement=tuple(points), dice=tuple(values), below=below, patients=len(fold))
     return curve, float(np.abs(y - guess).mean()), rank_correlation(x, y)
+
+
+def _along(agreement: Floats | np.float64, points: Sequence[float], dice: Sequence[float]) -> Floats:
+    """Dice at these agreements; 0 at agreement 0."""
+    return np.where(agreement > 0, np.interp(agreement, points, dice), 0.0)
 
 
 def _folds(judged: Sequence[Judged]) -> dict[str, int]:

@@ -2,11 +2,13 @@
 
 One number stands for a volume, the mean over its structures: the expected Dice where there is a calibration, else the plain
 agreement of the members, which ranks and has no scale of its own. A patient stands where the worst of the volumes stands.
+Of equal numbers (a calibration's curve is level in places) the lower agreement is looked at first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,17 +18,24 @@ FIRST = 0.2
 """Part of the patients that a person looks at first, where nothing else is said."""
 
 
-def sureness(agreement: Mapping[str, float], calibration: Calibration | None) -> float | None:
-    """One number for a volume, 0..1; None where one member alone was asked."""
+class Sure(NamedTuple):
+    """How sure the members are of a volume: lowest where somebody should look first."""
+
+    value: float  # 0..1, expected Dice or agreement
+    agreement: float  # 0..1, which decides between equal values
+
+
+def sureness(agreement: Mapping[str, float], calibration: Calibration | None) -> Sure | None:
+    """How sure the members are of a volume; None where one member alone was asked."""
     values = calibration.expected(agreement) if calibration else agreement
-    return float(np.mean(list(values.values()))) if values else None
+    return Sure(float(np.mean(list(values.values()))), float(np.mean(list(agreement.values())))) if values else None
 
 
-def order(by_patient: Mapping[str, Sequence[float | None]]) -> list[tuple[str, float]]:
+def order(by_patient: Mapping[str, Sequence[Sure | None]]) -> list[tuple[str, float]]:
     """Patients with their number, who should be looked at first to whom last; those without any number are left out."""
     found = {patient: [one for one in values if one is not None] for patient, values in by_patient.items()}
     ranked = [(min(values), patient) for patient, values in found.items() if values]
-    return [(patient, value) for value, patient in sorted(ranked)]
+    return [(patient, sure.value) for sure, patient in sorted(ranked)]
 
 
 def first_of(count: int, share: float = FIRST) -> int:
@@ -44,7 +53,7 @@ def caught(sure: Sequence[float], error: Sequence[float], share: float = FIRST) 
 
 def risk_coverage(sure: Sequence[float], error: Sequence[float]) -> list[tuple[float, float]]:
     """(coverage, risk): the mean error of the surest part of the patients, as the part grows (El-Yaniv and Wiener 2010)."""
-    by_sureness = np.asarray(error, np.float64)[np.argsort(-np.asarray(sure), kind="stable")]
+    by_sureness = np.asarray(error, np.float64)[np.argsort(np.asarray(sure), kind="stable")[::-1]]
     means = np.cumsum(by_sureness) / np.arange(1, len(by_sureness) + 1)
     return [((number + 1) / len(means), float(mean)) for number, mean in enumerate(means)]
 

@@ -62,7 +62,7 @@ def test_nine_of_ten_reach_the_low_end():
 
 def test_beyond_what_was_seen_the_curve_is_level():
     curve = Curve(agreement=(0.5, 0.8), dice=(0.2, 0.7), below=0.3, patients=9)
-    assert [curve.expected(a) for a in (0.0, 0.65, 1.0)] == pytest.approx([0.2, 0.45, 0.7])
+    assert [curve.expected(a) for a in (0.1, 0.65, 1.0)] == pytest.approx([0.2, 0.45, 0.7])
     assert curve.low(0.5) == 0.0
 
 
@@ -163,16 +163,30 @@ def test_rank_correlation_is_none_where_it_cannot_be_told():
 # -- whom to look at first ----------------------------------------------------------------------------------------------
 
 
+def sure(value: float, agreement: float = 0.5) -> triage.Sure:
+    return triage.Sure(value, agreement)
+
+
 def test_patients_stand_where_their_worst_series_stands():
-    order = triage.order({"a": [0.9, 0.4], "b": [0.6], "c": [None], "d": [0.5, None]})
+    order = triage.order({"a": [sure(0.9), sure(0.4)], "b": [sure(0.6)], "c": [None], "d": [sure(0.5), None]})
     assert order == [("a", 0.4), ("d", 0.5), ("b", 0.6)]
 
 
 def test_a_volume_counts_by_expected_dice_where_there_is_a_calibration():
     found = learned(cohort(100))
-    assert triage.sureness({"heart": 0.8, "liver": 0.2}, None) == pytest.approx(0.5)
-    assert triage.sureness({"heart": 0.8, "liver": 0.2}, found) == pytest.approx(0.64, abs=0.02)
+    assert triage.sureness({"heart": 0.8, "liver": 0.2}, None) == pytest.approx((0.5, 0.5))
+    assert triage.sureness({"heart": 0.8, "liver": 0.2}, found) == pytest.approx((0.64, 0.5), abs=0.02)
     assert triage.sureness({}, found) is None
+
+
+def test_where_the_curve_is_level_the_lower_agreement_comes_first_and_an_empty_mask_before_all():
+    level = Curve(agreement=(0.7, 0.9, 1.0), dice=(0.6, 0.6, 0.9), below=0.1, patients=20)
+    found = learned(cohort()).model_copy(update={"curves": {"heart": level}})
+    agreements = {"a": 0.88, "b": 0.72, "c": 0.95, "d": 0.0, "e": 0.3}
+    order = triage.order({name: [triage.sureness({"heart": value}, found)] for name, value in agreements.items()})
+    assert [patient for patient, _ in order] == ["d", "e", "b", "a", "c"]
+    assert [value for _, value in order] == pytest.approx([0.0, 0.6, 0.6, 0.6, 0.75])
+    assert found.low({"heart": 0.0}) == {"heart": 0.0}
 
 
 def test_who_is_caught_by_hand():
@@ -187,3 +201,8 @@ def test_risk_by_coverage_by_hand():
     curve = triage.risk_coverage([0.9, 0.1, 0.5], [0.0, 0.6, 0.3])
     assert curve == [(pytest.approx(1 / 3), 0.0), (pytest.approx(2 / 3), pytest.approx(0.15)), (1.0, pytest.approx(0.3))]
     assert triage.area_under(curve) == pytest.approx(0.15)
+
+
+def test_the_surest_part_of_equals_is_the_one_that_is_looked_at_last():
+    looked_at_first, last = 0.6, 0.0  # in the triage order
+    assert triage.risk_coverage([0.5, 0.5], [looked_at_first, last]) == [(0.5, 0.0), (1.0, pytest.approx(0.3))]
