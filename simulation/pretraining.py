@@ -35,7 +35,7 @@ from simulation.scene import scene
 from simulation.settings import Pretraining
 from simulation.sources import digest, source_text
 from tasks.intensity_scale.released import IntensityScale
-from tasks.task import Arrays, GradientTask, gradient_task
+from tasks.task import Arrays, GradientTask, VariedTask, gradient_task
 from tasks.weights import save
 
 CASE_MIX = {"normal": 1.0, "myocarditis": 0.7, "infarct": 1.5, "hcm": 1.0, "dcm": 1.5, "amyloid": 0.7}
@@ -143,7 +143,7 @@ def _scanned_once(
     """Views of the free patients' only scans, which are kept in the cache as they are drawn."""
     cohort = free_cohort(settings, series, cache=cache, pool=pool, advance=advance)
     prepared = list(prepared_patients(task, cohort, settings, scales).values())
-    return lambda chosen, rng: [task.example(prepared[i], settings.views, rng) for i in chosen]
+    return lambda chosen, rng: [_shown(task, prepared[i], settings.views, rng) for i in chosen]
 
 
 def _scanned_anew(
@@ -169,9 +169,14 @@ def _scanned_anew(
     def draw(chosen: Sequence[int], rng: np.random.Generator) -> list[Rows]:
         cases = fresh_cases([patients[i] for i in chosen], _reader, slices=settings.views, rng=rng, device=device)
         worn = [dressed(case, number, scales) for number, case in zip(chosen, cases, strict=True)]
-        return [task.example(task.prepare(case), settings.views, rng) for case in worn]
+        return [_shown(task, task.prepare(case), settings.views, rng) for case in worn]
 
     return draw
+
+
+def _shown(task: GradientTask, arrays: Arrays, views: int, rng: np.random.Generator) -> Rows:
+    """Views of one free patient, varied as the task likes."""
+    return task.example(task.varied(arrays, rng) if isinstance(task, VariedTask) else arrays, views, rng)
 
 
 def _draw_scenes(seed: int, series: tuple[Series, ...], oversampling: int, subslices: int) -> tuple[int, Scenes]:

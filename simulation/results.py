@@ -38,6 +38,7 @@ from tasks.fingerprint import fingerprint
 from tasks.segmentation.export import export_torchscript
 from tasks.segmentation.task import SegmentationTask
 from tasks.synthesis.task import SynthesisTask
+from tasks.synthesis.tone import curve_of, tone_of
 from tasks.task import load
 
 
@@ -204,10 +205,16 @@ def save_pictures(simulation: Simulation, final: Arm, world: World, folder: Path
 
 
 def _drawn_pictures(task: SynthesisTask, final: Arm, world: World, place: Path) -> None:
-    """`overlays/synthetic.npz`: of each hospital a patient, and what the start and the final model draw in its style."""
+    """`overlays/synthetic.npz`: of each hospital a patient, and what the start and the final model draw in its style.
+
+    Beside it `tone.npz`, if a tone is learned: the curve (knots + 2,) from 0 to 1.
+    """
     models = {"pretrained": restore(task, [world.start]), final.name: restore(task, [final.state()])}
     shown = {h.name: (h.cohort, h.test_patients[0]) for role, h in world.roles if role == "site" and h.test_patients}
     np.savez_compressed(place / "synthetic.npz", allow_pickle=False, **gallery(task, models, shown))
+    if (tone := tone_of(models[final.name])) is not None:
+        at, curve = curve_of(tone)
+        np.savez_compressed(place / "tone.npz", allow_pickle=False, at=at, curve=curve)
 
 
 def _mean_dice(row: dict[str, Any]) -> float:

@@ -112,6 +112,14 @@ class GradientTask(Task, Protocol):
 
 
 @runtime_checkable
+class VariedTask(GradientTask, Protocol):
+    """A gradient task that shows pre-training more than there is among drawn patients."""
+
+    def varied(self, arrays: Mapping[str, npt.NDArray[Any]], rng: np.random.Generator) -> Arrays:
+        """The arrays of a drawn patient, nobody's, changed for one step; `example` takes them as it takes others."""
+
+
+@runtime_checkable
 class PacedTask(GradientTask, Protocol):
     """A gradient task of which a hospital can tell, without a patient, how long a step takes here."""
 

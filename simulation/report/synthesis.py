@@ -1,6 +1,6 @@
 """The report of a rehearsed study of a generator: what it draws beside what it was learned from, and how much it has learned.
 
-Reads `record.json`, `scores.jsonl`, `gate.json` and `overlays/synthetic.npz` of a run's folder.
+Reads `record.json`, `scores.jsonl`, `gate.json`, `overlays/synthetic.npz` and `overlays/tone.npz` of a run's folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fl_server.report.statistics import mean
@@ -23,6 +24,7 @@ from simulation.report.results import ROLES, Run
 TASK = "synthesis"
 WINDOW = 1.2
 """Brightness (0..1.5) that is shown as white."""
+LEARNED, DRAWN = "#0b5c9e", "#b8860b"
 LARGER = 3  # screen pixels for each of the generator's
 
 ROWS = {"patient": "A test patient of this hospital", "sketch": "The drawn patient that drawing began with"}
@@ -47,6 +49,7 @@ def page(folder: Path) -> str:
         "begin": run.record.study.get("task", {}).get("begin", 1.0),
         "tables": [table for role in ROLES if (table := _table(run, role))],
         "hospitals": _gallery(run),
+        "tone": _tone(run),
         "gate": gated.read(folder),
     }
     return rendered("synthesis.html", run.record, contents)
@@ -94,6 +97,27 @@ def _gallery(run: Run) -> list[dict[str, Any]]:
         words_of = ROWS.get(kind) or f"Drawn by: {run.words_of(kind)}"
         found.setdefault(name, []).append({"words": words_of, "png": _row(slices)})
     return [{"name": name, "rows": rows} for name, rows in found.items()]
+
+
+def _tone(run: Run) -> str | None:
+    """The learned curve as a data URL; none where no tone is learned."""
+    path = run.overlays / "tone.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as file:
+        at, curve = file["at"], file["curve"]
+    figure = Figure(figsize=(4.6, 4.2), facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=DRAWN, linestyle="--", label="as drawn")
+    axes.plot(at, curve, color=LEARNED, marker="o", markersize=4, label="learned")
+    axes.set_xlabel("brightness of a drawn scan")
+    axes.set_ylabel("brightness in the hospitals")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return png(figure)
 
 
 def _row(slices: npt.NDArray[Any]) -> str:

@@ -19,6 +19,7 @@ from tasks.case import UNKNOWN
 from tasks.segmentation.augment import rotations
 from tasks.segmentation.look import box, sample
 from tasks.synthesis.settings import Settings
+from tasks.synthesis.tone import toned
 
 BRIGHTEST = 1.5
 """Largest value of a prepared image (`tasks.segmentation.prepare.working_image`)."""
@@ -33,7 +34,7 @@ def example(
     """`views` noisy looks at one patient: input (views, channels, *voxels) float32 and velocity (views, *voxels).
 
     Each image is taken once before any comes twice, and the noise levels of a patient's views are spread evenly, up to
-    `settings.begin`.
+    `settings.begin`. With a `tone` (knots,) among the arrays the patient is shown in it, and the network is told so.
     """
     dims, count = settings.spatial_dims, len(arrays["image"])
     rounds = [rng.permutation(count) for _ in range(-(-views // count))]
@@ -46,9 +47,21 @@ def example(
     half = np.array(settings.field_mm) / 2 * (1 + within(settings.scale, 1))
     matrix = rotations(within(np.deg2rad(settings.rotation_deg), dims * (dims - 1) // 2), dims) * half[:, None, :]
     image, classes = look(arrays, item, settings, shift_mm=shift, matrix=matrix)
+    tone = arrays.get("tone")
+    if tone is not None:
+        image = toned(image, tone)
+    facts = told(torch.from_numpy(arrays["facts"][item]), settings, tone=tone)
     level = settings.begin * (rng.permutation(views) + rng.random(views)) / views
     noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
-    return noisy(image, classes, torch.from_numpy(arrays["facts"][item]), level, noise, settings)
+    return noisy(image, classes, facts, level, noise, settings)
+
+
+def told(facts: torch.Tensor, settings: Settings, *, tone: npt.ArrayLike | None = None) -> torch.Tensor:
+    """What the network is told (rows, told) beside these facts (rows, facts): this tone, or that it is the learned one."""
+    if not settings.tone_knots:
+        return facts
+    own = [1.0, *[0.0] * settings.tone_knots] if tone is None else [0.0, *np.asarray(tone, np.float64).tolist()]
+    return torch.cat([facts, torch.tensor(own).to(facts).expand(len(facts), -1)], dim=1)
 
 
 def look(
@@ -84,7 +97,7 @@ def noisy(
     noise: torch.Tensor,
     settings: Settings,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images at noise levels of 0..1 as the network sees them, and the velocities that it should tell."""
+    """Images at noise levels of 0..1 as the network sees them, with what it is `told`, and the velocities to be found."""
     step = torch.from_numpy(np.minimum(np.asarray(level) * settings.levels, settings.levels - 1).astype(np.int64))
     kept = _kept(settings.levels)[step].view(-1, *[1] * (image.ndim - 1))
     x = 2 * image - 1
@@ -96,7 +109,7 @@ def noisy(
 def composed(
     there: torch.Tensor, classes: torch.Tensor, facts: torch.Tensor, level: torch.Tensor, settings: Settings
 ) -> torch.Tensor:
-    """What the network sees: noisy image, a channel for each structure, one for what is unknown, the facts, the noise level."""
+    """What the network sees: noisy image, a channel for each structure, one for what is unknown, what it is told, the level."""
     number = torch.arange(1, 1 + len(settings.structures), device=classes.device).view(1, -1, *[1] * settings.spatial_dims)
     outlined = (classes[:, None] == number).float()
     unknown = (classes[:, None] == UNKNOWN).float()
@@ -113,13 +126,13 @@ def explained(model: torch.nn.Module, arrays: Mapping[str, npt.NDArray[Any]], se
     """
     device = next(model.parameters()).device
     image, classes = look(arrays, np.arange(len(arrays["image"])), settings)
-    facts = torch.from_numpy(np.asarray(arrays["facts"]))
+    facts = told(torch.from_numpy(np.asarray(arrays["facts"])), settings)
     found = {}
     for number, level in enumerate(JUDGED_AT):
         noise = torch.from_numpy(np.random.default_rng([7, number]).standard_normal(image.shape, np.float32))
         rows, velocity = noisy(image, classes, facts, np.full(len(image), settings.begin * level), noise, settings)
-        told = model(rows.to(device)).cpu()
-        found[level] = 1 - float((told - velocity).square().sum() / velocity.square().sum())
+        answer = model(rows.to(device)).cpu()
+        found[level] = 1 - float((answer - velocity).square().sum() / velocity.square().sum())
     return found
 
 
@@ -134,7 +147,7 @@ def drawn(
     sketch: torch.Tensor | None = None,
     steps: int | None = None,
 ) -> torch.Tensor:
-    """Images (rows, 1, *voxels), 0..1.5, for masks (rows, *voxels) and facts (rows, facts), from this noise.
+    """Images (rows, 1, *voxels), 0..1.5, for masks (rows, *voxels) and what is `told` (rows, told), from this noise.
 
     By the deterministic way back of Song et al. 2020 (DDIM, arXiv 2010.02502), by default in the steps of the settings. It
     begins with the `sketch`, images of the same shape, at level `settings.begin` (Meng et al. 2021, SDEdit, arXiv

@@ -9,6 +9,7 @@ from torch import nn
 
 from tasks.segmentation.network import norm_parameters
 from tasks.synthesis.settings import Settings
+from tasks.synthesis.tone import Tone
 
 
 class SynthesisNet(nn.Module):
@@ -27,7 +28,7 @@ class SynthesisNet(nn.Module):
         folded = self.patch**self.dims
         self.body = DiffusionModelUNet(
             spatial_dims=settings.spatial_dims,
-            in_channels=self.varied * folded + settings.facts,
+            in_channels=self.varied * folded + settings.facts + settings.tone_knots,
             out_channels=folded,
             num_res_blocks=settings.res_blocks,
             channels=settings.channels,
@@ -35,29 +36,33 @@ class SynthesisNet(nn.Module):
             norm_num_groups=settings.groups,
             num_head_channels=settings.head_channels,  # in the middle block there is always attention
         )
+        self.tone = Tone(settings.tone_knots) if settings.tone_knots else None
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """The velocity at the rows' noise levels."""
         from monai.networks.utils import pixelshuffle, pixelunshuffle
 
         level = rows[:, -1].flatten(1)[:, 0] * self.levels
-        varied, same = rows[:, : self.varied], rows[:, self.varied : -1]
-        if self.patch == 1:
-            velocity = self.body(torch.cat([varied, same], dim=1), level)
-        else:
-            folded = pixelunshuffle(varied, self.dims, self.patch)
-            told = same.flatten(2)[:, :, :1].reshape(*same.shape[:2], *[1] * self.dims).expand(-1, -1, *folded.shape[2:])
-            velocity = pixelshuffle(self.body(torch.cat([folded, told], dim=1), level), self.dims, self.patch)
-        return cast("torch.Tensor", velocity[:, 0])
+        varied, told = rows[:, : self.varied], rows[:, self.varied : -1].flatten(2)[:, :, 0]
+        if self.tone is not None:
+            told = self.tone(told)
+        folded = varied if self.patch == 1 else pixelunshuffle(varied, self.dims, self.patch)
+        everywhere = told.view(*told.shape, *[1] * self.dims).expand(-1, -1, *folded.shape[2:])
+        velocity = self.body(torch.cat([folded, everywhere], dim=1), level)
+        return cast("torch.Tensor", (velocity if self.patch == 1 else pixelshuffle(velocity, self.dims, self.patch))[:, 0])
 
 
 def trainable(model: nn.Module, settings: Settings) -> list[str]:
     """Names of the parameters that `settings.trainable` lets move.
 
-    `all`; `up`: the way up and the last layers; `norm`: group norms and the last layers; `head`: the last norm and convolution.
+    `all`; `up`: the way up and the last layers; `norm`: group norms and the last layers; `head`: the last norm and convolution;
+    `tone`: nothing but the tone. Where there is a tone, it moves with each of them.
     """
     names = [name for name, _ in model.named_parameters()]
-    head = [name for name in names if name.startswith("body.out.")]
+    tone = [name for name in names if name.startswith("tone.")]
+    if settings.trainable == "tone":
+        return tone
+    head = [name for name in names if name.startswith("body.out.")] + tone
     if settings.trainable == "all":
         return names
     if settings.trainable == "head":

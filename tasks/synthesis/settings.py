@@ -30,6 +30,7 @@ class Settings(Frozen):
     structures: dict[str, int] = Field({"blood_pool": 1, "myocardium": 2, "right_ventricle": 3})  # name -> value in the masks
     series: tuple[str, ...] = ("cine_ed", "cine_es")
     conditions: dict[str, tuple[str, ...]] = Field({})  # a fact of the scanner or an endpoint -> the values that are told apart
+    tone_knots: Annotated[int, Field(ge=0, le=64)] = 0  # numbers of the tone that is learned (see `tone`); none without
 
     voxels: tuple[int, ...] = (64, 64)  # of a look that is learned from
     field_mm: tuple[Length, ...] = (128.0, 128.0)  # around the located structures
@@ -49,7 +50,7 @@ class Settings(Frozen):
     res_blocks: Annotated[int, Field(ge=1)] = 1  # at each level
     head_channels: Annotated[int, Field(ge=1)] = 16  # of each attention head
     groups: Annotated[int, Field(ge=1)] = 8  # of the group norms; divides every number of channels
-    trainable: Literal["all", "up", "norm", "head"] = "all"
+    trainable: Literal["all", "up", "norm", "head", "tone"] = "all"
 
     levels: Annotated[int, Field(ge=10)] = 1000  # of noise, along a cosine
     begin: Annotated[float, Field(gt=0, le=1)] = (
@@ -95,6 +96,8 @@ class Settings(Frozen):
                 )
         if self.draw_steps > self.levels:
             raise ValueError(f"draw_steps is {self.draw_steps}, and there are {self.levels} levels")
+        if self.trainable == "tone" and not self.tone_knots:
+            raise ValueError("trainable is tone, and without tone_knots there is none")
         for name, values in self.conditions.items():
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"conditions.{name} needs values that differ, not {list(values)}")

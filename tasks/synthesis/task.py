@@ -15,6 +15,7 @@ from tasks.segmentation.judge import STEP, mean_score
 from tasks.synthesis import diffusion, network
 from tasks.synthesis.prepare import prepare
 from tasks.synthesis.settings import Settings
+from tasks.synthesis.tone import any_tone
 from tasks.synthesis.volumes import synthetic
 from tasks.task import Arrays, State
 
@@ -44,6 +45,11 @@ class SynthesisTask:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`views` noisy looks at one patient: (views, channels, *voxels) and velocities (views, *voxels), both float32."""
         return diffusion.example(arrays, views, rng, self.settings)
+
+    def varied(self, arrays: Mapping[str, npt.NDArray[Any]], rng: np.random.Generator) -> Arrays:
+        """A drawn patient in some tone, which the network is told; as it is where no tone is learned."""
+        knots = self.settings.tone_knots
+        return {**arrays, "tone": any_tone(knots, rng)} if knots else dict(arrays)
 
     def drawn(self, rng: np.random.Generator) -> Arrays:
         """Noise with labels in it: as many slices as a short axis usually has twice, or two volumes."""

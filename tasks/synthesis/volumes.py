@@ -12,9 +12,10 @@ import torch
 from tasks.case import Case, Volume
 from tasks.segmentation.look import box, sample
 from tasks.segmentation.prepare import centre_mm_of, classes_of, image_size_mm, working_image, working_mask
-from tasks.synthesis.diffusion import drawn
+from tasks.synthesis.diffusion import BRIGHTEST, drawn, told
 from tasks.synthesis.prepare import facts
 from tasks.synthesis.settings import Settings
+from tasks.synthesis.tone import tone_of, toned
 
 
 def synthetic(
@@ -24,7 +25,7 @@ def synthetic(
 
     Give it a case that was drawn: a patient's masks would be in what it returns, and with `settings.begin` below 1, where
     drawing begins with the case's own images, so would those. Endpoints and scanner stay. Raises `ValueError` for a case
-    without a mask of the series.
+    without a mask of the series. What drawing begins with is brought to the learned tone before.
     """
     volumes = [v for v in case.volumes if v.series in settings.series and v.mask is not None]
     if not volumes:
@@ -52,7 +53,7 @@ def middle(volume: Volume, settings: Settings) -> Volume:
 def _volume(
     model: torch.nn.Module,
     volume: Volume,
-    told: npt.NDArray[np.float32],
+    known: npt.NDArray[np.float32],
     rng: np.random.Generator,
     settings: Settings,
     steps: int | None,
@@ -77,13 +78,15 @@ def _volume(
     sketch = None
     if settings.begin < 1:
         sketch = look(working_image(volume, looks)[:, None], looks.working_field_mm, nearest=False)
+        if (tone := tone_of(model)) is not None:
+            sketch = toned(sketch.clamp_(0, BRIGHTEST), tone)
     rows = len(mask)
     common, own = rng.standard_normal((1, 1, *settings.canvas)), rng.standard_normal((rows, 1, *settings.canvas))
     noise = np.sqrt(settings.coherence) * common + np.sqrt(1 - settings.coherence) * own
     image = drawn(
         model,
         mask,
-        torch.from_numpy(told).expand(rows, -1),
+        told(torch.from_numpy(known).expand(rows, -1), settings),
         torch.from_numpy(noise.astype(np.float32)),
         settings,
         sketch=sketch,

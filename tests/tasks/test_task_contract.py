@@ -62,7 +62,7 @@ FLAT = SMALL | {"voxels": 32, "field_mm": 64, "roi_mm": 40, "working_mm": 2}
 DEEP = SMALL | {"spatial_dims": 3, "voxels": [8, 16, 16], "field_mm": [36, 64, 64], "roi_mm": None, "working_mm": [6, 2, 2]}
 DRAWN = {
     **{"structures": {"ball": 1}, "locate": [], "series": ["t1"], "voxels": 16, "field_mm": 40},
-    **{"channels": [8, 16], "attention": [False, True], "head_channels": 8, "levels": 50, "draw_steps": 2},
+    **{"channels": [8, 16], "attention": [False, True], "head_channels": 8, "levels": 50, "draw_steps": 2, "tone_knots": 3},
 }
 SEGMENTS = {
     "image": {
