@@ -46,6 +46,7 @@ from tasks.synthesis import SynthesisTask
 from tasks.synthesis.gate import gate
 from tasks.synthesis.seen import seen, seen_as_drawn
 from tasks.task import Arrays, GradientTask, gradient_task, load
+from tasks.weights import save
 
 POWER = 2.5
 PATIENTS = 40
@@ -101,6 +102,15 @@ def learned(there: World, *, epsilon: float | None, seed: int) -> State:
         noise=np.random.default_rng([seed, 1]),
         sampling=lambda site, number, _: np.random.default_rng([seed, 2, sites.index(site), number]),
     )
+
+
+def taught(cache: Path, trainable: str, *, epsilon: float, seed: int) -> State:
+    """The same; kept in a file."""
+    path = cache / "generators" / f"{trainable}-{epsilon:g}-{seed}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(learned(world(cache, trainable), epsilon=epsilon, seed=seed), path)
+    return dict(torch.load(path, weights_only=True))
 
 
 def redrawn(there: World, state: State, *, seed: int) -> tuple[list[Case], float]:

@@ -1,21 +1,23 @@
-"""What generated patients teach once they are as bright as the hospitals' own, by a noisy sum of eleven landmarks.
+"""What drawn patients teach as bright as the hospitals' own: by a noisy sum of landmarks, or by a learned generator.
 
     .venv/bin/python benchmarks/intensity_scale.py --seeds 0      # a quarter of an hour on one core
     .venv/bin/python benchmarks/intensity_scale.py                # three seeds; what is done is kept
 
 Six generated hospitals of 40 patients (as in benchmarks/utility.py), whose images are raised to the power of 2.5, which no free
 patient's are, release an intensity scale (conf/task/intensity_scale.yaml) under epsilon 1 at delta 1e-3, one noise for all; and
-without noise, to compare. The small U-Net then learns from random weights, 200 equal steps, from 48 free patients as they are
-drawn or in the scale, from the hospitals' 240, and from both. From the first two the six hospitals train on, privately, norms
-and head, 16 rounds of one step: under epsilon 3, or under what is left of it where the scale has cost 1 (Gaussian noises, so
-that their mu add up as squares). Ten patients of each under a quarter of the noise stand for 40 (`simulation.trial`). Dice is
-the mean over blood pool and myocardium of eight test patients at each. Seeds are of noise and training, not of patients.
-The last line is one JSON object.
+without noise, to compare. Or they teach a generator their tone under the same promise, and it draws the free patients anew
+(benchmarks/generator.py). The small U-Net then learns from random weights, 200 equal steps, from 48 free patients as they are
+drawn, in the scale or by the generator, from the hospitals' 240, and from both. From the three that are not the hospitals' own
+the six train on, privately, norms and head, 16 rounds of one step: under epsilon 3, or under what is left of it where the scale
+or the generator has cost 1 (Gaussian noises, so that their mu add up as squares). Ten patients of each under a quarter of the
+noise stand for 40 (`simulation.trial`). Dice is the mean over blood pool and myocardium of eight test patients at each. Seeds
+are of noise and training, not of patients. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -26,9 +28,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import generator
 import numpy as np
 import torch
-from generator import PATIENTS, PRETRAINING, darkened, dice, fitted
+from generator import DRAWN, PATIENTS, PRETRAINING, darkened, dice, fitted
 from kept_results import keep, told
 from utility import PRIVATE, Arm, study_of
 from utility_data import people, prepare, simulation_of
@@ -50,7 +53,10 @@ from tasks.task import Arrays, GradientTask, gradient_task, load
 EPSILON, WHOLE, DELTA = 1.0, 3.0, 1e-3
 """Of the scale; of scale and study together."""
 AT_HAND = 10
-ARMS = ("drawn", "scale", "exact scale", "real", "real and drawn", "real and scale", "study from drawn", "study from scale")
+ARMS = (
+    *("drawn", "scale", "exact scale", "generator", "real", "real and drawn", "real and scale"),
+    *("study from drawn", "study from scale", "study from generator"),
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def world(cache: Path) -> World:
         scales=counting(),
         training={site: [darkened(one.cohort.case(name)) for name in one.train] for site, one in everybody.items()},
         tested={site: [darkened(one.cohort.case(name)) for name in one.test] for site, one in everybody.items()},
-        free=[free.case(name) for name in pretraining.free_patients(PRETRAINING)],
+        free=[free.case(name) for name in pretraining.free_patients(PRETRAINING)[:DRAWN]],
     )
 
 
@@ -115,15 +121,16 @@ def scores(there: World, cache: Path, arm: str, seed: int) -> list[float]:
         return kept
     begin, _, source = arm.rpartition(" from ")
     if begin:
-        model = studied(there, learned(there, source, seed).state_dict(), left() if source == "scale" else WHOLE, seed)
+        start = learned(there, cache, source, seed).state_dict()
+        model = studied(there, start, WHOLE if source == "drawn" else left(), seed)
     else:
-        model = learned(there, arm, seed)
+        model = learned(there, cache, arm, seed)
     found = dice(there.task, model, there.tested)
     keep(path, found)
     return found
 
 
-def learned(there: World, source: str, seed: int) -> torch.nn.Module:
+def learned(there: World, cache: Path, source: str, seed: int) -> torch.nn.Module:
     """The small U-Net, from random weights."""
     cases: list[Case] = []
     if source.startswith("real"):
@@ -133,11 +140,20 @@ def learned(there: World, source: str, seed: int) -> torch.nn.Module:
     if source.endswith("scale"):
         scale = released(there.scales, there.training, None if source.startswith("exact") else EPSILON, seed)
         cases += [scale.worn_by(case) for case in there.free]
+    if source == "generator":
+        cases += by_generator(cache, seed)
     return fitted(there.task, prepared(there.task, cases), seed=seed)
 
 
+@functools.cache
+def by_generator(cache: Path, seed: int) -> list[Case]:
+    """The free patients as the generator draws them that has cost what a scale costs."""
+    state = generator.taught(cache, "tone", epsilon=EPSILON, seed=seed)
+    return generator.redrawn(generator.world(cache, "tone"), state, seed=seed)[0]
+
+
 def left() -> float:
-    """Epsilon of a study that is the whole together with the scale."""
+    """Epsilon of a study that is the whole together with the scale, or with the generator."""
     return epsilon_at(DELTA, mu=(mu_at(WHOLE, DELTA) ** 2 - mu_at(EPSILON, DELTA) ** 2) ** 0.5)
 
 

@@ -2,7 +2,6 @@
 
     .venv/bin/python benchmarks/subgroup.py                           # an hour on one core; what is done is kept
     .venv/bin/python benchmarks/subgroup.py --only alone --diseases hcm dcm amyloid --arms none real --seeds 0   # who suffers?
-    .venv/bin/python benchmarks/subgroup.py --only alone --generator model.pt     # and what a learned generator draws
 
 `alone`: one hospital (`subgroup_data`) has 2 patients of the disease beside 38 others, darkened as no free patient is. The
 small U-Net of size=small takes 200 steps of six patients, from random weights (`nothing`) or from the start that has seen free
@@ -12,8 +11,8 @@ generator draws them anew; in the hospital's protocol and the intensities that s
 
 `federation`: the six hospitals of benchmarks/utility.py under epsilon 8 at delta 1e-3 with one noise for all, 16 rounds of one
 step, 10 patients of each under a quarter of the noise standing for 40 (`simulation.trial`). None of the 10 has the disease. To
-them come 5 free patients of the disease, as they are drawn or matched to each hospital, or 5 real ones. `lacking`: the start
-has seen 48 free patients of the other diseases; `pretrained` as above.
+them come 5 free patients of the disease, as they are drawn, matched to each hospital or redrawn for it, or 5 real ones.
+`lacking`: the start has seen 48 free patients of the other diseases; `pretrained` as above.
 
 Dice is the mean over blood pool and myocardium of held-out patients. Differences to the arm with nothing added are paired by
 patient, over the mean of the seeds; the interval holds 95 of 100 bootstrap samples of patients. The last line is JSON.
@@ -56,7 +55,7 @@ PART = {"alone": ("nothing", "pretrained"), "federation": ("lacking", "pretraine
 """What is asked, and from which weights training begins."""
 ARMS = {
     "alone": ("none", "synthetic", "matched", "redrawn", "others", "repeated", "real"),
-    "federation": ("none", "synthetic", "matched", "real"),
+    "federation": ("none", "synthetic", "matched", "redrawn", "real"),
 }
 EPSILON, DRAWN, DECLARED, ADDED, TESTED = 8.0, 10, 40, 5, 4
 """Of the federation: patients at hand for those declared, cases added to them, test patients of each side at each hospital."""
@@ -95,20 +94,20 @@ def main() -> int:
         for begin in PART[part]
         if begin in options.starts
         for arm in ARMS[part]
-        if arm in options.arms and (arm != "redrawn" or options.generator)
+        if arm in options.arms
     ]
     for run in runs:
         path = options.cache / "subgroup" / "results" / run.file
         if not path.exists():
             began = time.process_time()
-            found = {"alone": alone, "federation": federation}[run.part](options.cache, run, options.generator)
+            found = {"alone": alone, "federation": federation}[run.part](options.cache, run)
             keep(path, {"dice": found, "cpu_s": round(time.process_time() - began, 1)})
         print(f"{' '.join(map(str, run))}: {_line(_read(path))}", file=sys.stderr, flush=True)
     print(json.dumps(table(options.cache, runs)))
     return 0
 
 
-def alone(cache: Path, run: Run, generator: Path | None) -> Found:
+def alone(cache: Path, run: Run) -> Found:
     """One hospital trains a network by itself, without privacy."""
     task = gradient_task(simulation_of("hearts").task)
     cohort = whom.hospital(cache, run.disease)
@@ -119,7 +118,7 @@ def alone(cache: Path, run: Run, generator: Path | None) -> Found:
         "synthetic": lambda: whom.free(cache, {run.disease: 1.0}, whom.ADDED),
         "matched": lambda: whom.matched(cache, {run.disease: 1.0}, whom.ADDED),
         "others": lambda: whom.free(cache, {one: share for one, share in CASE_MIX.items() if one != run.disease}, whom.ADDED),
-        "redrawn": lambda: whom.redrawn(cache, made["synthetic"](), generator or Path(), run.disease),
+        "redrawn": lambda: whom.redrawn(cache, {run.disease: 1.0}, whom.ADDED),
     }
     cases = [cohort.case(name) for name in (*others, *few, *real.get(run.arm, []))]
     cases += made[run.arm]() if run.arm in made else []
@@ -129,21 +128,22 @@ def alone(cache: Path, run: Run, generator: Path | None) -> Found:
     return {side: {name: dice(task, model, cohort.case(name)) for name in names} for side, names in asked.items()}
 
 
-def federation(cache: Path, run: Run, _: Path | None) -> Found:
+def federation(cache: Path, run: Run) -> Found:
     """Six hospitals train together under privacy; none of the patients at hand has the disease, but for those added."""
     study = study_of(Arm(**PRIVATE, epsilon=EPSILON, patients=DECLARED, drawn=DRAWN, seed=run.seed))
     task = gradient_task(study.task)
-    free = whom.free(cache, {run.disease: 1.0}, ADDED * len(HEARTS))
     places, tested = {}, Found()
     for number, site in enumerate(HEARTS):
         has, training, test = _people(cache, site, run.disease)
         cases = [darkened(has.case(name)) for name in training["others"]]
         if run.arm == "real":
             cases += [darkened(has.case(name)) for name in training["subgroup"]]
-        if run.arm == "matched":
-            free = whom.matched(cache, {run.disease: 1.0}, ADDED * len(HEARTS), at=site)
-        if run.arm in ("synthetic", "matched"):
-            cases += free[ADDED * number :][: len(training["subgroup"])]  # as many as there are real ones to add
+        wanted = len(training["subgroup"])  # as many as there are real ones to add
+        if run.arm == "synthetic":
+            cases += whom.free(cache, {run.disease: 1.0}, ADDED * len(HEARTS))[ADDED * number :][:wanted]
+        if run.arm in ("matched", "redrawn"):
+            as_here = {"matched": whom.matched, "redrawn": whom.redrawn}[run.arm]
+            cases += as_here(cache, {run.disease: 1.0}, wanted, at=site, first=ADDED * number)
         places[site] = Place(task, {case.patient: task.prepare(case) for case in cases}, DRAWN)
         for side, names in test.items():
             tested.setdefault(side, {}).update({name: {} for name in names})
@@ -262,7 +262,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--starts", nargs="*", choices=["nothing", "lacking", "pretrained"], default=["nothing", "lacking"])
     parser.add_argument("--arms", nargs="*", choices=list(ARMS["alone"]), default=list(ARMS["alone"]))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--generator", type=Path, help="weights of study=synthesis that draw the synthetic cases anew")
     return parser.parse_args()
 
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from generator import PATIENTS, darkened
+from generator import PATIENTS, darkened, taught
 from intensity_scale import EPSILON, counting, released
 from utility_data import people, simulation_of
 
 from fl_client.cohort import Cohort
-from fl_client.trained import read_weights
 from simulation.__main__ import settings_of
 from simulation.hospital_case import patient_case
 from simulation.scoring import restore
 from simulation.settings import GeneratedHospital, GeneratedHospitals
-from simulation.synthetic import FIRST_SEED, PROTOCOL, free_case
+from simulation.synthetic import FIRST_SEED, PROTOCOL, free_case, told_of
 from tasks.case import Case
 from tasks.intensity_scale.released import IntensityScale
 from tasks.synthesis import SynthesisTask
@@ -82,15 +81,35 @@ def free(cache: Path, mix: Mapping[str, float], count: int) -> list[Case]:
     return [cohort.case(name) for name in names]
 
 
-def matched(cache: Path, mix: Mapping[str, float], count: int, *, at: str = HOSPITAL) -> list[Case]:
+def matched(cache: Path, mix: Mapping[str, float], count: int, *, at: str = HOSPITAL, first: int = 0) -> list[Case]:
     """Free patients in the hospital's protocol, and in the intensities that six hospitals have released; kept."""
-    cohort = Cohort(cache / "subgroup" / f"matched-{at}-{'-'.join(mix)}")
-    names = [f"G{FIRST_SEED + number:08d}" for number in range(count)]
+    return _in_protocol(cache, "matched", mix, range(first, first + count), at, lambda case: _scale(cache).worn_by(case))
+
+
+def redrawn(cache: Path, mix: Mapping[str, float], count: int, *, at: str = HOSPITAL, first: int = 0) -> list[Case]:
+    """Free patients in the hospital's protocol, as the generator draws them whose tone six hospitals have taught it; kept."""
+    task = load(settings_of(["study=synthesis"]).task)
+    if not isinstance(task, SynthesisTask):
+        raise TypeError("study=synthesis learns another task now")
+    model = restore(task, [taught(cache, "tone", epsilon=EPSILON, seed=0)])
+    style = told_of(_profile(at)[1].scanner.model_dump())
+
+    def drawn(case: Case) -> Case:
+        styled = dataclasses.replace(case, scanner={**case.scanner, **style})
+        return task.synthetic(model, styled, np.random.default_rng([0, int(case.patient[1:])]))
+
+    return _in_protocol(cache, "redrawn", mix, range(first, first + count), at, drawn)
+
+
+def _in_protocol(
+    cache: Path, kind: str, mix: Mapping[str, float], numbers: Sequence[int], at: str, changed: Callable[[Case], Case]
+) -> list[Case]:
+    cohort = Cohort(cache / "subgroup" / f"{kind}-{at}-{'-'.join(mix)}")
+    names = [f"G{FIRST_SEED + number:08d}" for number in numbers]
     every, profile = _profile(at)
     protocol = profile.scanner.model_dump(include=set(PROTOCOL))
     for name in _missing(cohort, names):
-        case = free_case(int(name[1:]) - FIRST_SEED, every.series, {}, mix, protocol)
-        cohort.admit(_scale(cache).worn_by(case))
+        cohort.admit(changed(free_case(int(name[1:]) - FIRST_SEED, every.series, {}, mix, protocol)))
     return [cohort.case(name) for name in names]
 
 
@@ -102,23 +121,6 @@ def _scale(cache: Path) -> IntensityScale:
         training = {site: [darkened(one.cohort.case(name)) for name in one.train] for site, one in everybody.items()}
         path.write_text(released(counting(), training, EPSILON, 0).model_dump_json())
     return IntensityScale.model_validate_json(path.read_text())
-
-
-def redrawn(cache: Path, cases: Sequence[Case], weights: Path, disease: str) -> list[Case]:
-    """The same patients as a learned generator draws them in the hospital's style; kept."""
-    cohort = Cohort(cache / "subgroup" / f"redrawn-{weights.stem}-{disease}")
-    scanner = _profile()[1].scanner
-    style = {"manufacturer": scanner.manufacturer, "field_strength_t": scanner.field_strength_t}
-    missing = _missing(cohort, [case.patient for case in cases])
-    task = load(settings_of(["study=synthesis"]).task)
-    if not isinstance(task, SynthesisTask):
-        raise TypeError("study=synthesis learns another task now")
-    model = restore(task, [read_weights(weights)])
-    for name in missing:
-        case = next(one for one in cases if one.patient == name)
-        styled = dataclasses.replace(case, scanner={**case.scanner, **style})
-        cohort.admit(task.synthetic(model, styled, np.random.default_rng([0, int(name[1:])])))
-    return [cohort.case(case.patient) for case in cases]
 
 
 def _names(disease: str, count: int, *, test: bool = False) -> list[str]:

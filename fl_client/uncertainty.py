@@ -32,6 +32,9 @@ from tasks.uncertainty.calibration import calibrate as learn
 from tasks.uncertainty.examine import Examined, Judged, examine, judge
 from tasks.uncertainty.views import members_of
 
+FEW = 30
+"""Patients below whom one in ten is told by two or fewer of them. A choice."""
+
 BESIDE = "calibration.json"
 """Beside a run's model: what the coordinator learned of generated patients."""
 
@@ -176,6 +179,11 @@ def lines(found: Calibration) -> list[str]:
             f"agreement {end:.2f} means Dice {curve.expected(end):.2f}" for end in (curve.agreement[0], curve.agreement[-1])
         ]
         result.append(f"  {name}: {' and '.join(ends)}; one patient in ten lies more than {curve.below:.2f} below")
+    if found.patients < FEW:
+        result.append(
+            f"  {found.patients} patients are few: one or two of them say how far one in ten lies below, and the curves can "
+            f"follow single ones; calibrate again when {FEW} are held back"
+        )
     return result
 
 

@@ -127,15 +127,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--case-mix", nargs="+", metavar="DISEASE=SHARE", help="whom to draw: dcm=1, or dcm=2 hcm=1")
     parser.add_argument("--series", nargs="+", default=["cine_ed", "cine_es"], help="without a run (cine_ed cine_es)")
-    parser.add_argument(
-        "--protocol", nargs="+", default=[], metavar="KEY=VALUE", help=f"of the scanner, without a run: {', '.join(PROTOCOL)}"
-    )
+    parser.add_argument("--protocol", nargs="+", default=[], metavar="KEY=VALUE", help=f"of the scanner: {', '.join(PROTOCOL)}")
     parser.add_argument(
         "--intensities", type=Path, nargs="+", default=[], metavar="RUN", help="in the scale of these studies; without a run"
     )
     options = parser.parse_args(argv)
     try:
         mix = _mix(options.case_mix) if options.case_mix else CASE_MIX
+        protocol = protocol_of(options.protocol)
         if options.run is None:
             scales = scales_of(options.intensities, options.series)
             as_drawn(
@@ -144,13 +143,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 series=options.series,
                 case_mix=mix,
                 scales=scales,
-                protocol=protocol_of(options.protocol),
+                protocol=protocol,
             )
-        elif options.intensities or options.protocol:
-            raise ValueError("a generator knows what its scans are like: --intensities and --protocol stand without a run")
+        elif options.intensities:
+            raise ValueError("a generator knows how bright its scans are: --intensities stands without a run")
         else:
             fill(
-                options.run, options.out, patients=options.patients, hospital=options.hospital, seed=options.seed, case_mix=mix
+                options.run,
+                options.out,
+                patients=options.patients,
+                hospital=options.hospital,
+                seed=options.seed,
+                case_mix=mix,
+                protocol=protocol,
             )
     except (ValueError, FileNotFoundError) as error:
         print(f"simulation.synthetic: {error}", file=sys.stderr)
@@ -215,8 +220,9 @@ def fill(
     hospital: str | None = None,
     seed: int = 0,
     case_mix: Mapping[str, float] = CASE_MIX,
+    protocol: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Draw so many patients into a cohort.
+    """Draw so many patients into a cohort, in the style of a hospital of the run but for what the protocol fixes.
 
     Raises `ValueError`, in words, for a run without a generator or such a hospital, for a case mix that is none, and for a
     folder of cases drawn otherwise.
@@ -239,8 +245,8 @@ def fill(
     _keep_to(out, fingerprint(state), task.settings.series)
 
     def drawn(number: int) -> Case:
-        facts = told_of(sites[names[number % len(names)]]["scanner"])
-        case = free_case(number, task.settings.series, facts, case_mix)
+        facts = told_of({**sites[names[number % len(names)]]["scanner"], **protocol})
+        case = free_case(number, task.settings.series, facts, case_mix, protocol)
         return task.synthetic(model, case, np.random.default_rng([seed, number]))
 
     new = _admit(out, patients, drawn)

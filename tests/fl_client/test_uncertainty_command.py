@@ -108,6 +108,7 @@ def test_a_hospital_learns_from_its_held_back_patients_and_segment_uses_it(clini
     held_back = Cohort(site.cohort_folder).split("test", test_fraction=0.5)
     assert said.startswith(f"{len(held_back)} patients, 3 members: expected Dice is off by ")
     assert "must not leave the house" in said
+    assert f"  {len(held_back)} patients are few: one or two of them say how far one in ten lies below" in said
     (kept,) = (site.folder / "calibrations").iterdir()
     assert set(json.loads(kept.read_text())["patients"]) == set(held_back)
     assert konsil(clinic, "segment", run, "--out", tmp_path / "out", "--members", 3) == 0

@@ -189,7 +189,7 @@ def test_cases_to_learn_from_beside_patients_wear_it_too(runs, tmp_path, capsys)
     assert "grey is of cine_ed, cine_es; there are lge" in capsys.readouterr().err
     assert not (tmp_path / "late").exists()
     assert synthetic.main([str(runs / "grey"), str(tmp_path / "both"), "--intensities", str(runs / "grey")]) == 1
-    assert "--intensities and --protocol stand without a run" in capsys.readouterr().err
+    assert "--intensities stands without a run" in capsys.readouterr().err
 
 
 def test_folders_without_a_scale_are_refused_in_words(runs, tmp_path, capsys):

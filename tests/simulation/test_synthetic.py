@@ -320,6 +320,18 @@ def test_patients_of_a_protocol_are_in_its_slices_and_keep_the_rest_of_their_sca
         ]  # the same patient
 
 
+def test_a_generator_draws_in_a_departments_protocol_too(learned, tmp_path):
+    own = ["pixel_mm=2.5", "matrix=96", "slice_thickness_mm=9", "slice_gap_mm=1", "field_strength_t=3"]
+    arguments = ["--patients", "1", "--hospital", "rhein"]
+    assert draw([str(learned), str(tmp_path / "theirs"), *arguments, "--protocol", *own]) == 0
+    assert draw([str(learned), str(tmp_path / "rhein"), *arguments]) == 0
+    (theirs,), (rhein,) = Cohort(tmp_path / "theirs"), Cohort(tmp_path / "rhein")
+    assert theirs.scanner == {**rhein.scanner, "field_strength_t": 3.0}
+    assert [volume.spacing_mm[0] for volume in theirs.volumes] == pytest.approx([10.0, 10.0])  # pixels are the generator's
+    assert rhein.volumes[0].spacing_mm[0] != pytest.approx(10.0)
+    assert rhein.volumes[0].spacing_mm[1:] == pytest.approx(theirs.volumes[0].spacing_mm[1:])
+
+
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
