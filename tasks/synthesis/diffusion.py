@@ -25,7 +25,7 @@ BRIGHTEST = 1.5
 """Largest value of a prepared image (`tasks.segmentation.prepare.working_image`)."""
 
 JUDGED_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Noise levels, of the one that drawing begins at, at which a generator is judged."""
+"""Noise levels, of the highest that is learned, at which a generator is judged."""
 
 
 def example(
@@ -34,7 +34,7 @@ def example(
     """`views` noisy looks at one patient: input (views, channels, *voxels) float32 and velocity (views, *voxels).
 
     Each image is taken once before any comes twice, and the noise levels of a patient's views are spread evenly, up to
-    `settings.begin`. With a `tone` (knots,) among the arrays the patient is shown in it, and the network is told so.
+    `settings.highest`. With a `tone` (knots,) among the arrays the patient is shown in it, and the network is told so.
     """
     dims, count = settings.spatial_dims, len(arrays["image"])
     rounds = [rng.permutation(count) for _ in range(-(-views // count))]
@@ -51,7 +51,7 @@ def example(
     if tone is not None:
         image = toned(image, tone)
     facts = told(torch.from_numpy(arrays["facts"][item]), settings, tone=tone)
-    level = settings.begin * (rng.permutation(views) + rng.random(views)) / views
+    level = settings.highest * (rng.permutation(views) + rng.random(views)) / views
     noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
     return noisy(image, classes, facts, level, noise, settings)
 
@@ -130,7 +130,7 @@ def explained(model: torch.nn.Module, arrays: Mapping[str, npt.NDArray[Any]], se
     found = {}
     for number, level in enumerate(JUDGED_AT):
         noise = torch.from_numpy(np.random.default_rng([7, number]).standard_normal(image.shape, np.float32))
-        rows, velocity = noisy(image, classes, facts, np.full(len(image), settings.begin * level), noise, settings)
+        rows, velocity = noisy(image, classes, facts, np.full(len(image), settings.highest * level), noise, settings)
         answer = model(rows.to(device)).cpu()
         found[level] = 1 - float((answer - velocity).square().sum() / velocity.square().sum())
     return found

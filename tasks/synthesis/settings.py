@@ -53,9 +53,8 @@ class Settings(Frozen):
     trainable: Literal["all", "up", "norm", "head", "tone"] = "all"
 
     levels: Annotated[int, Field(ge=10)] = 1000  # of noise, along a cosine
-    begin: Annotated[float, Field(gt=0, le=1)] = (
-        1.0  # level that drawing begins at, and none above it is learned; below 1 the case's own image is noised to it
-    )
+    begin: Annotated[float, Field(gt=0, le=1)] = 1.0  # that drawing begins at; below 1 the case's own image is noised so far
+    learned_to: Annotated[float, Field(gt=0, le=1)] | None = None  # none above this level is learned; left out: `begin`
     draw_steps: Annotated[int, Field(ge=1)] = 20  # from level 1 to an image; fewer from below
     coherence: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of the first noise that all slices of a volume have in common
 
@@ -96,6 +95,10 @@ class Settings(Frozen):
                 )
         if self.draw_steps > self.levels:
             raise ValueError(f"draw_steps is {self.draw_steps}, and there are {self.levels} levels")
+        if self.begin > self.highest:
+            raise ValueError(
+                f"drawing begins at level {self.begin:g}, and nothing above learned_to {self.highest:g} is learned"
+            )
         if self.trainable == "tone" and not self.tone_knots:
             raise ValueError("trainable is tone, and without tone_knots there is none")
         for name, values in self.conditions.items():
@@ -103,6 +106,11 @@ class Settings(Frozen):
                 raise ValueError(f"conditions.{name} needs values that differ, not {list(values)}")
         _ = self.looks  # its own checks
         return self
+
+    @property
+    def highest(self) -> float:
+        """The highest noise level that is learned from."""
+        return self.learned_to or self.begin
 
     @property
     def canvas(self) -> tuple[int, ...]:

@@ -127,10 +127,30 @@ def test_a_patients_views_take_each_image_once_and_spread_the_noise_levels(task)
     assert sorted((rows[:, -1, 0, 0] * 20 + 1e-4).int().tolist()) == list(range(20))
 
 
-def test_no_noise_is_learned_from_beyond_the_level_that_drawing_begins_at():
-    task = build(SMALL | {"begin": 0.5})
+@pytest.mark.parametrize("levels", [{"begin": 0.5}, {"begin": 0.2, "learned_to": 0.5}])
+def test_no_noise_is_learned_from_beyond_the_highest_level(levels):
+    task = build(SMALL | levels)
     rows, _ = task.example(task.prepare(patient()), 10, np.random.default_rng(0))
     assert sorted((rows[:, -1, 0, 0] * 20 + 1e-4).int().tolist()) == list(range(10))
+
+
+def test_what_was_learned_above_the_level_that_drawing_begins_at_is_not_drawn_with():
+    seen = []
+
+    class Watched(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, rows):
+            seen.append(float(rows[0, -1, 0, 0]))
+            return self.model(rows)
+
+    task = build(SMALL | {"begin": 0.2, "learned_to": 0.5, "draw_steps": 20})
+    task.synthetic(Watched(task.model()), patient(), np.random.default_rng(0))
+    assert 0.1 < max(seen) <= 0.2
+    with pytest.raises(ValueError, match=r"drawing begins at level 0.6, and nothing above learned_to 0.5 is learned"):
+        load({"name": "synthesis", **SMALL, "begin": 0.6, "learned_to": 0.5})
 
 
 class Echo(torch.nn.Module):
