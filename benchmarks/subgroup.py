@@ -39,11 +39,11 @@ import torch
 from generator import darkened, fitted
 from kept_results import keep
 from utility import PRIVATE, Arm, study_of
-from utility_data import HEARTS, MEAN, PARTS, generated_names, simulation_of, start
+from utility_data import HEARTS, MEAN, PARTS, generated_names, prepare, simulation_of, start
 
 from fl_client.cohort import Cohort
 from fl_server.weights import State
-from simulation.machine import one_thread
+from simulation.machine import executor, one_thread
 from simulation.pretraining import CASE_MIX
 from simulation.scoring import restore
 from simulation.trial import Place, federate
@@ -59,6 +59,8 @@ ARMS = {
 }
 EPSILON, DRAWN, DECLARED, ADDED, TESTED = 8.0, 10, 40, 5, 4
 """Of the federation: patients at hand for those declared, cases added to them, test patients of each side at each hospital."""
+AMONG = 200
+"""Patients of each of its hospitals among whom those with the disease are looked for."""
 STRUCTURES = (*MEAN["hearts"], "right_ventricle")
 SAMPLES = 10_000  # of the bootstrap
 
@@ -84,6 +86,9 @@ Found = dict[str, dict[str, dict[str, float]]]  # subgroup or others, patient, s
 def main() -> int:
     """Run what is missing; the last line is one JSON object."""
     options = _options()
+    if "federation" in options.only:
+        with executor(options.workers) as pool:
+            prepare(options.cache, "hearts", drawn=AMONG, pool=pool)
     one_thread()
     logging.disable(logging.INFO)
     runs = [
@@ -166,13 +171,12 @@ def federation(cache: Path, run: Run) -> Found:
 def _people(cache: Path, site: str, disease: str) -> tuple[Cohort, dict[str, list[str]], dict[str, list[str]]]:
     """A hospital's cohort, and who of it is trained on and tested, on either side; test patients of the disease come first."""
     cohort = Cohort(cache / "hospitals" / site)
-    training, test = generated_names(site, drawn=200, tested=8)
-    there = set(cohort.patients)
-    ill = {name: cohort.case(name).endpoints["disease"] == disease for name in (*training, *test) if name in there}
-    theirs = [name for name in (*test, *training) if ill.get(name)]
+    training, test = generated_names(site, drawn=AMONG, tested=8)
+    ill = {name: cohort.case(name).endpoints["disease"] == disease for name in (*training, *test)}
+    theirs = [name for name in (*test, *training) if ill[name]]
     others = {
-        "train": [name for name in training if ill.get(name) is False],
-        "test": [name for name in test if ill.get(name) is False],
+        "train": [name for name in training if not ill[name]],
+        "test": [name for name in test if not ill[name]],
     }
     return (
         cohort,
@@ -262,6 +266,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--starts", nargs="*", choices=["nothing", "lacking", "pretrained"], default=["nothing", "lacking"])
     parser.add_argument("--arms", nargs="*", choices=list(ARMS["alone"]), default=list(ARMS["alone"]))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw patients (0: this one)")
     return parser.parse_args()
 
 
