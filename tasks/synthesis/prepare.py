@@ -26,10 +26,14 @@ def facts(case: Case, series: str, settings: Settings) -> npt.NDArray[np.float32
     """Which series an image is, and which of the conditions' values hold of the patient, (facts,).
 
     A condition is looked for among the endpoints, then in what is known of the scanner; a value that isn't listed, or isn't
-    known, leaves its places 0.
+    known, leaves its places 0. Capitals don't count, nor what follows a listed word: GE MEDICAL SYSTEMS is a GE.
     """
     told = [float(series == one) for one in settings.series]
     for name, values in settings.conditions.items():
         found = case.endpoints.get(name, case.scanner.get(name))
-        told += [float(found is not None and str(found) == value) for value in values]
+        told += [float(found is not None and _is(str(found), value)) for value in values]
     return np.array(told, np.float32)
+
+
+def _is(found: str, value: str) -> bool:
+    return f"{found.casefold()} ".startswith(f"{value.casefold()} ")

@@ -120,6 +120,16 @@ def test_a_fact_that_is_not_known_or_not_listed_is_left_open(task):
     assert facts(stranger, "stress", task.settings).tolist() == [0, 1, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [("GE", 0), ("GE MEDICAL SYSTEMS", 0), ("Philips", 1), ("PHILIPS", 1), ("GENERIC", None), ("Phil", None)],
+)
+def test_an_intake_and_a_generated_scanner_say_the_same_maker_in_other_words(said, place):
+    task = build(SMALL | {"conditions": {"manufacturer": ["GE", "Philips"]}})
+    told = facts(patient(scanner={"manufacturer": said}), "rest", task.settings)
+    assert told.tolist() == [1, 0, float(place == 0), float(place == 1)]
+
+
 def test_a_patients_views_take_each_image_once_and_spread_the_noise_levels(task):
     arrays = task.prepare(patient())
     rows, _ = task.example(arrays, 20, np.random.default_rng(0))
