@@ -5,9 +5,10 @@
 
 `alone`: one hospital (`subgroup_data`) has 2 patients of the disease beside 38 others, darkened as no free patient is. The
 small U-Net of size=small takes 200 steps of six patients, from random weights (`nothing`) or from the start that has seen free
-patients of every disease (`pretrained`), whatever was added: 20 free patients of the disease as they are drawn; the same as a
-generator draws them anew; in the hospital's protocol and the intensities that six hospitals have released under epsilon 1
-(`matched`); 20 free patients of the other diseases; the 2, ten times more; or 20 more real ones.
+patients of every disease (`pretrained`), whatever was added: 20 free patients of the disease as they are drawn; in the
+hospital's protocol and the intensities that six hospitals have released under epsilon 1 (`matched`; `few`: 5 of them); in its
+protocol and as a generator draws them that these six have taught under the same promise (`redrawn`); 20 free patients of the
+other diseases; the 2, ten times more; or 20 more real ones.
 
 `federation`: the six hospitals of benchmarks/utility.py under epsilon 8 at delta 1e-3 with one noise for all, 16 rounds of one
 step, 10 patients of each under a quarter of the noise standing for 40 (`simulation.trial`). None of the 10 has the disease. To
@@ -54,7 +55,7 @@ from tasks.weights import save
 PART = {"alone": ("nothing", "pretrained"), "federation": ("lacking", "pretrained")}
 """What is asked, and from which weights training begins."""
 ARMS = {
-    "alone": ("none", "synthetic", "matched", "redrawn", "others", "repeated", "real"),
+    "alone": ("none", "synthetic", "matched", "few", "redrawn", "others", "repeated", "real"),
     "federation": ("none", "synthetic", "matched", "redrawn", "real"),
 }
 EPSILON, DRAWN, DECLARED, ADDED, TESTED = 8.0, 10, 40, 5, 4
@@ -122,6 +123,7 @@ def alone(cache: Path, run: Run) -> Found:
     made: dict[str, Callable[[], list[Case]]] = {
         "synthetic": lambda: whom.free(cache, {run.disease: 1.0}, whom.ADDED),
         "matched": lambda: whom.matched(cache, {run.disease: 1.0}, whom.ADDED),
+        "few": lambda: made["matched"]()[:ADDED],
         "others": lambda: whom.free(cache, {one: share for one, share in CASE_MIX.items() if one != run.disease}, whom.ADDED),
         "redrawn": lambda: whom.redrawn(cache, {run.disease: 1.0}, whom.ADDED),
     }
