@@ -167,13 +167,19 @@ class World:
     train_s: float  # of its pre-training, None if it was kept
 
 
-@functools.cache
-def world(cache: Path, trainable: str) -> World:
-    """The hospitals' patients, the free ones, and the pre-trained generator, from the cache as far as they are there."""
+def drawing(trainable: str) -> tuple[dict[str, Any], SynthesisTask]:
+    """The task of conf/study/synthesis.yaml with these parameters moving: its settings, and itself."""
     settings = {**settings_of(["study=synthesis"]).task, "trainable": trainable}
     task = load(settings)
     if not isinstance(task, SynthesisTask):
         raise TypeError("study=synthesis learns another task now")
+    return settings, task
+
+
+@functools.cache
+def world(cache: Path, trainable: str) -> World:
+    """The hospitals' patients, the free ones, and the pre-trained generator, from the cache as far as they are there."""
+    settings, task = drawing(trainable)
     begin = time.process_time()
     with executor(0) as here:
         prepare(cache, "hearts", drawn=PATIENTS, pool=here)

@@ -7,26 +7,22 @@ habits: what `python -m simulation.synthetic made/ --case-mix dcm=1` fills a fol
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from generator import PATIENTS, darkened, taught
+from generator import PATIENTS, darkened, drawing, taught
 from intensity_scale import EPSILON, counting, released
 from utility_data import people, simulation_of
 
 from fl_client.cohort import Cohort
-from simulation.__main__ import settings_of
 from simulation.hospital_case import patient_case
 from simulation.scoring import restore
 from simulation.settings import GeneratedHospital, GeneratedHospitals
-from simulation.synthetic import FIRST_SEED, PROTOCOL, free_case, told_of
+from simulation.synthetic import FIRST_SEED, PROTOCOL, free_case
 from tasks.case import Case
 from tasks.intensity_scale.released import IntensityScale
-from tasks.synthesis import SynthesisTask
-from tasks.task import load
 
 HOSPITAL = "spree"
 FIRST, BETWEEN, TESTED_FROM = 60_000_000, 10_000, 5_000
@@ -88,15 +84,11 @@ def matched(cache: Path, mix: Mapping[str, float], count: int, *, at: str = HOSP
 
 def redrawn(cache: Path, mix: Mapping[str, float], count: int, *, at: str = HOSPITAL, first: int = 0) -> list[Case]:
     """Free patients in the hospital's protocol, as the generator draws them whose tone six hospitals have taught it; kept."""
-    task = load(settings_of(["study=synthesis"]).task)
-    if not isinstance(task, SynthesisTask):
-        raise TypeError("study=synthesis learns another task now")
+    _, task = drawing("tone")
     model = restore(task, [taught(cache, "tone", epsilon=EPSILON, seed=0)])
-    style = told_of(_profile(at)[1].scanner.model_dump())
 
     def drawn(case: Case) -> Case:
-        styled = dataclasses.replace(case, scanner={**case.scanner, **style})
-        return task.synthetic(model, styled, np.random.default_rng([0, int(case.patient[1:])]))
+        return task.synthetic(model, case, np.random.default_rng([0, int(case.patient[1:])]))
 
     return _in_protocol(cache, "redrawn", mix, range(first, first + count), at, drawn)
 
